@@ -1,0 +1,28 @@
+# Third-party libraries. LibTorch is whatever LIBTORCH names (a folder with include/ and lib/), by default the torch package
+# that scripts/setup.sh put under .deps. Its own CMake package is not used: it insists on a system CUDA even for CPU work.
+find_package(Threads REQUIRED)
+find_package(nlohmann_json 3.11 REQUIRED)
+find_package(CLI11 2.1 REQUIRED)
+
+set(LIBTORCH "$ENV{LIBTORCH}" CACHE PATH "folder of a LibTorch: include/ and lib/")
+if(NOT LIBTORCH)
+  file(GLOB found ${CMAKE_SOURCE_DIR}/.deps/venv/lib/python3*/site-packages/torch)
+  if(NOT found)
+    message(FATAL_ERROR "no LibTorch: run scripts/setup.sh, or set LIBTORCH to a folder that holds its include/ and lib/")
+  endif()
+  list(GET found 0 LIBTORCH)
+endif()
+if(NOT EXISTS ${LIBTORCH}/lib/libtorch_cpu.so)
+  message(FATAL_ERROR "LIBTORCH=${LIBTORCH} has no lib/libtorch_cpu.so")
+endif()
+message(STATUS "LibTorch: ${LIBTORCH}")
+
+find_path(SENTENCEPIECE_INCLUDE sentencepiece_processor.h REQUIRED)
+find_library(SENTENCEPIECE_LIBRARY sentencepiece REQUIRED)
+
+add_library(libtorch INTERFACE)
+target_include_directories(libtorch SYSTEM INTERFACE ${LIBTORCH}/include ${LIBTORCH}/include/torch/csrc/api/include)
+# libtorch_cpu pulls the rest by its own RUNPATH; libtorch_cuda is not linked, so the program starts fast.
+target_link_libraries(libtorch INTERFACE ${LIBTORCH}/lib/libtorch_cpu.so ${LIBTORCH}/lib/libc10.so Threads::Threads)
+target_link_options(libtorch INTERFACE -Wl,-rpath,${LIBTORCH}/lib -Wl,--no-as-needed)
+target_compile_definitions(libtorch INTERFACE _GLIBCXX_USE_CXX11_ABI=1)

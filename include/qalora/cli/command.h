@@ -1,0 +1,61 @@
+// What every command shares: the common flags, and how a command is registered.
+//
+// A command is one file src/cli/<name>.cpp with `Command make_<name>(CLI::App& root)`: it adds its subcommand, binds flags to
+// a plain options struct and returns what to run after parsing. No algorithm lives here.
+#pragma once
+
+#include <c10/core/Device.h>
+#include <c10/core/ScalarType.h>
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <memory>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+
+#include "qalora/core/file.h"
+
+namespace qalora::cli {
+
+struct CommonOptions {
+  std::string device, dtype, color = "auto", log_file;
+  int threads = 0;  // 0: all cores
+  bool json = false, dry_run = false, force = false, quiet = false;
+  int verbose = 0;
+
+  // After apply_common:
+  c10::Device where = c10::kCPU;
+  at::ScalarType compute = at::kFloat;
+};
+
+enum CommonFlags : unsigned { kComputes = 1, kWrites = 2 };  // --device/--dtype/--threads; --dry-run/--force
+
+struct Command {
+  CLI::App* app = nullptr;
+  std::function<void()> run;
+};
+
+// Adds the common flags to a subcommand; the returned options are filled by parsing.
+std::shared_ptr<CommonOptions> add_common(CLI::App& app, unsigned flags);
+// Checks them, sets log level, threads, device and compute dtype. First line of every run function.
+void apply_common(CommonOptions& options);
+
+// Prints one JSON document to stdout (numbers with full precision; a non-finite number is an InternalError, not "null").
+void print_json(const nlohmann::json& document);
+// Prints text to stdout; a closed pipe ends quietly, a full disk is an IoError.
+void print(const std::string& text);
+
+// UserError unless `path` is an existing folder; flag: "--model".
+void require_folder(const fs::path& path, const char* flag);
+// UserError when `out` exists and not force, or is the same place as one of `inputs`.
+void require_output(const fs::path& out, bool force, const std::vector<fs::path>& inputs);
+
+Command make_quantize(CLI::App& root);
+Command make_finetune(CLI::App& root);
+Command make_merge(CLI::App& root);
+Command make_eval(CLI::App& root);
+Command make_compare(CLI::App& root);
+Command make_generate(CLI::App& root);
+Command make_inspect(CLI::App& root);
+
+}  // namespace qalora::cli

@@ -1,0 +1,62 @@
+// One linear layer: dense or quantised, with or without an adapter, behind one type.
+//   y = x . W^T + bias + scaling * pool(x) . A^T . B^T
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <variant>
+
+#include "qalora/io/adapter_file.h"
+#include "qalora/quant/packed_weight.h"
+
+namespace qalora::model {
+
+// What a layer adds to its base. a and b are the trained tensors (f32); the optimizer updates them in place.
+struct Adapter {
+  at::Tensor a;  // [rank, groups] f32, or [rank, in_features] without pooling
+  at::Tensor b;  // [out_features, rank] f32
+  double scaling = 0;
+  io::Pooling pooling = io::Pooling::kSum;
+  int64_t group_size = 0;  // of the pooling; the length of a whole group
+  double dropout = 0;      // probability, applied to the pooled input, in training only
+};
+
+// Which random numbers dropout draws: a function of these, so that a recomputed or resumed step drops the same entries.
+struct DropoutKey {
+  bool training = false;
+  uint64_t seed = 0;
+  uint64_t index = 0;  // optimizer step and micro-batch, combined by the trainer
+};
+
+class Linear {
+ public:
+  Linear() = default;
+  Linear(std::string module, at::Tensor dense);             // [out_features, in_features], any float dtype
+  Linear(std::string module, quant::PackedWeight packed);
+
+  // x: [tokens, in_features] in the compute dtype -> [tokens, out_features] in x's dtype. The base is frozen unless `dense`
+  // requires a gradient (method "full").
+  at::Tensor forward(const at::Tensor& x, const DropoutKey& dropout) const;
+
+  const std::string& module() const { return module_; }
+  int64_t in_features() const;
+  int64_t out_features() const;
+  bool quantised() const { return packed_ != nullptr; }
+  const quant::PackedWeight& packed() const { return *packed_; }
+  at::Tensor& dense() { return dense_; }
+  const at::Tensor& dense() const { return dense_; }
+  uint64_t weight_bytes() const;
+
+  at::Tensor bias;                   // [out_features] or undefined
+  std::shared_ptr<Adapter> adapter;  // null: none
+
+ private:
+  std::string module_;
+  at::Tensor dense_;
+  std::shared_ptr<const quant::PackedWeight> packed_;
+};
+
+}  // namespace qalora::model

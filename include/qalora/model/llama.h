@@ -1,0 +1,69 @@
+// The LLaMA decoder. Matrix products run in the compute dtype; norms, rotary embedding, softmax, the residual stream and the
+// logits are f32 whatever that is.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "qalora/model/config.h"
+#include "qalora/model/linear.h"
+#include "qalora/model/rope.h"
+#include "qalora/text/batch.h"
+
+namespace qalora::model {
+
+// Keys and values of the tokens seen so far, one row.
+struct KvCache {
+  std::vector<at::Tensor> keys, values;  // per layer [capacity, kv_heads, head_dim], grown by doubling
+  int64_t length = 0;
+};
+
+struct Layer {
+  at::Tensor attention_norm, mlp_norm;  // [hidden] f32
+  Linear q, k, v, o, gate, up, down;
+
+  std::vector<Linear*> linears() { return {&q, &k, &v, &o, &gate, &up, &down}; }
+};
+
+struct ForwardOptions {
+  DropoutKey dropout;
+  bool gradient_checkpointing = false;  // keep each layer's input only, recompute the rest in the backward pass
+};
+
+class Llama {
+ public:
+  LlamaConfig config;
+  at::ScalarType compute = at::kFloat;
+  at::Tensor embedding;   // [vocab, hidden]
+  std::vector<Layer> layers;
+  at::Tensor final_norm;  // [hidden] f32
+  at::Tensor head;        // [vocab, hidden]; the embedding itself when tied
+
+  // Hidden states after the final norm: [rows * length, hidden] f32. Sequences longer than the context are a UserError.
+  // Padding and other segments never influence a token.
+  at::Tensor forward(const text::Batch& batch, const ForwardOptions& options = {});
+  // ids: [tokens] i64 of one row that continues the cache -> [tokens, hidden] f32; the cache grows.
+  at::Tensor forward_cached(const at::Tensor& ids, KvCache& cache);
+  // hidden: [n, hidden] f32 -> [n, vocab] f32. n * vocab * 4 bytes: callers chunk.
+  at::Tensor logits(const at::Tensor& hidden) const;
+  // Sum over rows with target != text::kIgnore of -log softmax(logits)[target], f32 scalar with gradients for hidden (and the
+  // head when it is trained). Never holds more than a chunk of logits. hidden: [n, hidden] f32, targets: [n] i64
+  at::Tensor loss_sum(const at::Tensor& hidden, const at::Tensor& targets) const;
+
+  std::vector<Linear*> linears();
+  uint64_t weight_bytes() const;
+  uint64_t forward_flops_per_token(int64_t length) const;
+
+ private:
+  at::Tensor run_layer(int64_t index, const at::Tensor& h, const at::Tensor& cos, const at::Tensor& sin,
+                       const text::Batch& batch, const DropoutKey& dropout);
+  const Rope& rope_for(int64_t length);
+  Rope rope_;
+};
+
+}  // namespace qalora::model

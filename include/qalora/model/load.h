@@ -1,0 +1,45 @@
+// From a folder to a model.
+#pragma once
+
+#include <optional>
+
+#include "qalora/io/adapter_file.h"
+#include "qalora/io/checkpoint.h"
+#include "qalora/model/llama.h"
+
+namespace qalora::model {
+
+struct LoadOptions {
+  at::ScalarType compute = at::kFloat;
+  bool trainable = false;  // method "full": every weight becomes f32 with a gradient
+};
+
+// Checks every tensor's name and shape against config.json before reading; tensors of no known name are a DataError.
+// Memory: packed weights stay packed, dense ones are kept in the compute dtype.
+Llama load_model(const fs::path& folder, const LoadOptions& options);
+
+// Attaches A and B to the layers they name. DataError when shapes, group size or the base's fingerprint do not fit.
+// fingerprint: of the base in `model` ("" for a dense one).
+void attach_adapter(Llama& model, const io::AdapterFile& adapter, const std::string& fingerprint);
+// load_model, then attach_adapter when `adapter` is not empty (any folder io::find_adapter takes).
+Llama load_model_with_adapter(const fs::path& folder, const fs::path& adapter, const LoadOptions& options);
+
+// Every tensor a checkpoint of this configuration must hold, with its dense shape.
+struct ExpectedTensor {
+  std::string name;
+  std::vector<int64_t> shape;
+  bool linear = false;  // one of the seven projections: what `quantize` packs
+};
+std::vector<ExpectedTensor> expected_tensors(const LlamaConfig& config);
+// Is tensor "P.weight" of this checkpoint stored packed (P.scales beside it)?
+bool is_packed(const io::Checkpoint& checkpoint, const std::string& weight_name);
+// P.weight, P.scales, P.biases; module = P.
+quant::PackedWeight read_packed(const io::Checkpoint& checkpoint, const std::string& module, int64_t out_features, int64_t in_features,
+                                const QuantizationConfig& quantization);
+
+// A random start for method "full": normal(0, initializer_range), residual outputs (o, down) divided by sqrt(2 * layers), norms 1.
+Llama new_model(const LlamaConfig& config, uint64_t seed);
+// The dense checkpoint of a trained model (method "full") in `dtype`, with `source`'s config and sidecars.
+void save_dense(const Llama& model, const fs::path& folder, const nlohmann::json& config_json, at::ScalarType dtype);
+
+}  // namespace qalora::model

@@ -1,0 +1,66 @@
+// Instruction data of many formats, read one record at a time through an index of byte offsets: a file of any size costs
+// eight bytes a record in memory.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "qalora/core/file.h"
+
+namespace qalora::text {
+
+enum class DataFormat { kAuto, kAlpaca, kFlan, kSelfInstruct, kLongForm, kChip2, kShareGpt, kMessages, kText, kTokens };
+std::string data_format_name(DataFormat format);      // "alpaca", "flan", "self-instruct", "longform", "chip2", "sharegpt", "messages", "text", "tokens"
+DataFormat parse_data_format(std::string_view name);  // UserError with the nearest name
+
+struct Turn {
+  std::string role;  // "system", "user", "assistant"
+  std::string content;
+};
+
+// One record, whatever the file: a list of turns, or plain text, or ready-made ids.
+struct Record {
+  std::string instruction, input;  // Alpaca-like: one user turn in two fields (input may be empty)
+  std::string output;              // the answer
+  std::vector<Turn> turns;         // chats; empty for Alpaca-like records
+  std::string text;                // plain text: everything is trained on
+  std::vector<int64_t> input_ids, labels;  // format "tokens": taken as they are, label -100 = not counted
+};
+
+struct BadRecord {
+  int64_t line = 0;    // line in the file, from 1
+  std::string reason;
+};
+
+class Dataset {
+ public:
+  // JSON array, JSON Lines, CSV (with a header line), or text (one record a blank-line-separated block, .txt). The container
+  // is told from the first bytes, the format from the first record's keys unless forced.
+  // Scans the whole file once: UserError when missing, DataError naming file and line for the first bad record unless
+  // skip_bad_records, then bad() lists them. DataError for an empty file and for one where nothing is left.
+  Dataset(const fs::path& path, DataFormat format, bool skip_bad_records);
+  ~Dataset();
+  Dataset(Dataset&&) noexcept;
+
+  int64_t size() const;
+  Record record(int64_t index) const;    // DataError with file and line when the file changed meanwhile
+  int64_t line(int64_t index) const;     // from 1
+  const fs::path& path() const;
+  DataFormat format() const;             // never kAuto
+  bool detected() const;                 // format was told from the records
+  const std::vector<BadRecord>& bad() const;
+  std::string fingerprint() const;       // SHA-256 over the file's bytes
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// A CSV reader after RFC 4180: quotes, embedded commas and line breaks; every cell is text ("None" stays "None").
+// Calls row(cells, line of its first byte) for each row. DataError names file and line for an unterminated quote.
+void read_csv(const fs::path& path, const std::function<void(std::vector<std::string>& cells, int64_t line)>& row);
+
+}  // namespace qalora::text

@@ -1,0 +1,55 @@
+// LLaMA's SentencePiece tokenizer with Hugging Face's special-token and prefix rules.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "qalora/core/file.h"
+
+namespace qalora::text {
+
+class Tokenizer {
+ public:
+  // Reads tokenizer.model and, when there, tokenizer_config.json (add_bos_token, add_eos_token, legacy, special tokens),
+  // special_tokens_map.json, added_tokens.json, generation_config.json (extra end-of-sequence ids), from a model's folder.
+  // A folder with only tokenizer.json (byte-level BPE) or a tiktoken file is a DataError that says what is supported.
+  explicit Tokenizer(const fs::path& folder);
+  ~Tokenizer();
+  Tokenizer(Tokenizer&&) noexcept;
+
+  static bool exists(const fs::path& folder);
+
+  // Ids of text. Special tokens written in the text ("</s>") become their ids only with parse_special.
+  // add_bos: exactly one BOS in front, unless the text already begins with it and parse_special is set.
+  struct EncodeOptions {
+    bool add_bos = false;
+    bool add_eos = false;
+    bool parse_special = false;
+  };
+  std::vector<int64_t> encode(std::string_view text, EncodeOptions options) const;
+  // What follows other text: no dummy prefix is inserted in front ("\nA" after a template).
+  std::vector<int64_t> encode_continuation(std::string_view text) const;
+  std::string decode(const std::vector<int64_t>& ids, bool skip_special = true) const;
+  // Text of one more id given those before it: safe for streaming (no prefix is stripped inside, incomplete UTF-8 is held back).
+  std::string decode_next(const std::vector<int64_t>& before, int64_t id) const;
+  std::string piece(int64_t id) const;
+
+  int64_t vocab_size() const;     // highest id + 1, added tokens included
+  int64_t bos_id() const;         // -1 when there is none
+  int64_t eos_id() const;
+  const std::vector<int64_t>& stop_ids() const;  // eos and the extra ones of generation_config.json
+  bool adds_bos() const;          // tokenizer_config.json's add_bos_token (default true)
+  bool adds_eos() const;
+  bool legacy() const;
+  const std::string& chat_template() const;  // "" when there is none
+  std::string fingerprint() const;           // SHA-256 of tokenizer.model and the rules read beside it
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace qalora::text

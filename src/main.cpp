@@ -1,0 +1,3 @@
+#include "qalora/cli/cli.h"
+
+int main(int argc, char** argv) { return qalora::cli::run(argc, argv); }
