@@ -10,6 +10,7 @@ namespace qalora {
 
 std::string format_bytes(uint64_t bytes);       // "3.91 GB" (powers of 1000)
 std::string format_duration(double seconds);    // "0.4 s", "1:31", "2:05:09"
+std::string format_clock(double seconds);       // "0:07", "1:31", "2:05:09"
 std::string format_count(int64_t count);        // "1,234,567"
 std::string format_fixed(double value, int digits);
 // Shortest decimal that reads back as the same double ("0.0002", "2e-05").

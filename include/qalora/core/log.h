@@ -25,6 +25,9 @@ void verbose(const std::string& text);  // only with -v
 void warn(const std::string& text);     // unless quiet
 void error(const std::string& text);    // always
 
+// Redraws the one line that lives below the messages of a terminal; "" takes it away. Messages push it aside. Progress uses it.
+void live_line(const std::string& text);
+
 // Text wrapped in an ANSI code where colours are on: bold("x"), red("x").
 std::string bold(const std::string& text);
 std::string red(const std::string& text);

@@ -10,12 +10,16 @@
 
 namespace qalora::tensor {
 
+// One block of the generator: four words that depend on counter and key only.
+void philox4x32_10(const uint32_t counter[4], const uint32_t key[2], uint32_t out[4]);
+
 class RandomStream {
  public:
   // purpose: a name such as "shuffle" or "dropout"; index: the step, epoch or layer it is for.
   RandomStream(uint64_t seed, std::string_view purpose, uint64_t index = 0);
 
   uint32_t next_u32();
+  uint64_t next_u64();
   uint64_t below(uint64_t bound);  // uniform in [0, bound), without bias; bound > 0
   double uniform();                // [0, 1), 53 bits
   double normal();                 // mean 0, deviation 1 (Box-Muller)
