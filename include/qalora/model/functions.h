@@ -1,0 +1,33 @@
+// The differentiable pieces of a LLaMA layer that keep less for their backward pass than composed operators would.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <utility>
+#include <vector>
+
+namespace qalora::model {
+
+// y = h / sqrt(mean(h^2) + eps) * weight in f32, returned in `dtype`. Keeps h and one number a token.
+// h: [tokens, hidden] f32, weight: [hidden] f32
+at::Tensor rms_norm(const at::Tensor& h, const at::Tensor& weight, double eps, at::ScalarType dtype);
+
+// silu(gate) * up; keeps its two inputs. gate, up: [tokens, intermediate]
+at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up);
+
+// Causal attention within each segment. q: [tokens, heads, head_dim], k, v: [tokens, kv_heads, head_dim], segments as in
+// text::Batch -> [tokens, heads * head_dim]
+at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
+                     const std::vector<std::pair<int64_t, int64_t>>& segments);
+
+// Sum of -log softmax(hidden . head^T)[target] over all rows, as an f32 scalar, `chunk` rows of logits at a time; the
+// gradient of hidden (and of the head when it requires one) is made in the same pass.
+// hidden: [n, hidden] f32, head: [vocab, hidden] f32, targets: [n] i64, all valid ids
+at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& targets, int64_t chunk);
+
+// run(h) now, keeping only h; the backward pass runs it again with gradients. Parameters inside accumulate their .grad.
+at::Tensor checkpointed(const at::Tensor& h, std::function<at::Tensor(const at::Tensor&)> run);
+
+}  // namespace qalora::model

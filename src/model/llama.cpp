@@ -1,0 +1,145 @@
+#include "qalora/model/llama.h"
+
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+
+#include "qalora/core/error.h"
+#include "qalora/model/functions.h"
+
+namespace qalora::model {
+
+namespace {
+
+// Rows of logits held at a time: 512 x 32,000 x 4 bytes = 66 MB.
+constexpr int64_t kLossChunk = 512;
+
+// One new position of a cached row attends to everything before it; several at once need the causal border spelled out.
+at::Tensor attend_cached(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& values) {
+  const auto row = [](const at::Tensor& t) { return t.unsqueeze(0).transpose(1, 2); };  // [1, heads, length, head_dim]
+  const int64_t fresh = q.size(0), total = keys.size(0);
+  at::Tensor mask;
+  if (fresh > 1 && fresh < total) {
+    mask = at::ones({fresh, total}, at::kBool).tril_(total - fresh);
+  }
+  const at::Tensor out = at::scaled_dot_product_attention(
+      row(q), row(keys), row(values), mask.defined() ? std::optional<at::Tensor>(mask) : std::nullopt, 0.0,
+      /*is_causal=*/fresh > 1 && fresh == total, std::nullopt, /*enable_gqa=*/q.size(1) != keys.size(1));
+  return out.transpose(1, 2).reshape({fresh, q.size(1) * q.size(2)});
+}
+
+// Room for `needed` rows in a buffer [capacity, kv_heads, head_dim]; the first `used` rows are kept.
+void grow(at::Tensor& buffer, int64_t used, int64_t needed, const at::Tensor& like) {
+  const int64_t capacity = buffer.defined() ? buffer.size(0) : 0;
+  if (needed <= capacity) return;
+  at::Tensor larger = at::empty({std::max<int64_t>(needed, 2 * capacity), like.size(1), like.size(2)}, like.options());
+  if (used > 0) larger.narrow(0, 0, used).copy_(buffer.narrow(0, 0, used));
+  buffer = larger;
+}
+
+}  // namespace
+
+const Rope& Llama::rope_for(int64_t length) {
+  QALORA_REQUIRE(length <= config.context_length, UserError, "a sequence of ", length, " tokens is longer than the model's context of ",
+                 config.context_length, "; shorten it (--sequence-length, --context-length or --max-tokens)");
+  // The dynamic kind beyond its trained length depends on the sequence's length; all others only need a table long enough.
+  const bool exact = config.rope.kind == RopeKind::kDynamic && std::max(length, rope_.length()) > config.rope.original_context;
+  if (exact ? rope_.length() != length : rope_.length() < length) {
+    const int64_t room = exact ? length : std::min(config.context_length, std::max<int64_t>(256, 2 * length));
+    const bool dynamic = config.rope.kind == RopeKind::kDynamic;
+    rope_ = Rope(config, dynamic && !exact ? std::min(room, config.rope.original_context) : room);
+  }
+  return rope_;
+}
+
+at::Tensor Llama::run_layer(int64_t index, const at::Tensor& h, const at::Tensor& cos, const at::Tensor& sin,
+                            const text::Batch& batch, const DropoutKey& dropout) {
+  Layer& layer = layers[index];
+  const int64_t tokens = h.size(0);
+  const at::Tensor x = rms_norm(h, layer.attention_norm, config.norm_eps, compute);  // [tokens, hidden]
+  const at::Tensor q = layer.q.forward(x, dropout).view({tokens, config.heads, config.head_dim});
+  const at::Tensor k = layer.k.forward(x, dropout).view({tokens, config.kv_heads, config.head_dim});
+  const at::Tensor v = layer.v.forward(x, dropout).view({tokens, config.kv_heads, config.head_dim});
+  const at::Tensor mixed = attention(Rope::apply(q, cos, sin), Rope::apply(k, cos, sin), v, batch.segments);
+  const at::Tensor middle = at::add(h, layer.o.forward(mixed, dropout));  // f32
+  const at::Tensor y = rms_norm(middle, layer.mlp_norm, config.norm_eps, compute);
+  const at::Tensor product = swiglu(layer.gate.forward(y, dropout), layer.up.forward(y, dropout));  // [tokens, intermediate]
+  return at::add(middle, layer.down.forward(product, dropout));
+}
+
+at::Tensor Llama::forward(const text::Batch& batch, const ForwardOptions& options) {
+  const Rope& rope = rope_for(batch.length());
+  const auto [cos, sin] = rope.at(batch.positions.reshape({-1}));
+  at::Tensor h = at::embedding(embedding, batch.input_ids.reshape({-1})).to(at::kFloat);  // [tokens, hidden]
+  const bool recompute = options.gradient_checkpointing && c10::GradMode::is_enabled();
+  // A recomputed layer is only visited by the backward pass when its input asks for a gradient.
+  if (recompute && !h.requires_grad()) h.requires_grad_(true);
+  for (int64_t i = 0; i < config.layers; ++i) {
+    if (!recompute) {
+      h = run_layer(i, h, cos, sin, batch, options.dropout);
+      continue;
+    }
+    // Everything is captured by value (tensors share their storage): the backward pass comes after this call has returned.
+    h = checkpointed(h, [this, i, cos = cos, sin = sin, batch, dropout = options.dropout](const at::Tensor& input) {
+      return run_layer(i, input, cos, sin, batch, dropout);
+    });
+  }
+  return rms_norm(h, final_norm, config.norm_eps, at::kFloat);
+}
+
+at::Tensor Llama::forward_cached(const at::Tensor& ids, KvCache& cache) {
+  const int64_t tokens = ids.size(0), total = cache.length + tokens;
+  const Rope& rope = rope_for(total);
+  const auto [cos, sin] = rope.at(at::arange(cache.length, total, at::kLong));
+  cache.keys.resize(config.layers);
+  cache.values.resize(config.layers);
+  at::Tensor h = at::embedding(embedding, ids).to(at::kFloat);
+  for (int64_t i = 0; i < config.layers; ++i) {
+    Layer& layer = layers[i];
+    const at::Tensor x = rms_norm(h, layer.attention_norm, config.norm_eps, compute);
+    const at::Tensor q = Rope::apply(layer.q.forward(x, {}).view({tokens, config.heads, config.head_dim}), cos, sin);
+    const at::Tensor k = Rope::apply(layer.k.forward(x, {}).view({tokens, config.kv_heads, config.head_dim}), cos, sin);
+    const at::Tensor v = layer.v.forward(x, {}).view({tokens, config.kv_heads, config.head_dim});
+    grow(cache.keys[i], cache.length, total, k);
+    grow(cache.values[i], cache.length, total, v);
+    cache.keys[i].narrow(0, cache.length, tokens).copy_(k);
+    cache.values[i].narrow(0, cache.length, tokens).copy_(v);
+    const at::Tensor mixed = attend_cached(q, cache.keys[i].narrow(0, 0, total), cache.values[i].narrow(0, 0, total));
+    h = at::add(h, layer.o.forward(mixed, {}));
+    const at::Tensor y = rms_norm(h, layer.mlp_norm, config.norm_eps, compute);
+    h = at::add(h, layer.down.forward(swiglu(layer.gate.forward(y, {}), layer.up.forward(y, {})), {}));
+  }
+  cache.length = total;
+  return rms_norm(h, final_norm, config.norm_eps, at::kFloat);
+}
+
+at::Tensor Llama::logits(const at::Tensor& hidden) const { return hidden.matmul(head.t()); }
+
+at::Tensor Llama::loss_sum(const at::Tensor& hidden, const at::Tensor& targets) const {
+  // Rows without a target are dropped before the head's product: on instruction data that is most of them.
+  const at::Tensor counted = targets.ne(text::kIgnore).nonzero().squeeze(1);
+  return linear_cross_entropy(hidden.index_select(0, counted), head, targets.index_select(0, counted), kLossChunk);
+}
+
+std::vector<Linear*> Llama::linears() {
+  std::vector<Linear*> result;
+  for (Layer& layer : layers) {
+    for (Linear* linear : layer.linears()) result.push_back(linear);
+  }
+  return result;
+}
+
+uint64_t Llama::weight_bytes() const {
+  uint64_t total = embedding.nbytes() + (config.tied_head ? 0 : head.nbytes());
+  for (const Layer& layer : layers) {
+    for (const Linear* linear : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) total += linear->weight_bytes();
+  }
+  return total;
+}
+
+uint64_t Llama::forward_flops_per_token(int64_t length) const {
+  const int64_t q = config.heads * config.head_dim, kv = config.kv_heads * config.head_dim;
+  const int64_t linear = config.layers * (config.hidden_size * (2 * q + 2 * kv) + 3 * config.hidden_size * config.intermediate_size);
+  return static_cast<uint64_t>(2 * linear + 2 * config.layers * q * length + 2 * config.vocab_size * config.hidden_size);
+}
+
+}  // namespace qalora::model

@@ -1,0 +1,221 @@
+#include "qalora/model/load.h"
+
+#include <ATen/ATen.h>
+
+#include <set>
+
+#include "qalora/core/error.h"
+#include "qalora/core/progress.h"
+#include "qalora/core/signals.h"
+
+namespace qalora::model {
+
+namespace {
+
+struct Projection {
+  const char* name;  // below "model.layers.N."
+  Linear Layer::*member;
+};
+
+constexpr Projection kProjections[] = {{"self_attn.q_proj", &Layer::q}, {"self_attn.k_proj", &Layer::k}, {"self_attn.v_proj", &Layer::v},
+                                       {"self_attn.o_proj", &Layer::o}, {"mlp.gate_proj", &Layer::gate}, {"mlp.up_proj", &Layer::up},
+                                       {"mlp.down_proj", &Layer::down}};
+
+std::string layer_prefix(int64_t index) { return "model.layers." + std::to_string(index) + "."; }
+
+// [out_features, in_features] and whether it has a bias
+struct ProjectionShape {
+  int64_t out_features, in_features;
+  bool bias;
+};
+
+ProjectionShape projection_shape(const LlamaConfig& c, std::string_view name) {
+  const int64_t q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim;
+  if (name == "self_attn.q_proj") return {q, c.hidden_size, c.qkv_bias};
+  if (name == "self_attn.k_proj" || name == "self_attn.v_proj") return {kv, c.hidden_size, c.qkv_bias};
+  if (name == "self_attn.o_proj") return {c.hidden_size, q, c.o_bias};
+  if (name == "mlp.down_proj") return {c.hidden_size, c.intermediate_size, c.mlp_bias};
+  return {c.intermediate_size, c.hidden_size, c.mlp_bias};
+}
+
+class Loader {
+ public:
+  Loader(const io::Checkpoint& checkpoint, const LlamaConfig& config, const LoadOptions& options)
+      : checkpoint_(checkpoint), config_(config), options_(options) {}
+
+  Linear linear(int64_t index, const char* name) const {
+    const std::string module = layer_prefix(index) + name;
+    const ProjectionShape shape = projection_shape(config_, name);
+    const bool packed = is_packed(checkpoint_, module + ".weight");
+    QALORA_REQUIRE(!packed || !options_.trainable, UserError, checkpoint_.folder().string(), ": tensor '", module,
+                   ".weight' is quantised; method 'full' trains a dense checkpoint");
+    Linear result = packed ? Linear(module, read_packed(checkpoint_, module, shape.out_features, shape.in_features, quantization()))
+                           : Linear(module, dense(module + ".weight", {shape.out_features, shape.in_features}, weight_dtype()));
+    if (shape.bias) result.bias = dense(module + ".bias", {shape.out_features}, at::kFloat);
+    return result;
+  }
+
+  at::Tensor norm(const std::string& name) const { return dense(name, {config_.hidden_size}, at::kFloat); }
+
+  // [vocab, hidden]; an embedding or head may be packed too (MLX writes such files): it is dequantised once.
+  at::Tensor vocabulary(const std::string& module, at::ScalarType dtype) const {
+    const std::string name = module + ".weight";
+    if (!is_packed(checkpoint_, name)) return dense(name, {config_.vocab_size, config_.hidden_size}, dtype);
+    return read_packed(checkpoint_, module, config_.vocab_size, config_.hidden_size, quantization()).dequantize(at::kFloat);
+  }
+
+  at::Tensor dense(const std::string& name, at::IntArrayRef shape, at::ScalarType dtype) const {
+    const at::Tensor stored = checkpoint_.read(name, shape);
+    QALORA_REQUIRE(stored.is_floating_point(), DataError, checkpoint_.file_of(name).string(), ": tensor '", name, "' has dtype ",
+                   c10::toString(stored.scalar_type()), ", expected a floating-point type");
+    checkpoint_.release(name);
+    at::Tensor result = stored.to(dtype);
+    QALORA_REQUIRE(result.isfinite().all().item<bool>(), DataError, checkpoint_.file_of(name).string(), ": tensor '", name,
+                   "' holds NaN or infinite values");
+    if (options_.trainable) result.requires_grad_(true);
+    return result;
+  }
+
+  at::ScalarType weight_dtype() const { return options_.trainable ? at::kFloat : options_.compute; }
+  // The embedding is only looked up, so it stays as it is stored unless it is trained or also serves as the head.
+  at::ScalarType embedding_dtype() const {
+    if (options_.trainable || config_.tied_head || is_packed(checkpoint_, "model.embed_tokens.weight")) return at::kFloat;
+    return io::scalar_type(checkpoint_.info("model.embed_tokens.weight").dtype);
+  }
+
+ private:
+  const QuantizationConfig& quantization() const {
+    QALORA_REQUIRE(config_.quantization.has_value(), DataError, (checkpoint_.folder() / "config.json").string(),
+                   ": has no 'quantization' entry although the weights are packed");
+    return *config_.quantization;
+  }
+
+  const io::Checkpoint& checkpoint_;
+  const LlamaConfig& config_;
+  const LoadOptions& options_;
+};
+
+// Tensors that no layer would read mean that this is another architecture than config.json says.
+void refuse_unknown_tensors(const io::Checkpoint& checkpoint, const LlamaConfig& config) {
+  std::set<std::string> known = {"lm_head.weight", "lm_head.scales", "lm_head.biases"};
+  for (const ExpectedTensor& tensor : expected_tensors(config)) {
+    known.insert(tensor.name);
+    if (!tensor.name.ends_with(".weight")) continue;
+    const std::string module = tensor.name.substr(0, tensor.name.size() - 7);
+    known.insert({module + ".scales", module + ".biases"});
+  }
+  for (const std::string& name : checkpoint.names()) {
+    // Old exporters kept this table of constants in the file; it is computed here.
+    if (known.contains(name) || name.ends_with("rotary_emb.inv_freq")) continue;
+    throw DataError(message(checkpoint.file_of(name).string(), ": tensor '", name, "' is not part of a ", config.model_type,
+                            " model as config.json describes it"));
+  }
+}
+
+}  // namespace
+
+std::vector<ExpectedTensor> expected_tensors(const LlamaConfig& config) {
+  std::vector<ExpectedTensor> result;
+  result.push_back({"model.embed_tokens.weight", {config.vocab_size, config.hidden_size}});
+  for (int64_t i = 0; i < config.layers; ++i) {
+    const std::string prefix = layer_prefix(i);
+    result.push_back({prefix + "input_layernorm.weight", {config.hidden_size}});
+    result.push_back({prefix + "post_attention_layernorm.weight", {config.hidden_size}});
+    for (const Projection& projection : kProjections) {
+      const ProjectionShape shape = projection_shape(config, projection.name);
+      result.push_back({prefix + projection.name + ".weight", {shape.out_features, shape.in_features}, true});
+      if (shape.bias) result.push_back({prefix + projection.name + ".bias", {shape.out_features}});
+    }
+  }
+  result.push_back({"model.norm.weight", {config.hidden_size}});
+  if (!config.tied_head) result.push_back({"lm_head.weight", {config.vocab_size, config.hidden_size}});
+  return result;
+}
+
+bool is_packed(const io::Checkpoint& checkpoint, const std::string& weight_name) {
+  if (!weight_name.ends_with(".weight")) return false;
+  return checkpoint.contains(weight_name.substr(0, weight_name.size() - 6) + "scales");
+}
+
+quant::PackedWeight read_packed(const io::Checkpoint& checkpoint, const std::string& module, int64_t out_features, int64_t in_features,
+                                const QuantizationConfig& quantization) {
+  const std::string weight = module + ".weight";
+  QALORA_REQUIRE(checkpoint.info(weight).dtype == io::Dtype::kU32, DataError, checkpoint.file_of(weight).string(), ": tensor '", weight,
+                 "' has dtype ", io::dtype_name(checkpoint.info(weight).dtype), ", expected U32 for packed codes");
+  const int64_t group_size = quantization.group_size == quant::kWholeRow ? in_features : quantization.group_size;
+  const int64_t groups = kernels::groups_per_row(in_features, group_size);
+  const at::Tensor codes = checkpoint.read(weight, {out_features, kernels::words_per_row(in_features, quantization.bits)});
+  checkpoint.release(weight);
+  return quant::make_packed_weight(checkpoint.file_of(weight).string() + ": tensor '" + module + "'", codes,
+                                   checkpoint.read(module + ".scales", {out_features, groups}),
+                                   checkpoint.read(module + ".biases", {out_features, groups}), in_features, group_size, quantization.bits);
+}
+
+Llama load_model(const fs::path& folder, const LoadOptions& options) {
+  Llama model;
+  model.config = read_config(folder);
+  model.compute = options.compute;
+  const io::Checkpoint checkpoint(folder);
+  refuse_unknown_tensors(checkpoint, model.config);
+  const Loader load(checkpoint, model.config, options);
+  model.embedding = load.vocabulary("model.embed_tokens", load.embedding_dtype());
+  Progress progress("loading", model.config.layers, "layers");
+  for (int64_t i = 0; i < model.config.layers; ++i) {
+    throw_if_stopped();
+    Layer layer;
+    layer.attention_norm = load.norm(layer_prefix(i) + "input_layernorm.weight");
+    layer.mlp_norm = load.norm(layer_prefix(i) + "post_attention_layernorm.weight");
+    for (const Projection& projection : kProjections) layer.*projection.member = load.linear(i, projection.name);
+    model.layers.push_back(std::move(layer));
+    progress.add();
+  }
+  model.final_norm = load.norm("model.norm.weight");
+  model.head = model.config.tied_head ? model.embedding : load.vocabulary("lm_head", at::kFloat);
+  return model;
+}
+
+void attach_adapter(Llama& model, const io::AdapterFile& file, const std::string& fingerprint) {
+  const io::AdapterConfig& config = file.config;
+  const bool quantised = model.config.quantization.has_value();
+  if (config.pooling != io::Pooling::kNone) {
+    QALORA_REQUIRE(quantised, DataError, "the adapter pools its inputs for a quantised base, but this model is dense; give the quantised "
+                   "checkpoint that it was trained on");
+    QALORA_REQUIRE(config.group_size == model.config.quantization->group_size, DataError, "the adapter's group_size ", config.group_size,
+                   " does not match the model's ", model.config.quantization->group_size, "; give the checkpoint that it was trained on");
+  }
+  QALORA_REQUIRE(config.base_fingerprint.empty() || config.base_fingerprint == fingerprint, DataError,
+                 "the adapter was trained on another base: its fingerprint is ", config.base_fingerprint.substr(0, 16), ", this model's is ",
+                 fingerprint.empty() ? "none (it is dense)" : fingerprint.substr(0, 16), "; give the checkpoint that it was trained on");
+  std::set<std::string> used;
+  for (Linear* linear : model.linears()) {
+    const auto found = file.modules.find(linear->module());
+    if (found == file.modules.end()) continue;
+    used.insert(found->first);
+    const auto& [a, b] = found->second;
+    const int64_t in_features = linear->in_features();
+    const int64_t group_size = config.group_size == quant::kWholeRow ? in_features : config.group_size;
+    const int64_t inputs = config.pooling == io::Pooling::kNone ? in_features : kernels::groups_per_row(in_features, group_size);
+    QALORA_REQUIRE(a.size(1) == inputs && b.size(0) == linear->out_features(), DataError, "adapter: '", linear->module(), "' has A ",
+                   a.sizes(), " and B ", b.sizes(), ", the model needs A [", config.rank, ", ", inputs, "] and B [", linear->out_features(), ", ",
+                   config.rank, "]");
+    linear->adapter = std::make_shared<Adapter>(Adapter{a, b, config.scaling, config.pooling, group_size, config.dropout});
+  }
+  for (const auto& [module, weights] : file.modules) {
+    QALORA_REQUIRE(used.contains(module), DataError, "adapter: module '", module, "' is not a linear layer of this model");
+  }
+}
+
+Llama load_model_with_adapter(const fs::path& folder, const fs::path& adapter, const LoadOptions& options) {
+  Llama model = load_model(folder, options);
+  if (adapter.empty()) return model;
+  const fs::path found = io::find_adapter(adapter);
+  const std::string fingerprint = model.config.quantization ? io::base_fingerprint(io::Checkpoint(folder)) : "";
+  try {
+    attach_adapter(model, io::read_adapter(found), fingerprint);
+  } catch (const DataError& error) {
+    throw DataError(found.string() + ": " + error.what());
+  }
+  return model;
+}
+
+}  // namespace qalora::model

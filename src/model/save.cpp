@@ -1,0 +1,84 @@
+#include <ATen/ATen.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+
+#include "qalora/core/error.h"
+#include "qalora/model/load.h"
+#include "qalora/tensor/random.h"
+
+namespace qalora::model {
+
+namespace {
+
+// Every weight of a dense model by its name in a checkpoint, in expected_tensors' order.
+std::map<std::string, at::Tensor> named_weights(const Llama& model) {
+  std::map<std::string, at::Tensor> result = {{"model.embed_tokens.weight", model.embedding}, {"model.norm.weight", model.final_norm}};
+  if (!model.config.tied_head) result["lm_head.weight"] = model.head;
+  for (size_t i = 0; i < model.layers.size(); ++i) {
+    const Layer& layer = model.layers[i];
+    const std::string prefix = "model.layers." + std::to_string(i) + ".";
+    result[prefix + "input_layernorm.weight"] = layer.attention_norm;
+    result[prefix + "post_attention_layernorm.weight"] = layer.mlp_norm;
+    for (const Linear* linear : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
+      result[linear->module() + ".weight"] = linear->dense();
+      if (linear->bias.defined()) result[linear->module() + ".bias"] = linear->bias;
+    }
+  }
+  return result;
+}
+
+at::Tensor start_value(const ExpectedTensor& tensor, const LlamaConfig& config, uint64_t seed) {
+  if (tensor.name.ends_with("norm.weight")) return at::ones(tensor.shape, at::kFloat);
+  if (tensor.name.ends_with(".bias")) return at::zeros(tensor.shape, at::kFloat);
+  // Each layer adds two terms to the residual stream; without the division its variance grows with the depth (GPT-2).
+  const bool residual = tensor.name.ends_with("o_proj.weight") || tensor.name.ends_with("down_proj.weight");
+  const double deviation = config.initializer_range / (residual ? std::sqrt(2.0 * static_cast<double>(config.layers)) : 1.0);
+  return tensor::RandomStream(seed, "initial/" + tensor.name).normal_tensor(tensor.shape, deviation);
+}
+
+}  // namespace
+
+Llama new_model(const LlamaConfig& config, uint64_t seed) {
+  QALORA_REQUIRE(!config.quantization, UserError, "a random start needs a dense configuration, this one has a 'quantization' entry");
+  std::map<std::string, at::Tensor> start;
+  for (const ExpectedTensor& tensor : expected_tensors(config)) start[tensor.name] = start_value(tensor, config, seed).requires_grad_(true);
+  Llama model;
+  model.config = config;
+  model.embedding = start.at("model.embed_tokens.weight");
+  model.final_norm = start.at("model.norm.weight");
+  model.head = config.tied_head ? model.embedding : start.at("lm_head.weight");
+  for (int64_t i = 0; i < config.layers; ++i) {
+    const std::string prefix = "model.layers." + std::to_string(i) + ".";
+    const auto linear = [&](const char* name) {
+      Linear result(prefix + name, start.at(prefix + name + ".weight"));
+      const auto bias = start.find(prefix + name + ".bias");
+      if (bias != start.end()) result.bias = bias->second;
+      return result;
+    };
+    model.layers.push_back({start.at(prefix + "input_layernorm.weight"), start.at(prefix + "post_attention_layernorm.weight"),
+                            linear("self_attn.q_proj"), linear("self_attn.k_proj"), linear("self_attn.v_proj"), linear("self_attn.o_proj"),
+                            linear("mlp.gate_proj"), linear("mlp.up_proj"), linear("mlp.down_proj")});
+  }
+  return model;
+}
+
+void save_dense(const Llama& model, const fs::path& folder, const nlohmann::json& config_json, at::ScalarType dtype) {
+  const std::map<std::string, at::Tensor> weights = named_weights(model);
+  std::vector<io::PlannedTensor> plan;
+  const std::vector<ExpectedTensor> expected = expected_tensors(model.config);
+  for (const ExpectedTensor& tensor : expected) plan.push_back({tensor.name, io::dtype_of(dtype), tensor.shape});
+  io::CheckpointWriter writer(folder, plan, {{"format", "pt"}});
+  for (const ExpectedTensor& tensor : expected) {
+    const at::Tensor value = weights.at(tensor.name).detach().to(dtype).contiguous();
+    QALORA_REQUIRE(value.isfinite().all().item<bool>(), DivergedError, "tensor '", tensor.name, "' is not finite in ",
+                   io::dtype_name(io::dtype_of(dtype)), "; nothing was saved over the last checkpoint");
+    writer.write(tensor.name, value);
+  }
+  writer.finish();
+  nlohmann::json config = derived_config(config_json, model.config, std::nullopt);
+  config["torch_dtype"] = config["dtype"] = dtype == at::kHalf ? "float16" : dtype == at::kBFloat16 ? "bfloat16" : "float32";
+  io::write_json_file(folder / "config.json", config);
+}
+
+}  // namespace qalora::model
