@@ -64,8 +64,8 @@ void write_json_file(const fs::path& path, const nlohmann::json& value);
 // chat_template.json, chat_template.jinja, generation_config.json and LICENSE-like files where they exist.
 void copy_sidecars(const fs::path& from, const fs::path& to);
 
-// SHA-256 over the names, bits, shapes, codes and scales of every quantised linear (offsets are left out: a merge moves them,
-// yet codes and scales identify the base).
+// SHA-256 over the names, shapes, codes and scales (by value) of every quantised matrix; "" when there is none. Offsets are left
+// out: a merge moves them, yet codes and scales identify the base.
 std::string base_fingerprint(const Checkpoint& checkpoint);
 
 }  // namespace qalora::io

@@ -1,0 +1,150 @@
+#include "qalora/io/checkpoint.h"
+
+#include <ATen/ATen.h>
+
+#include <nlohmann/json.hpp>
+#include <set>
+
+#include "qalora/core/error.h"
+#include "qalora/core/format.h"
+
+namespace qalora::io {
+namespace {
+
+constexpr const char* kSingleFile = "model.safetensors";
+constexpr const char* kIndexFile = "model.safetensors.index.json";
+
+// Why a folder without model.safetensors cannot be read, with what to do.
+std::string explain_missing(const fs::path& folder) {
+  std::set<std::string> found;
+  for (const auto& entry : fs::directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    if (name == "adapter_model.safetensors" || name == "adapter_config.json") {
+      return "this is an adapter, not a model; pass it with --adapter and its base with --model";
+    }
+    const bool torch = name.starts_with("pytorch_model") || name.ends_with(".pth") || name.ends_with(".pt") || name.ends_with(".ckpt");
+    if (torch) found.insert("PyTorch weights (" + name + ")");
+    if (name.ends_with(".gguf")) found.insert("a GGUF file (" + name + ")");
+    if (name.ends_with(".npz") || name.ends_with(".msgpack") || name.ends_with(".h5") || name.ends_with(".onnx")) found.insert(name);
+    if (name.ends_with(".safetensors")) found.insert(name);
+  }
+  if (found.empty()) return message("expected ", kSingleFile, " or ", kIndexFile, " in it");
+  return message("it holds ", join({found.begin(), found.end()}, ", "), ", which this version does not read; expected ", kSingleFile,
+                 " or ", kIndexFile, "; convert the model to safetensors first (transformers: save_pretrained)");
+}
+
+// {tensor: file} of an index whose file names are plain names.
+std::map<std::string, std::string> read_index(const fs::path& path) {
+  const nlohmann::json index = read_json_file(path);
+  const std::string name = path.string();
+  QALORA_REQUIRE(index.is_object() && index.contains("weight_map") && index["weight_map"].is_object(), DataError, name,
+                 ": expected an object with 'weight_map'");
+  std::map<std::string, std::string> files;
+  for (const auto& [tensor, file] : index["weight_map"].items()) {
+    QALORA_REQUIRE(file.is_string(), DataError, name, ": tensor '", tensor, "': the file's name must be text");
+    const auto& value = file.get_ref<const std::string&>();
+    const bool plain = value.ends_with(".safetensors") && value.find_first_of("/\\") == std::string::npos && !value.starts_with("..") &&
+                       value.find('\0') == std::string::npos;
+    QALORA_REQUIRE(plain, DataError, name, ": tensor '", tensor, "': '", value, "' is not the name of a .safetensors file in this folder");
+    files[tensor] = value;
+  }
+  QALORA_REQUIRE(!files.empty(), DataError, name, ": 'weight_map' names no tensor");
+  return files;
+}
+
+}  // namespace
+
+Checkpoint::Checkpoint(const fs::path& folder) : folder_(folder) {
+  QALORA_REQUIRE(fs::exists(folder), UserError, folder.string(), ": there is no such folder");
+  QALORA_REQUIRE(fs::is_directory(folder), UserError, folder.string(), ": is a file; expected the folder of a model");
+  if (fs::exists(folder / kSingleFile)) {
+    shards_.push_back(std::make_unique<SafetensorsFile>(folder / kSingleFile));
+    for (const auto& [name, info] : shards_[0]->tensors()) where_[name] = 0;
+    QALORA_REQUIRE(!where_.empty(), DataError, (folder / kSingleFile).string(), ": there is no tensor in it");
+    return;
+  }
+  const fs::path index_path = folder / kIndexFile;
+  QALORA_REQUIRE(fs::exists(index_path), DataError, folder.string(), ": no weights that can be read: ", explain_missing(folder));
+  const auto index = read_index(index_path);
+  std::map<std::string, size_t> shard_of_file;
+  for (const auto& [tensor, file] : index) {
+    if (shard_of_file.contains(file)) continue;
+    QALORA_REQUIRE(fs::exists(folder / file), DataError, index_path.string(), ": tensor '", tensor, "' is said to be in '", file,
+                   "', which is not there; fetch the missing shard");
+    shard_of_file[file] = shards_.size();
+    shards_.push_back(std::make_unique<SafetensorsFile>(folder / file));
+  }
+  for (const auto& [tensor, file] : index) {
+    const size_t shard = shard_of_file[file];
+    QALORA_REQUIRE(shards_[shard]->contains(tensor), DataError, index_path.string(), ": tensor '", tensor, "' is not in '", file,
+                   "', where the index places it");
+    where_[tensor] = shard;
+  }
+  for (size_t shard = 0; shard < shards_.size(); ++shard) {
+    for (const auto& [tensor, info] : shards_[shard]->tensors()) {
+      const auto found = where_.find(tensor);
+      QALORA_REQUIRE(found != where_.end() && found->second == shard, DataError, shards_[shard]->path().string(), ": tensor '", tensor,
+                     "' is in this file, but ", kIndexFile, found == where_.end() ? " does not name it" : " places it in another");
+    }
+  }
+}
+
+const TensorInfo& Checkpoint::info(const std::string& name) const {
+  const auto found = where_.find(name);
+  QALORA_REQUIRE(found != where_.end(), DataError, folder_.string(), ": there is no tensor '", name, "'");
+  return shards_[found->second]->info(name);
+}
+
+at::Tensor Checkpoint::read(const std::string& name) const {
+  info(name);
+  return shards_[where_.at(name)]->read(name);
+}
+
+at::Tensor Checkpoint::read(const std::string& name, at::IntArrayRef shape) const {
+  const at::IntArrayRef stored = info(name).shape;
+  QALORA_REQUIRE(stored == shape, DataError, file_of(name).string(), ": tensor '", name, "' has shape ", stored, ", expected ", shape);
+  return read(name);
+}
+
+std::span<const std::byte> Checkpoint::bytes(const std::string& name) const {
+  info(name);
+  return shards_[where_.at(name)]->bytes(name);
+}
+
+void Checkpoint::release(const std::string& name) const {
+  info(name);
+  shards_[where_.at(name)]->release(name);
+}
+
+std::vector<std::string> Checkpoint::names() const {
+  std::vector<std::string> result;
+  for (const auto& [name, shard] : where_) result.push_back(name);
+  return result;
+}
+
+uint64_t Checkpoint::total_bytes() const {
+  uint64_t total = 0;  // cannot overflow: every tensor lies in a file that is there
+  for (const auto& [name, shard] : where_) total += shards_[shard]->info(name).bytes();
+  return total;
+}
+
+const fs::path& Checkpoint::file_of(const std::string& name) const {
+  info(name);
+  return shards_[where_.at(name)]->path();
+}
+
+const std::vector<fs::path> Checkpoint::files() const {
+  std::vector<fs::path> result;
+  for (const auto& shard : shards_) result.push_back(shard->path());
+  return result;
+}
+
+void copy_sidecars(const fs::path& from, const fs::path& to) {
+  for (const char* name : {"tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+                           "chat_template.json", "chat_template.jinja", "generation_config.json", "LICENSE", "LICENSE.txt", "LICENSE.md",
+                           "USE_POLICY.md", "NOTICE", "NOTICE.txt"}) {
+    if (fs::is_regular_file(from / name)) copy_file_synced(from / name, to / name);
+  }
+}
+
+}  // namespace qalora::io
