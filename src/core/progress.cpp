@@ -18,14 +18,18 @@ double seconds_between(Clock::time_point from, Clock::time_point to) { return st
 
 std::string progress_line(const std::string& what, int64_t done, int64_t total, const std::string& unit, double seconds,
                           const std::string& note) {
-  std::string line = what + "  " + format_count(done) + (total > 0 ? "/" + format_count(total) : "") + " " + unit;
-  if (total > 0) line += "  " + std::to_string(100 * done / total) + " %";
+  std::string line = what + "  " + format_count(done);
+  if (total > 0) line.append("/").append(format_count(total));
+  line.append(" ").append(unit);
+  if (total > 0) line.append("  ").append(std::to_string(100 * std::min(done, total) / total)).append(" %");
   if (done > 0 && seconds > 0) {
     const double rate = static_cast<double>(done) / seconds;
-    line += "  " + format_fixed(rate, rate < 10 ? (rate < 0.1 ? 3 : 1) : 0) + " " + unit + "/s";
-    if (total > done) line += "  ETA " + format_clock(static_cast<double>(total - done) / rate);
+    const int digits = rate >= 10 ? 0 : rate >= 0.1 ? 1 : 3;
+    line.append("  ").append(format_fixed(rate, digits)).append(" ").append(unit).append("/s");
+    if (total > done) line.append("  ETA ").append(format_clock(static_cast<double>(total - done) / rate));
   }
-  return note.empty() ? line : line + "  " + note;
+  if (!note.empty()) line.append("  ").append(note);
+  return line;
 }
 
 Progress::Progress(std::string what, int64_t total, std::string unit)

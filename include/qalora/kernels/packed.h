@@ -42,8 +42,8 @@ void unpack_row(const uint32_t* packed, int64_t in_features, int bits, uint8_t* 
 Status dequantize_rows(const PackedView& view, int64_t row_begin, int64_t row_end, float* out);
 Status dequantize_rows_bf16(const PackedView& view, int64_t row_begin, int64_t row_end, uint16_t* out);
 
-// Sums of each group of inputs. x: [tokens, in_features] f32 -> out: [tokens, groups] f32. factor multiplies each sum
-// (1 for sum pooling; for mean pooling use `mean`, which divides by the group's own length).
+// Sums of each group of inputs, or their means (divided by the group's own length, also where the last one is shorter).
+// x: [tokens, in_features] f32 -> out: [tokens, groups] f32. The order of the sums is fixed: same input, same bits.
 enum class Pooling { kSum, kMean };
 void pool_rows(const float* x, int64_t tokens, int64_t in_features, int64_t group_size, Pooling pooling, float* out);
 
