@@ -34,7 +34,8 @@ Batch pad_batch(std::span<const Example> examples, int64_t multiple = 1);
 // Each inner list becomes one row of exactly `length` tokens.
 Batch pack_batch(const std::vector<std::vector<Example>>& rows, int64_t length);
 
-// Puts examples into rows of `length` in their given order (next fit): indices of examples per row. lengths[i] <= length.
+// Puts examples into rows of `length`: in the given order, each into the first of the last 64 rows that has room. Indices of
+// examples per row; lengths[i] <= length. The same lengths always give the same rows.
 std::vector<std::vector<int64_t>> plan_packing(std::span<const int64_t> lengths, int64_t length);
 
 }  // namespace qalora::text

@@ -1,5 +1,5 @@
 // Instruction data of many formats, read one record at a time through an index of byte offsets: a file of any size costs
-// eight bytes a record in memory.
+// sixteen bytes a record in memory.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +12,18 @@
 
 namespace qalora::text {
 
+// What a record looks like, by its keys (a CSV file has them in its first row):
+//   alpaca         instruction, output, perhaps input (or prompt and completion)
+//   flan           inputs, targets
+//   self-instruct  instruction, instances [{input, output}]: each instance is a record; or prompt and completion, where an
+//                  "<|endoftext|>" at the end is dropped
+//   longform       input, output
+//   chip2          text "<human>: ...\n<bot>: ...", one exchange or several
+//   sharegpt       conversations [{from, value}]
+//   messages       messages [{role, content}]
+//   text           text, or the paragraphs of a .txt file
+//   tokens         input_ids and labels (labels absent: every id is trained)
+// Further keys are ignored. A record whose answer is empty is a bad record, as is one over 64 MiB.
 enum class DataFormat { kAuto, kAlpaca, kFlan, kSelfInstruct, kLongForm, kChip2, kShareGpt, kMessages, kText, kTokens };
 std::string data_format_name(DataFormat format);      // "alpaca", "flan", "self-instruct", "longform", "chip2", "sharegpt", "messages", "text", "tokens"
 DataFormat parse_data_format(std::string_view name);  // UserError with the nearest name

@@ -10,13 +10,19 @@
 
 namespace qalora::text {
 
+// alpaca        Stanford Alpaca's two prompts, "### Response:" and a line break, then the answer
+// alpaca-paper  the same with "### Response: " as the paper's code has it, prompt and answer encoded apart: the answer gets
+//               a dummy prefix of its own, so there are two blank pieces between them
+// none          the instruction (a line break and the input, where there is one); one blank parts prompt and answer
+//               where neither brings its own
+// chat          special tokens and line breaks of the model's chat template where its text is Llama-2's, ChatML's, Zephyr's or
+//               Llama-3's (recognised by its markers; no template is executed), else "### Human: " and "### Assistant:"
+// A chat under alpaca or none repeats the block for each exchange; every answer is trained and ends with end-of-sequence.
 enum class TemplateKind { kAlpaca, kAlpacaPaper, kNone, kChat };
-// "alpaca", "alpaca-paper" (the paper's code: a trailing blank after "### Response:", prompt and answer encoded apart),
-// "none", "chat" (the model's own chat template where it is one of those known, else "### Human/Assistant" turns)
 std::string template_name(TemplateKind kind);
 TemplateKind parse_template(std::string_view name);  // UserError with the nearest name
 
-// The text in front of the answer for one user request.
+// The text in front of the answer for one user request; kChat: without a model's template, so "### Human".
 std::string render_prompt(TemplateKind kind, std::string_view instruction, std::string_view input);
 
 // A record as ids with a mask: label = id where the answer (and its end-of-sequence) stands, -100 elsewhere.
@@ -34,7 +40,11 @@ struct ExampleOptions {
   bool train_on_prompt = false;    // loss on every token
 };
 
+// The ids of a training prompt are those that make_prompt gives: the answer is encoded behind them, never together with them.
+// Plain text (Record::text) is trained whole and needs no template. An example whose answer was cut away has no trained tokens.
 Example make_example(const Tokenizer& tokenizer, const Record& record, const ExampleOptions& options);
+// Format "tokens", where there may be no tokenizer: the record's ids and labels as they are, cut at sequence_length.
+Example make_token_example(const Record& record, const ExampleOptions& options);
 
 // The prompt of `generate`: BOS, template, as ids.
 std::vector<int64_t> make_prompt(const Tokenizer& tokenizer, TemplateKind kind, std::string_view text);

@@ -20,7 +20,7 @@ class Tokenizer {
   ~Tokenizer();
   Tokenizer(Tokenizer&&) noexcept;
 
-  static bool exists(const fs::path& folder);
+  static bool exists(const fs::path& folder);  // a tokenizer.model lies in the folder
 
   // Ids of text. Special tokens written in the text ("</s>") become their ids only with parse_special.
   // add_bos: exactly one BOS in front, unless the text already begins with it and parse_special is set.
@@ -35,10 +35,11 @@ class Tokenizer {
   std::string decode(const std::vector<int64_t>& ids, bool skip_special = true) const;
   // Text of one more id given those before it: safe for streaming (no prefix is stripped inside, incomplete UTF-8 is held back).
   std::string decode_next(const std::vector<int64_t>& before, int64_t id) const;
-  std::string piece(int64_t id) const;
+  std::string piece(int64_t id) const;                     // "" where the vocabulary has a gap
+  int64_t special_id(std::string_view content) const;      // id of a special or added token, -1 when `content` is none
 
   int64_t vocab_size() const;     // highest id + 1, added tokens included
-  int64_t bos_id() const;         // -1 when there is none
+  int64_t bos_id() const;         // -1 when there is none; a null in tokenizer_config.json leaves the model file's own
   int64_t eos_id() const;
   const std::vector<int64_t>& stop_ids() const;  // eos and the extra ones of generation_config.json
   bool adds_bos() const;          // tokenizer_config.json's add_bos_token (default true)
