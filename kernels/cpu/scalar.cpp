@@ -33,19 +33,39 @@ void stretch(const unsigned char* row, int bits, int64_t begin, int64_t end, flo
   for (int64_t k = begin; k < end; ++k) store(scale * static_cast<float>(code_at(row, bits, k)) + offset, out++);
 }
 
-template <typename Out>
+template <int kBits, typename Out>
 void rows(const PackedView& view, int64_t row_begin, int64_t row_end, Out* out) {
   const auto* codes = reinterpret_cast<const unsigned char*>(view.codes);
   const int64_t row_bytes = view.words() * 4, groups = view.groups();
   for (int64_t row = row_begin; row < row_end; ++row, out += view.in_features) {
+    const unsigned char* const stream = codes + row * row_bytes;
     for (int64_t group = 0; group < groups; ++group) {
       const int64_t begin = group * view.group_size;
       const int64_t end = view.in_features - begin < view.group_size ? view.in_features : begin + view.group_size;
       float scale, offset;  // copied: a mapped file need not be aligned
       std::memcpy(&scale, view.scales + row * groups + group, sizeof scale);
       std::memcpy(&offset, view.offsets + row * groups + group, sizeof offset);
-      stretch(codes + row * row_bytes, view.bits, begin, end, scale, offset, out + begin);
+      int64_t k = begin;
+      for (; begin % 8 == 0 && k + 8 <= end; k += 8) {  // eight codes are a whole number of bytes
+        uint64_t chunk = 0;
+        for (int i = 0; i < kBits; ++i) chunk |= uint64_t{stream[k / 8 * kBits + i]} << (8 * i);
+        for (int i = 0; i < 8; ++i, chunk >>= kBits) {
+          store(scale * static_cast<float>(static_cast<int>(chunk & ((1u << kBits) - 1))) + offset, out + k + i);
+        }
+      }
+      stretch(stream, kBits, k, end, scale, offset, out + k);
     }
+  }
+}
+
+template <typename Out>
+void any_rows(const PackedView& view, int64_t row_begin, int64_t row_end, Out* out) {
+  switch (view.bits) {
+    case 2: return rows<2>(view, row_begin, row_end, out);
+    case 3: return rows<3>(view, row_begin, row_end, out);
+    case 4: return rows<4>(view, row_begin, row_end, out);
+    case 6: return rows<6>(view, row_begin, row_end, out);
+    case 8: return rows<8>(view, row_begin, row_end, out);
   }
 }
 
@@ -59,8 +79,10 @@ void dequantize_stretch_bf16(const unsigned char* row, int bits, int64_t begin, 
   stretch(row, bits, begin, end, scale, offset, out);
 }
 
-void dequantize(const PackedView& view, int64_t row_begin, int64_t row_end, float* out) { rows(view, row_begin, row_end, out); }
+void dequantize(const PackedView& view, int64_t row_begin, int64_t row_end, float* out) { any_rows(view, row_begin, row_end, out); }
 
-void dequantize_bf16(const PackedView& view, int64_t row_begin, int64_t row_end, uint16_t* out) { rows(view, row_begin, row_end, out); }
+void dequantize_bf16(const PackedView& view, int64_t row_begin, int64_t row_end, uint16_t* out) {
+  any_rows(view, row_begin, row_end, out);
+}
 
 }  // namespace qalora::kernels::scalar
