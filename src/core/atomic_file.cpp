@@ -34,10 +34,20 @@ void sync_path(const fs::path& path, int flags) {
   if (reason != 0 && reason != EINVAL && reason != ENOTSUP) fail(path, "be synced", reason);
 }
 
+// Something has this name, be it a link that leads nowhere. What cannot be looked at is left to the call that needs it.
+bool is_taken(const fs::path& path) {
+  std::error_code ignored;
+  return fs::exists(fs::symlink_status(path, ignored));
+}
+
 // "out/" and "out" are one folder; "." and ".." get their real names.
 fs::path folder_path(const fs::path& path) {
   fs::path result = path.has_filename() ? path : path.parent_path();
-  if (result.empty() || result.filename() == "." || result.filename() == "..") result = fs::absolute(path).lexically_normal();
+  if (result.empty() || result.filename() == "." || result.filename() == "..") {
+    std::error_code failed;
+    result = fs::absolute(path, failed).lexically_normal();
+    if (failed) fail(path, "be found from the current folder", failed.value());
+  }
   return result.has_filename() ? result : result.parent_path();
 }
 
@@ -55,7 +65,8 @@ bool contains_current_folder(const fs::path& folder) {
 
 AtomicFile::AtomicFile(const fs::path& path)
     : path_(path), temporary_(parent_of(path) / message(".", path.filename().string(), ".tmp-", ::getpid())) {
-  QALORA_REQUIRE(path.has_filename() && !fs::is_directory(path), IoError, path.string(), ": is a folder, expected a file name to write");
+  std::error_code ignored;
+  QALORA_REQUIRE(path.has_filename() && !fs::is_directory(path, ignored), IoError, path.string(), ": is a folder, expected a file name to write");
   descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0666);
   if (descriptor_ < 0) fail(path_, "be written", errno);
 }
@@ -91,7 +102,7 @@ void AtomicFile::commit() {
 
 AtomicFolder::AtomicFolder(const fs::path& path, bool replace, uint64_t required_bytes)
     : path_(folder_path(path)), replace_(replace) {
-  const bool exists = fs::exists(fs::symlink_status(path_));
+  const bool exists = is_taken(path_);
   QALORA_REQUIRE(replace || !exists, UserError, path_.string(), ": exists already; choose another output, or --force to replace it");
   QALORA_REQUIRE(!exists || !contains_current_folder(path_), UserError, path_.string(),
                  ": is the current folder or one above it and will not be replaced; choose another output");
@@ -121,14 +132,14 @@ void AtomicFolder::commit() {
   QALORA_CHECK(!committed_, path_.string(), " was committed twice");
   std::error_code failed;
   for (fs::recursive_directory_iterator entry(staging_, failed), end; !failed && entry != end; entry.increment(failed)) {
-    if (entry->is_symlink()) continue;
-    if (entry->is_directory()) sync_folder(entry->path());
-    if (entry->is_regular_file()) sync_path(entry->path(), 0);
+    const fs::file_type type = entry->symlink_status(failed).type();
+    if (type == fs::file_type::directory) sync_folder(entry->path());
+    if (type == fs::file_type::regular) sync_path(entry->path(), 0);
   }
   if (failed) fail(path_, "be synced", failed.value());
   sync_folder(staging_);
 
-  const bool exists = fs::exists(fs::symlink_status(path_));
+  const bool exists = is_taken(path_);
   QALORA_REQUIRE(replace_ || !exists, UserError, path_.string(), ": somebody created it meanwhile; choose another output, or --force");
   fs::path aside = path_;
   aside += message(".old-", ::getpid());

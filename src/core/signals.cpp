@@ -13,7 +13,7 @@ volatile sig_atomic_t stop_number = 0;
 
 // Runs inside a signal: nothing but the flag and _exit is allowed here.
 void on_stop(int number) {
-  if (number == SIGINT && stop_number == SIGINT) _exit(128 + SIGINT);
+  if (number == SIGINT && stop_number != 0) _exit(128 + SIGINT);  // the person does not want to wait for the clean stop
   stop_number = number;
 }
 

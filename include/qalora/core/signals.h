@@ -1,4 +1,5 @@
-// SIGINT and SIGTERM ask for a clean stop: the handler only sets a flag, long loops look at it. A second SIGINT ends at once.
+// SIGINT, SIGTERM and SIGHUP ask for a clean stop: the handler only sets a flag, long loops look at it. A SIGINT after that ends
+// at once. Under nohup SIGHUP stays ignored.
 #pragma once
 
 namespace qalora {

@@ -1,0 +1,348 @@
+#include "qalora/core/file.h"
+
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <csignal>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "qalora/core/error.h"
+#include "support/support.h"
+
+namespace qalora {
+namespace {
+
+using test::read_file;
+using test::TempDir;
+using test::write_file;
+
+std::string text_of(std::span<const std::byte> bytes) { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
+
+// Runs `action`, expects it to throw `Type`, and returns what it said.
+template <typename Type>
+std::string error_of(const std::function<void()>& action) {
+  try {
+    action();
+  } catch (const Type& error) {
+    return error.what();
+  } catch (const std::exception& error) {
+    ADD_FAILURE() << "threw another type: " << error.what();
+    return "";
+  }
+  ADD_FAILURE() << "did not throw";
+  return "";
+}
+
+#define EXPECT_CONTAINS(text, part) EXPECT_NE((text).find(part), std::string::npos) << (text)
+
+// A file cannot grow beyond so many bytes while this lives: what a full disk does to a write, without filling a disk.
+class FileSizeLimit {
+ public:
+  explicit FileSizeLimit(rlim_t bytes) : handler_(std::signal(SIGXFSZ, SIG_IGN)) {
+    ::getrlimit(RLIMIT_FSIZE, &before_);
+    struct rlimit limit = before_;
+    limit.rlim_cur = bytes;
+    ::setrlimit(RLIMIT_FSIZE, &limit);
+  }
+  ~FileSizeLimit() {
+    ::setrlimit(RLIMIT_FSIZE, &before_);
+    std::signal(SIGXFSZ, handler_);
+  }
+
+ private:
+  struct rlimit before_ = {};
+  void (*handler_)(int);
+};
+
+std::vector<std::string> names_in(const fs::path& folder) {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(folder)) names.push_back(entry.path().filename());
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+using Names = std::vector<std::string>;
+
+TEST(MappedFile, MapsTheWholeFile) {
+  const TempDir dir;
+  write_file(dir / "a", "hello");
+  const MappedFile file(dir / "a");
+  EXPECT_EQ(text_of(file.bytes()), "hello");
+  EXPECT_EQ(file.path(), dir / "a");
+  write_file(dir / "b", "hellO");
+  EXPECT_NE(text_of(MappedFile(dir / "b").bytes()), "hello");
+}
+
+TEST(MappedFile, EmptyFileIsAnEmptySpan) {
+  const TempDir dir;
+  write_file(dir / "empty", "");
+  const MappedFile file(dir / "empty");
+  EXPECT_TRUE(file.bytes().empty());
+  file.release(file.bytes());
+}
+
+TEST(MappedFile, SaysWhatIsWrong) {
+  const TempDir dir;
+  write_file(dir / "file", "x");
+  EXPECT_CONTAINS(error_of<UserError>([&] { MappedFile(dir / "missing"); }), (dir / "missing").string() + ": no such file");
+  EXPECT_CONTAINS(error_of<UserError>([&] { MappedFile(dir / "file" / "below"); }), "no such file");
+  EXPECT_CONTAINS(error_of<DataError>([&] { MappedFile(dir.path()); }), dir.path().string() + ": is a folder");
+  EXPECT_CONTAINS(error_of<DataError>([&] { MappedFile("/dev/null"); }), "/dev/null: is a pipe or a device");
+}
+
+TEST(MappedFile, UnreadableFile) {
+  if (::geteuid() == 0) GTEST_SKIP() << "root may read everything";
+  const TempDir dir;
+  write_file(dir / "secret", "x");
+  ::chmod((dir / "secret").c_str(), 0);
+  EXPECT_CONTAINS(error_of<DataError>([&] { MappedFile(dir / "secret"); }), "Permission denied");
+}
+
+TEST(MappedFile, MovesAndReleases) {
+  const TempDir dir;
+  std::string content(3 * 65536 + 17, 'x');
+  for (size_t i = 0; i < content.size(); ++i) content[i] = static_cast<char>(i * 31 >> 3);
+  write_file(dir / "a", content);
+  write_file(dir / "b", "other");
+  MappedFile file(dir / "a");
+  file.release(file.bytes().subspan(5, 100000));  // whole pages inside are dropped and come back from the file
+  MappedFile moved(std::move(file));
+  EXPECT_TRUE(file.bytes().empty());
+  EXPECT_EQ(text_of(moved.bytes()), content);
+  moved = MappedFile(dir / "b");
+  EXPECT_EQ(text_of(moved.bytes()), "other");
+  const MappedFile another(dir / "a");
+  EXPECT_CONTAINS(error_of<InternalError>([&] { moved.release(another.bytes()); }), "outside");
+}
+
+TEST(AtomicFile, NothingIsThereBeforeTheCommit) {
+  const TempDir dir;
+  const fs::path path = dir / "out";
+  {
+    AtomicFile file(path);
+    file.write("half");
+    EXPECT_FALSE(fs::exists(path));
+  }
+  EXPECT_EQ(names_in(dir.path()), Names{}) << "an abandoned temporary must be removed";
+  AtomicFile file(path);
+  file.write("one ");
+  file.write(std::as_bytes(std::span("two", 3)));
+  file.commit();
+  EXPECT_EQ(read_file(path), "one two");
+  EXPECT_EQ(names_in(dir.path()), Names{"out"});
+}
+
+TEST(AtomicFile, ReplacesOnCommitOnly) {
+  const TempDir dir;
+  write_file(dir / "out", "old");
+  {
+    AtomicFile file(dir / "out");
+    file.write("new");
+    EXPECT_EQ(read_file(dir / "out"), "old");
+  }
+  EXPECT_EQ(read_file(dir / "out"), "old");
+  write_text_file(dir / "out", "new");
+  EXPECT_EQ(read_file(dir / "out"), "new");
+}
+
+TEST(AtomicFile, FullDiskLeavesTheOldFile) {
+  const TempDir dir;
+  write_file(dir / "out", "old");
+  const std::string large(100000, 'n');
+  std::string said;
+  {
+    const FileSizeLimit limit(4096);
+    said = error_of<IoError>([&] { write_text_file(dir / "out", large); });
+  }
+  EXPECT_CONTAINS(said, (dir / "out").string() + ": cannot be written: File too large");
+  EXPECT_EQ(read_file(dir / "out"), "old");
+  EXPECT_EQ(names_in(dir.path()), Names{"out"});
+  write_text_file(dir / "out", large);  // the same write without the limit
+  EXPECT_EQ(read_file(dir / "out"), large);
+}
+
+TEST(AtomicFile, WhereItCannotBe) {
+  const TempDir dir;
+  write_file(dir / "file", "x");
+  EXPECT_CONTAINS(error_of<IoError>([&] { AtomicFile(dir / "no" / "file"); }), (dir / "no" / "file").string() + ": cannot be written");
+  EXPECT_CONTAINS(error_of<IoError>([&] { AtomicFile(dir / "file" / "below"); }), "Not a directory");
+  EXPECT_CONTAINS(error_of<IoError>([&] { AtomicFile(dir.path()); }), "is a folder");
+  EXPECT_CONTAINS(error_of<IoError>([&] { AtomicFile(dir / std::string(300, 'n')); }), "File name too long");
+}
+
+TEST(AtomicFile, ReadOnlyFolder) {
+  if (::geteuid() == 0) GTEST_SKIP() << "root may write everywhere";
+  const TempDir dir;
+  write_file(dir / "out", "old");
+  ::chmod(dir.path().c_str(), 0500);
+  EXPECT_CONTAINS(error_of<IoError>([&] { AtomicFile(dir / "out"); }), "Permission denied");
+  ::chmod(dir.path().c_str(), 0700);
+  EXPECT_EQ(read_file(dir / "out"), "old");
+}
+
+TEST(AtomicFile, UseAfterCommitIsOurMistake) {
+  const TempDir dir;
+  AtomicFile file(dir / "out");
+  file.commit();
+  EXPECT_CONTAINS(error_of<InternalError>([&] { file.write("x"); }), "after its commit");
+  EXPECT_CONTAINS(error_of<InternalError>([&] { file.commit(); }), "twice");
+  EXPECT_EQ(read_file(dir / "out"), "");
+}
+
+TEST(AtomicFolder, AppearsWhole) {
+  const TempDir dir;
+  const fs::path path = dir / "parent" / "out";  // missing parents are made
+  {
+    AtomicFolder folder(path, false);
+    write_file(folder.staging() / "a", "1");
+    EXPECT_FALSE(fs::exists(path));
+  }
+  EXPECT_EQ(names_in(dir / "parent"), Names{}) << "abandoned staging must be removed";
+  AtomicFolder folder(path, false);
+  write_file(folder.staging() / "a", "1");
+  write_file(folder.staging() / "deep" / "b", "2");
+  folder.commit();
+  EXPECT_EQ(read_file(path / "a"), "1");
+  EXPECT_EQ(read_file(path / "deep" / "b"), "2");
+  EXPECT_EQ(names_in(dir / "parent"), Names{"out"});
+  EXPECT_CONTAINS(error_of<InternalError>([&] { folder.commit(); }), "twice");
+}
+
+TEST(AtomicFolder, ReplacesOnlyWhenTold) {
+  const TempDir dir;
+  write_file(dir / "out" / "old", "1");
+  EXPECT_CONTAINS(error_of<UserError>([&] { AtomicFolder(dir / "out", false); }), (dir / "out").string() + ": exists already");
+  {
+    AtomicFolder abandoned(dir / "out", true);
+    write_file(abandoned.staging() / "new", "2");
+  }
+  EXPECT_EQ(names_in(dir / "out"), Names{"old"});
+  AtomicFolder folder(dir / "out", true);
+  write_file(folder.staging() / "new", "2");
+  EXPECT_EQ(names_in(dir / "out"), Names{"old"});
+  folder.commit();
+  EXPECT_EQ(names_in(dir / "out"), Names{"new"});
+  EXPECT_EQ(names_in(dir.path()), Names{"out"});
+}
+
+TEST(AtomicFolder, ReplacesAFileAndALinkButNotWhatTheLinkNames) {
+  const TempDir dir;
+  write_file(dir / "file", "x");
+  AtomicFolder(dir / "file", true).commit();
+  EXPECT_TRUE(fs::is_directory(dir / "file"));
+  write_file(dir / "kept" / "a", "1");
+  fs::create_directory_symlink(dir / "kept", dir / "link");
+  AtomicFolder(dir / "link", true).commit();
+  EXPECT_FALSE(fs::is_symlink(dir / "link"));
+  EXPECT_EQ(names_in(dir / "kept"), Names{"a"});
+  fs::create_directory_symlink(dir / "nowhere", dir / "dangling");
+  error_of<UserError>([&] { AtomicFolder(dir / "dangling", false); });
+}
+
+TEST(AtomicFolder, SlashesAtTheEndDoNotMatter) {
+  const TempDir dir;
+  AtomicFolder folder(fs::path((dir / "out").string() + "/"), false);
+  write_file(folder.staging() / "a", "1");
+  folder.commit();
+  EXPECT_EQ(names_in(dir.path()), Names{"out"});
+}
+
+TEST(AtomicFolder, CreatedMeanwhileIsNotOverwritten) {
+  const TempDir dir;
+  {
+    AtomicFolder folder(dir / "out", false);
+    write_file(dir / "out" / "theirs", "1");
+    EXPECT_CONTAINS(error_of<UserError>([&] { folder.commit(); }), "somebody created it meanwhile");
+  }
+  EXPECT_EQ(names_in(dir / "out"), Names{"theirs"});
+  EXPECT_EQ(names_in(dir.path()), Names{"out"});
+}
+
+TEST(AtomicFolder, FailedCommitLeavesTheOldFolder) {
+  const TempDir dir;
+  write_file(dir / "out" / "old", "1");
+  {
+    AtomicFolder folder(dir / "out", true);
+    fs::rename(folder.staging(), dir / "gone");
+    EXPECT_CONTAINS(error_of<IoError>([&] { folder.commit(); }), (dir / "out").string() + ": cannot be synced");
+  }
+  {
+    // The name for the old folder is taken by a folder that is not empty: it cannot be moved aside.
+    const std::string aside = "out.old-" + std::to_string(::getpid());
+    write_file(dir / aside / "a", "1");
+    AtomicFolder folder(dir / "out", true);
+    EXPECT_CONTAINS(error_of<IoError>([&] { folder.commit(); }), (dir / "out").string() + ": cannot be moved aside");
+    fs::remove_all(dir / aside);
+  }
+  EXPECT_EQ(names_in(dir / "out"), Names{"old"});
+  EXPECT_EQ(names_in(dir.path()), (Names{"gone", "out"}));
+}
+
+TEST(AtomicFolder, NameTooLong) {
+  const TempDir dir;
+  EXPECT_CONTAINS(error_of<IoError>([&] { AtomicFolder(dir / std::string(300, 'n'), false); }), "File name too long");
+}
+
+TEST(AtomicFolder, NeverReplacesTheCurrentFolderOrOneAboveIt) {
+  for (const fs::path& path : {fs::path("."), fs::path(".."), fs::path("/"), fs::current_path()}) {
+    EXPECT_CONTAINS(error_of<UserError>([&] { AtomicFolder(path, true); }), "will not be replaced");
+  }
+}
+
+TEST(AtomicFolder, AsksForRoomFirst) {
+  const TempDir dir;
+  const std::string said = error_of<IoError>([&] { AtomicFolder(dir / "out", false, uint64_t{1} << 62); });
+  EXPECT_CONTAINS(said, (dir / "out").string() + ": needs 4.61 EB, but the disk has only");
+  EXPECT_EQ(names_in(dir.path()), Names{});
+  AtomicFolder(dir / "out", false, 1).commit();
+  EXPECT_TRUE(fs::is_directory(dir / "out"));
+}
+
+TEST(AtomicFolder, ParentCannotBeMade) {
+  const TempDir dir;
+  write_file(dir / "file", "x");
+  EXPECT_CONTAINS(error_of<IoError>([&] { AtomicFolder(dir / "file" / "out", false); }), (dir / "file").string());
+}
+
+TEST(TextFile, ReadsWithALimit) {
+  const TempDir dir;
+  write_file(dir / "a", "12345");
+  EXPECT_EQ(read_text_file(dir / "a"), "12345");
+  EXPECT_EQ(read_text_file(dir / "a", 5), "12345");
+  EXPECT_CONTAINS(error_of<DataError>([&] { read_text_file(dir / "a", 4); }), "larger than the 4 bytes");
+  EXPECT_CONTAINS(error_of<DataError>([&] { read_text_file("/dev/zero", 1000); }), "/dev/zero: is larger than the 1000 bytes");
+  EXPECT_CONTAINS(error_of<UserError>([&] { read_text_file(dir / "missing"); }), "no such file");
+  EXPECT_CONTAINS(error_of<DataError>([&] { read_text_file(dir.path()); }), "is a folder");
+  EXPECT_FALSE(read_text_file("/proc/self/status").empty()) << "files that say they are empty are read to their end";
+}
+
+TEST(CopyFile, CopiesOrSaysWhichSideFailed) {
+  const TempDir dir;
+  const std::string content(200000, 'c');
+  write_file(dir / "from", content);
+  copy_file_synced(dir / "from", dir / "to");
+  EXPECT_EQ(read_file(dir / "to"), content);
+  EXPECT_CONTAINS(error_of<UserError>([&] { copy_file_synced(dir / "missing", dir / "to"); }), (dir / "missing").string());
+  EXPECT_EQ(read_file(dir / "to"), content);
+  EXPECT_CONTAINS(error_of<IoError>([&] { copy_file_synced(dir / "from", dir / "no" / "to"); }), (dir / "no" / "to").string());
+}
+
+TEST(SameFile, SeesThroughLinks) {
+  const TempDir dir;
+  write_file(dir / "a", "1");
+  write_file(dir / "b", "1");
+  fs::create_symlink(dir / "a", dir / "link");
+  EXPECT_TRUE(same_file(dir / "a", dir / "link"));
+  EXPECT_TRUE(same_file(dir.path(), dir / "."));
+  EXPECT_FALSE(same_file(dir / "a", dir / "b"));
+  EXPECT_FALSE(same_file(dir / "a", dir / "missing"));
+  EXPECT_FALSE(same_file(dir / "missing", dir / "missing"));
+}
+
+}  // namespace
+}  // namespace qalora
