@@ -11,7 +11,17 @@ namespace qalora::model {
 
 namespace {
 
-// Every weight of a dense model by its name in a checkpoint, in expected_tensors' order.
+at::Tensor start_value(const ExpectedTensor& tensor, const LlamaConfig& config, uint64_t seed) {
+  if (tensor.name.ends_with("norm.weight")) return at::ones(tensor.shape, at::kFloat);
+  if (tensor.name.ends_with(".bias")) return at::zeros(tensor.shape, at::kFloat);
+  // Each layer adds two terms to the residual stream; without the division its variance grows with the depth (GPT-2).
+  const bool residual = tensor.name.ends_with("o_proj.weight") || tensor.name.ends_with("down_proj.weight");
+  const double deviation = config.initializer_range / (residual ? std::sqrt(2.0 * static_cast<double>(config.layers)) : 1.0);
+  return tensor::RandomStream(seed, "initial/" + tensor.name).normal_tensor(tensor.shape, deviation);
+}
+
+}  // namespace
+
 std::map<std::string, at::Tensor> named_weights(const Llama& model) {
   std::map<std::string, at::Tensor> result = {{"model.embed_tokens.weight", model.embedding}, {"model.norm.weight", model.final_norm}};
   if (!model.config.tied_head) result["lm_head.weight"] = model.head;
@@ -27,17 +37,6 @@ std::map<std::string, at::Tensor> named_weights(const Llama& model) {
   }
   return result;
 }
-
-at::Tensor start_value(const ExpectedTensor& tensor, const LlamaConfig& config, uint64_t seed) {
-  if (tensor.name.ends_with("norm.weight")) return at::ones(tensor.shape, at::kFloat);
-  if (tensor.name.ends_with(".bias")) return at::zeros(tensor.shape, at::kFloat);
-  // Each layer adds two terms to the residual stream; without the division its variance grows with the depth (GPT-2).
-  const bool residual = tensor.name.ends_with("o_proj.weight") || tensor.name.ends_with("down_proj.weight");
-  const double deviation = config.initializer_range / (residual ? std::sqrt(2.0 * static_cast<double>(config.layers)) : 1.0);
-  return tensor::RandomStream(seed, "initial/" + tensor.name).normal_tensor(tensor.shape, deviation);
-}
-
-}  // namespace
 
 Llama new_model(const LlamaConfig& config, uint64_t seed) {
   QALORA_REQUIRE(!config.quantization, UserError, "a random start needs a dense configuration, this one has a 'quantization' entry");

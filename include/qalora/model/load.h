@@ -1,7 +1,10 @@
 // From a folder to a model.
 #pragma once
 
-#include <optional>
+#include <map>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <vector>
 
 #include "qalora/io/adapter_file.h"
 #include "qalora/io/checkpoint.h"
@@ -39,6 +42,8 @@ quant::PackedWeight read_packed(const io::Checkpoint& checkpoint, const std::str
 
 // A random start for method "full": normal(0, initializer_range), residual outputs (o, down) divided by sqrt(2 * layers), norms 1.
 Llama new_model(const LlamaConfig& config, uint64_t seed);
+// Every weight of a dense model by its name in a checkpoint; the tensors share their storage with the model.
+std::map<std::string, at::Tensor> named_weights(const Llama& model);
 // The dense checkpoint of a trained model (method "full") in `dtype`, with `source`'s config and sidecars.
 void save_dense(const Llama& model, const fs::path& folder, const nlohmann::json& config_json, at::ScalarType dtype);
 

@@ -1,0 +1,41 @@
+// A whole fine-tuning run, from the files to the final adapter (or model).
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+
+#include "qalora/train/config.h"
+#include "qalora/train/data.h"
+
+namespace qalora::train {
+
+struct RunOptions {
+  bool resume = false;
+  bool force = false;
+  at::ScalarType compute = at::kFloat;
+  std::string resolved_config;  // written to the run folder as config.toml
+  // Called for every event ("start", "step", "skipped", "eval", "checkpoint", "end"); INTERFACE of `finetune --json`.
+  std::function<void(const nlohmann::json&)> on_event;
+};
+
+struct DryRun {
+  DataReport report;
+  std::string format;            // "alpaca", ...
+  bool format_detected = false;
+  double epochs = 0;
+  std::vector<std::string> bad_records;  // "FILE:LINE: reason", the first few
+  std::string example_prompt, example_answer;  // the first example, masked part and trained part; empty for format "tokens"
+  std::vector<int64_t> example_ids, example_labels;
+};
+
+// Reads the data and the model's config and tokenizer, no weights, and writes nothing.
+DryRun dry_run(const TrainConfig& config);
+
+// Errors: UserError (configuration), DataError (files), DivergedError (three non-finite steps in a row), Interrupted (after
+// saving a checkpoint), IoError.
+void finetune(const TrainConfig& config, const RunOptions& options);
+
+}  // namespace qalora::train

@@ -1,0 +1,120 @@
+#include "qalora/cli/cli.h"
+
+#include <CLI/CLI.hpp>
+#include <c10/util/Exception.h>
+
+#include <cstdlib>
+#include <iostream>
+#include <new>
+#include <torch/version.h>
+
+#include "qalora/cli/command.h"
+#include "qalora/core/error.h"
+#include "qalora/core/format.h"
+#include "qalora/core/log.h"
+#include "qalora/core/signals.h"
+#include "qalora/kernels/packed.h"
+#include "qalora/tensor/device.h"
+#include "qalora/tensor/dtype.h"
+
+#ifndef QALORA_COMMIT
+#define QALORA_COMMIT "unknown"
+#endif
+
+namespace qalora::cli {
+
+namespace {
+
+constexpr const char* kExamples =
+    "Examples:\n"
+    "  qalora quantize --model llama-7b --out llama-7b-int4 --bits 4 --group-size 32\n"
+    "  qalora finetune --config configs/alpaca-7b.toml --model llama-7b-int4 --data alpaca.json --out run\n"
+    "  qalora merge --model llama-7b-int4 --adapter run --out llama-7b-int4-alpaca\n"
+    "  qalora eval --model llama-7b-int4-alpaca --task mmlu --data mmlu --shots 5\n"
+    "\n"
+    "'qalora COMMAND --help' explains one command.\n";
+
+std::string version_text() {
+  return message("qalora ", QALORA_VERSION, " (", QALORA_COMMIT, ")\nLibTorch ", TORCH_VERSION, "\nCUDA not built\nCPU kernels ",
+                 kernels::active_isa(), ", ", tensor::threads(), " threads, default dtype ",
+                 tensor::dtype_name(tensor::default_compute_dtype()), "\n");
+}
+
+int fail(const std::string& text, ExitCode code) {
+  log::error(text);
+  return static_cast<int>(code);
+}
+
+// What CLI11 throws, in our words: its exit codes become 2, a misspelt command or flag gets the nearest name.
+int usage_error(const CLI::ParseError& error, const CLI::App& app, int argc, char** argv) {
+  std::string text = error.what();
+  const CLI::App* command = &app;
+  for (const CLI::App* sub : app.get_subcommands()) command = sub;
+  std::vector<std::string> names;
+  for (const CLI::App* sub : app.get_subcommands([](const CLI::App*) { return true; })) names.push_back(sub->get_name());
+  if (command == &app && argc > 1 && argv[1][0] != '-') {
+    text = message("'", argv[1], "' is not a command", did_you_mean(argv[1], names), "; there are ", join(names, ", "));
+  } else if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) {
+    std::vector<std::string> flags;
+    for (const CLI::Option* option : command->get_options()) {
+      for (const std::string& name : option->get_lnames()) flags.push_back("--" + name);
+    }
+    for (const std::string& word : command->remaining(/*recurse=*/true)) text = message("'", word, "' is not a flag of ", command->get_name(), did_you_mean(word, flags));
+  }
+  const std::string help = command == &app ? "qalora --help" : "qalora " + command->get_name() + " --help";
+  return fail(text + "\nsee '" + help + "'", ExitCode::kUsage);
+}
+
+// The only place where errors end: each becomes a sentence on stderr and an exit code.
+int guarded(const std::function<void()>& run) {
+  try {
+    run();
+    return 0;
+  } catch (const Interrupted& error) {
+    return static_cast<int>(error.code());
+  } catch (const Error& error) {
+    return fail(error.what(), error.code());
+  } catch (const std::bad_alloc&) {
+    return fail("out of memory; lower micro_batch_size, sequence_length or the batch, or use a smaller model", ExitCode::kOutOfMemory);
+  } catch (const c10::Error& error) {
+    const std::string what = error.what_without_backtrace();
+    const bool memory = what.find("can't allocate memory") != std::string::npos || what.find("not enough memory") != std::string::npos;
+    if (memory) return fail("out of memory (" + what.substr(0, what.find('\n')) + "); lower micro_batch_size or sequence_length", ExitCode::kOutOfMemory);
+    return fail("internal error in LibTorch: " + what + "\nplease report this with the command line", ExitCode::kFailure);
+  } catch (const std::exception& error) {
+    return fail(std::string("internal error: ") + error.what() + "\nplease report this with the command line", ExitCode::kFailure);
+  }
+}
+
+}  // namespace
+
+int run(int argc, char** argv) {
+  // Spinning worker threads make two processes on one machine ten times slower than one; waiting ones do not.
+  setenv("OMP_WAIT_POLICY", "PASSIVE", /*overwrite=*/0);
+  install_stop_handlers();
+  CLI::App app("Fine-tunes LLaMA models while they are quantised (QA-LoRA) and merges the result back with nothing lost.", "qalora");
+  app.footer(kExamples);
+  app.require_subcommand(0, 1);
+  bool version = false;
+  app.add_flag("--version", version, "versions of the program and its libraries");
+  std::vector<Command> commands = {make_quantize(app), make_finetune(app), make_merge(app), make_eval(app),
+                                   make_compare(app), make_generate(app), make_inspect(app)};
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::CallForHelp&) {
+    const auto chosen = app.get_subcommands();
+    return guarded([&] { print((chosen.empty() ? &app : chosen.front())->help()); });
+  } catch (const CLI::ParseError& error) {
+    return usage_error(error, app, argc, argv);
+  } catch (const Error& error) {  // a key of the configuration file
+    return fail(error.what(), error.code());
+  }
+  if (version) return guarded([] { print(version_text()); });
+  for (const Command& command : commands) {
+    if (command.app->parsed()) return guarded(command.run);
+  }
+  std::cerr << app.help();
+  return static_cast<int>(ExitCode::kUsage);
+}
+
+}  // namespace qalora::cli

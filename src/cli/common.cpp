@@ -1,0 +1,94 @@
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cmath>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+#include "qalora/cli/command.h"
+#include "qalora/core/error.h"
+#include "qalora/core/log.h"
+#include "qalora/kernels/packed.h"
+#include "qalora/tensor/device.h"
+#include "qalora/tensor/dtype.h"
+
+namespace qalora::cli {
+
+namespace {
+
+void require_finite(const nlohmann::json& value, const std::string& where) {
+  if (value.is_number_float()) QALORA_CHECK(std::isfinite(value.get<double>()), "the result ", where, " is finite");
+  if (!value.is_structured()) return;
+  for (const auto& [key, child] : value.items()) require_finite(child, where + "/" + key);
+}
+
+log::Color parse_color(const std::string& name) {
+  return name == "always" ? log::Color::kAlways : name == "never" ? log::Color::kNever : log::Color::kAuto;
+}
+
+}  // namespace
+
+std::shared_ptr<CommonOptions> add_common(CLI::App& app, unsigned flags) {
+  auto options = std::make_shared<CommonOptions>();
+  const std::string group = "Common";
+  if (flags & kComputes) {
+    app.add_option("--device", options->device, "cpu or cuda[:N] (default: cuda if there is one)")->group(group)->type_name("NAME");
+    app.add_option("--dtype", options->dtype, "float32 or bfloat16: of matrix products (default: bfloat16 where this processor is fast at it)")
+        ->group(group)->type_name("NAME");
+    app.add_option("--threads", options->threads, "threads (default: all cores)")->group(group)->check(CLI::Range(1, 4096))->type_name("N");
+  }
+  if (flags & kWrites) {
+    app.add_flag("--dry-run", options->dry_run, "check everything, write nothing")->group(group);
+    app.add_flag("--force", options->force, "replace an existing output")->group(group);
+  }
+  app.add_flag("--json", options->json, "the result as JSON on stdout")->group(group);
+  app.add_flag("-q,--quiet", options->quiet, "only errors on stderr")->group(group);
+  app.add_flag("-v,--verbose", options->verbose, "more messages")->group(group);
+  app.add_option("--color", options->color, "auto, always or never")->group(group)->check(CLI::IsMember({"auto", "always", "never"}))->type_name("WHEN");
+  app.add_option("--log-file", options->log_file, "a copy of all messages, with times")->group(group)->type_name("FILE");
+  return options;
+}
+
+void apply_common(CommonOptions& options) {
+  const log::Level level = options.quiet ? log::Level::kQuiet : options.verbose > 0 ? log::Level::kVerbose : log::Level::kNormal;
+  log::configure({.level = level, .color = parse_color(options.color), .file = options.log_file});
+  const char* isa_error = kernels::force_isa_error();
+  QALORA_REQUIRE(isa_error == nullptr, UserError, isa_error);
+  options.where = tensor::parse_device(options.device);
+  options.compute = options.dtype.empty() ? tensor::default_compute_dtype() : tensor::parse_compute_dtype(options.dtype);
+  tensor::set_threads(options.threads);
+}
+
+void print(const std::string& text) {
+  size_t written = 0;
+  while (written < text.size()) {
+    const ssize_t count = ::write(STDOUT_FILENO, text.data() + written, text.size() - written);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0 && errno == EPIPE) return;  // the reader has seen enough (| head)
+    QALORA_REQUIRE(count >= 0, IoError, "stdout: ", std::strerror(errno));
+    written += static_cast<size_t>(count);
+  }
+}
+
+void print_json(const nlohmann::json& document) {
+  require_finite(document, "");
+  print(document.dump() + "\n");
+}
+
+void require_folder(const fs::path& path, const char* flag) {
+  std::error_code error;
+  QALORA_REQUIRE(fs::exists(path, error), UserError, flag, " ", path.string(), ": no such folder");
+  QALORA_REQUIRE(fs::is_directory(path, error), UserError, flag, " ", path.string(), ": is a file, expected a folder");
+}
+
+void require_output(const fs::path& out, bool force, const std::vector<fs::path>& inputs) {
+  for (const fs::path& input : inputs) {
+    QALORA_REQUIRE(!same_file(out, input), UserError, "--out ", out.string(), ": is the same place as the input ", input.string());
+  }
+  std::error_code error;
+  QALORA_REQUIRE(force || !fs::exists(fs::symlink_status(out, error)), UserError, "--out ", out.string(),
+                 ": exists already; choose another place or give --force to replace it");
+}
+
+}  // namespace qalora::cli

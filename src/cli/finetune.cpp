@@ -1,0 +1,138 @@
+#include <nlohmann/json.hpp>
+
+#include "qalora/cli/command.h"
+#include "qalora/cli/config_file.h"
+#include "qalora/core/error.h"
+#include "qalora/core/format.h"
+#include "qalora/core/log.h"
+#include "qalora/train/finetune.h"
+
+namespace qalora::cli {
+
+namespace {
+
+using nlohmann::json;
+
+struct FinetuneOptions {
+  train::TrainConfig config;
+  bool resume = false, dump_config = false;
+  std::shared_ptr<CommonOptions> common;
+};
+
+std::vector<Key> keys_of(train::TrainConfig& c) {
+  const std::string what = "What is trained on what", adapter = "The adapter", data = "The data", steps = "The steps", writes = "What is written when";
+  return {
+      {"model", &c.model, "checkpoint folder: quantised for method qalora, dense for lora and full", what},
+      {"data", &c.data, "training file: JSON, JSON Lines, CSV or text", what},
+      {"out", &c.out, "run folder", what},
+      {"method", &c.method, "qalora: adapter on pooled inputs of a quantised base; lora: ordinary LoRA on a dense one; full: all weights", what},
+      {"initialize", &c.initialize, "full only: checkpoint, or random to start from config.json alone", what},
+      {"initial_adapter", &c.initial_adapter, "start from this adapter instead of a fresh one (its rank, alpha and pooling count)", what},
+      {"rank", &c.rank, "rank of A and B", adapter},
+      {"alpha", &c.alpha, "the adapter's output is scaled by alpha / rank", adapter},
+      {"dropout", &c.dropout, "dropped share of the pooled inputs while training", adapter},
+      {"pooling", &c.pooling, "sum (the paper) or mean (the authors' code; needs a learning rate about group_size times higher)", adapter},
+      {"targets", &c.targets, "layers that get an adapter", adapter},
+      {"data_format", &c.data_format, "auto, alpaca, flan, self-instruct, longform, chip2, sharegpt, messages, text or tokens", data},
+      {"template", &c.template_name, "prompt around a record: alpaca, alpaca-paper (blank after '### Response:'), none or chat", data},
+      {"sequence_length", &c.sequence_length, "longest row in tokens; longer examples are cut on the right", data},
+      {"packing", &c.packing, "several examples a row, kept apart by attention and positions", data},
+      {"shuffle", &c.shuffle, "a new order each epoch; false: file order", data},
+      {"group_by_length", &c.group_by_length, "rows of similar length together (saves padding, but batches may become single-task)", data},
+      {"train_on_prompt", &c.train_on_prompt, "count the prompt's tokens in the loss too", data},
+      {"skip_bad_records", &c.skip_bad_records, "leave bad records out and say how many, instead of stopping at the first", data},
+      {"steps", &c.steps, "optimizer steps", steps},
+      {"batch_size", &c.batch_size, "rows of one optimizer step", steps},
+      {"micro_batch_size", &c.micro_batch_size, "rows of one forward pass (memory); divides batch_size", steps},
+      {"learning_rate", &c.learning_rate, "peak learning rate", steps},
+      {"schedule", &c.schedule, "constant, linear or cosine, after warm-up", steps},
+      {"warmup_steps", &c.warmup_steps, "steps in which the rate rises from 0", steps},
+      {"weight_decay", &c.weight_decay, "decoupled weight decay (matrices only)", steps},
+      {"max_grad_norm", &c.max_grad_norm, "gradients are scaled down to this norm; 0: never", steps},
+      {"adam_beta1", &c.adam_beta1, "decay of AdamW's first moment", steps},
+      {"adam_beta2", &c.adam_beta2, "decay of AdamW's second moment", steps},
+      {"adam_epsilon", &c.adam_epsilon, "AdamW's epsilon", steps},
+      {"gradient_checkpointing", &c.gradient_checkpointing, "keep only each layer's input and recompute the rest: less memory, a third slower", steps},
+      {"seed", &c.seed, "of shuffling, initial values and dropout", steps},
+      {"log_interval", &c.log_interval, "steps between lines of metrics.jsonl", writes},
+      {"eval_interval", &c.eval_interval, "steps between held-out evaluations; 0: none", writes},
+      {"eval_data", &c.eval_data, "held-out file", writes},
+      {"eval_examples", &c.eval_examples, "or: so many examples of the training file are held out", writes},
+      {"checkpoint_interval", &c.checkpoint_interval, "steps between checkpoints; 0: only at the end", writes},
+      {"keep_checkpoints", &c.keep_checkpoints, "so many newest checkpoints are kept; 0: all", writes},
+      {"save_dtype", &c.save_dtype, "full only: float16, bfloat16 or float32 for the final checkpoint", writes},
+  };
+}
+
+std::string resolved(FinetuneOptions& options) {
+  return to_toml(keys_of(options.config), "Resolved configuration of a run; 'qalora finetune --config' takes it back.");
+}
+
+json dry_run_json(const train::DryRun& dry) {
+  const train::DataReport& r = dry.report;
+  return {{"dry_run", true}, {"data_format", dry.format}, {"detected", dry.format_detected}, {"records", r.records}, {"examples", r.examples},
+          {"bad_records", r.bad_records}, {"held_out", r.held_out}, {"cut", r.cut}, {"cut_tokens", r.cut_tokens}, {"without_target", r.without_target},
+          {"tokens", r.tokens}, {"trained_tokens", r.trained_tokens}, {"median_length", r.median_length}, {"p95_length", r.p95_length},
+          {"longest", r.longest}, {"epochs", dry.epochs},
+          {"example", {{"prompt", dry.example_prompt}, {"answer", dry.example_answer}, {"input_ids", dry.example_ids}, {"labels", dry.example_labels}}}};
+}
+
+std::string dry_run_text(const train::DryRun& dry, const train::TrainConfig& config) {
+  const train::DataReport& r = dry.report;
+  std::string text = message(config.data, ": format ", dry.format, dry.format_detected ? " (detected)" : " (forced)", "\n",
+                             "  records         ", format_count(r.records), ", bad ones skipped ", format_count(r.bad_records), "\n",
+                             "  examples        ", format_count(r.examples), " to train on, ", format_count(r.held_out), " held out\n",
+                             "  tokens          ", format_count(r.tokens), " an epoch, ", format_count(r.trained_tokens), " of them trained (",
+                             format_fixed(100.0 * static_cast<double>(r.trained_tokens) / static_cast<double>(r.tokens), 1), " %)\n",
+                             "  length          median ", r.median_length, ", 95 % within ", r.p95_length, ", longest ", r.longest, "\n",
+                             "  cut             ", format_count(r.cut), " examples lose ", format_count(r.cut_tokens), " tokens to sequence_length ",
+                             config.sequence_length, "\n",
+                             "  left out        ", format_count(r.without_target), " examples with nothing to train on\n",
+                             "  the run         ", config.steps, " steps x ", config.batch_size, " rows = ", format_fixed(dry.epochs, 2), " epochs\n");
+  for (const std::string& bad : dry.bad_records) text += "  bad record      " + bad + "\n";
+  text += "\nOne example; only the part between >>> and <<< is trained:\n";
+  if (dry.example_prompt.empty() && dry.example_answer.empty()) return text + "  (ready-made token ids)\n";
+  return text + dry.example_prompt + log::bold(">>>") + dry.example_answer + log::bold("<<<") + "\n";
+}
+
+void run(FinetuneOptions& options) {
+  apply_common(*options.common);
+  if (options.dump_config) return print(resolved(options));
+  if (options.common->dry_run) {
+    const train::DryRun dry = train::dry_run(options.config);
+    return options.common->json ? print_json(dry_run_json(dry)) : print(dry_run_text(dry, options.config));
+  }
+  train::RunOptions run_options;
+  run_options.resume = options.resume;
+  run_options.force = options.common->force;
+  run_options.compute = options.common->compute;
+  run_options.resolved_config = resolved(options);
+  json end;
+  run_options.on_event = [&](const json& event) {
+    if (options.common->json) print(event.dump() + "\n");
+    if (event.at("event") == "end") end = event;
+  };
+  train::finetune(options.config, run_options);
+  if (options.common->json) return;
+  const std::string output = end.at("output");
+  print(message("trained ", end.at("step").get<int64_t>(), " steps, last loss ", format_fixed(end.at("loss").get<double>(), 4), ", ",
+                format_count(static_cast<int64_t>(end.at("tokens_per_second").get<double>())), " tokens/s, peak memory ",
+                format_bytes(end.at("peak_memory_bytes").get<uint64_t>()), "\nwrote ", output, " and ", options.config.out, "/loss.svg\n"));
+  if (options.config.method == "qalora") {
+    print(message("merge with: qalora merge --model ", options.config.model, " --adapter ", options.config.out, " --out DIR\n"));
+  }
+}
+
+}  // namespace
+
+Command make_finetune(CLI::App& root) {
+  auto options = std::make_shared<FinetuneOptions>();
+  CLI::App* app = root.add_subcommand("finetune", "train an adapter on a quantised model (or LoRA, or all weights)");
+  bind_keys(*app, keys_of(options->config));
+  app->add_flag("--resume", options->resume, "continue the run in --out from its newest checkpoint");
+  app->add_flag("--dump-config", options->dump_config, "print the resolved configuration and stop");
+  options->common = add_common(*app, kComputes | kWrites);
+  return {app, [options] { run(*options); }};
+}
+
+}  // namespace qalora::cli

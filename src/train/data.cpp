@@ -1,0 +1,207 @@
+#include "qalora/train/data.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+
+#include "qalora/core/error.h"
+#include "qalora/core/checked.h"
+#include "qalora/core/progress.h"
+#include "qalora/core/signals.h"
+#include "qalora/tensor/random.h"
+
+namespace qalora::train {
+
+namespace {
+
+// How many batches are sorted together when grouping by length: enough to save padding, few enough to stay shuffled.
+constexpr int64_t kGroupedBatches = 50;
+// Padded rows end at a multiple of this, so that few shapes occur.
+constexpr int64_t kPadMultiple = 8;
+
+}  // namespace
+
+TrainingData::TrainingData(const TrainConfig& config, const text::Tokenizer* tokenizer, int64_t vocab_size)
+    : config_(config), tokenizer_(tokenizer) {
+  const text::DataFormat format = text::parse_data_format(config.data_format);
+  options_.kind = text::parse_template(config.template_name);
+  options_.sequence_length = config.sequence_length;
+  options_.train_on_prompt = config.train_on_prompt;
+  dataset_ = std::make_unique<text::Dataset>(config.data, format, config.skip_bad_records);
+  if (!config.eval_data.empty()) {
+    eval_dataset_ = std::make_unique<text::Dataset>(config.eval_data, format, config.skip_bad_records);
+  }
+  QALORA_REQUIRE(tokenizer != nullptr || dataset_->format() == text::DataFormat::kTokens, UserError, config.model,
+                 ": has no tokenizer.model, which data_format '", text::data_format_name(dataset_->format()),
+                 "' needs; only data_format 'tokens' goes without");
+  measure(vocab_size);
+  hold_out();
+  QALORA_REQUIRE(!used_.empty(), DataError, config.data, ": none of its ", report_.records, " records is left to train on (",
+                 report_.without_target, " without a target within sequence_length ", config.sequence_length, ", ", report_.held_out,
+                 " held out)");
+}
+
+void TrainingData::check_ids(const text::Example& example, int64_t index, int64_t vocab_size) const {
+  for (const int64_t id : example.input_ids) {
+    QALORA_REQUIRE(id >= 0 && id < vocab_size, DataError, config_.data, ":", dataset_->line(index), ": token id ", id,
+                   " is outside the model's vocabulary of ", vocab_size);
+  }
+  for (const int64_t id : example.labels) {
+    QALORA_REQUIRE(id == text::kIgnore || (id >= 0 && id < vocab_size), DataError, config_.data, ":", dataset_->line(index), ": label ", id,
+                   " is neither ", text::kIgnore, " nor a token id below ", vocab_size);
+  }
+}
+
+void TrainingData::measure(int64_t vocab_size) {
+  report_.records = dataset_->size();
+  report_.bad_records = static_cast<int64_t>(dataset_->bad().size());
+  lengths_.resize(dataset_->size());
+  std::vector<int32_t> sorted;
+  Progress progress("tokenising", dataset_->size(), "records");
+  for (int64_t i = 0; i < dataset_->size(); ++i) {
+    if (i % 64 == 0) throw_if_stopped();
+    const text::Example example = example_of(*dataset_, i);
+    check_ids(example, i, vocab_size);
+    progress.add();
+    report_.cut += example.cut ? 1 : 0;
+    report_.cut_tokens += example.cut_tokens;
+    if (example.trained_tokens() == 0) {
+      ++report_.without_target;
+      continue;
+    }
+    lengths_[i] = static_cast<int32_t>(example.input_ids.size());
+    sorted.push_back(lengths_[i]);
+    report_.tokens += lengths_[i];
+    report_.trained_tokens += example.trained_tokens();
+    used_.push_back(i);
+  }
+  if (sorted.empty()) return;
+  std::sort(sorted.begin(), sorted.end());
+  report_.median_length = sorted[sorted.size() / 2];
+  report_.p95_length = sorted[std::min(sorted.size() - 1, sorted.size() * 95 / 100)];
+  report_.longest = sorted.back();
+}
+
+void TrainingData::hold_out() {
+  if (config_.eval_examples > 0) {
+    const int64_t count = static_cast<int64_t>(used_.size());
+    QALORA_REQUIRE(config_.eval_examples < count, UserError, "eval_examples is ", config_.eval_examples, ", but ", config_.data, " has only ",
+                   count, " examples; keep some for training");
+    const auto order = tensor::RandomStream(static_cast<uint64_t>(config_.seed), "held-out").permutation(count);
+    for (int64_t i = 0; i < config_.eval_examples; ++i) held_out_.push_back(used_[order[i]]);
+    std::sort(held_out_.begin(), held_out_.end());
+    std::erase_if(used_, [&](int64_t index) { return std::binary_search(held_out_.begin(), held_out_.end(), index); });
+  }
+  report_.examples = static_cast<int64_t>(used_.size());
+  report_.held_out = eval_dataset_ ? eval_dataset_->size() : static_cast<int64_t>(held_out_.size());
+}
+
+text::Example TrainingData::example_of(const text::Dataset& dataset, int64_t index) const {
+  const text::Record record = dataset.record(index);
+  if (dataset.format() != text::DataFormat::kTokens) return text::make_example(*tokenizer_, record, options_);
+  return text::make_token_example(record, options_);
+}
+
+const TrainingData::Rows& TrainingData::epoch_rows(int64_t epoch) const {
+  const auto cached = epochs_.find(epoch);
+  if (cached != epochs_.end()) return cached->second;
+  std::vector<int64_t> order = used_;
+  if (config_.shuffle) {
+    tensor::RandomStream random(static_cast<uint64_t>(config_.seed), "shuffle", static_cast<uint64_t>(epoch));
+    const std::vector<int64_t> permutation = random.permutation(static_cast<int64_t>(used_.size()));
+    std::transform(permutation.begin(), permutation.end(), order.begin(), [&](int64_t i) { return used_[i]; });
+  }
+  if (config_.group_by_length) {
+    const int64_t span = kGroupedBatches * config_.batch_size;
+    for (int64_t begin = 0; begin < static_cast<int64_t>(order.size()); begin += span) {
+      const int64_t end = std::min<int64_t>(begin + span, static_cast<int64_t>(order.size()));
+      std::stable_sort(order.begin() + begin, order.begin() + end, [&](int64_t a, int64_t b) { return lengths_[a] > lengths_[b]; });
+    }
+  }
+  Rows rows;
+  if (config_.packing) {
+    std::vector<int64_t> lengths;
+    for (const int64_t index : order) lengths.push_back(lengths_[index]);
+    for (const std::vector<int64_t>& packed : text::plan_packing(lengths, config_.sequence_length)) {
+      rows.emplace_back();
+      for (const int64_t i : packed) rows.back().push_back(order[i]);
+    }
+  } else {
+    for (const int64_t index : order) rows.push_back({index});
+  }
+  while (epochs_.size() > 1) epochs_.erase(epochs_.begin());
+  return epochs_[epoch] = std::move(rows);
+}
+
+const std::vector<int64_t>& TrainingData::row(int64_t row) const {
+  if (epoch_begin_.empty()) epoch_begin_.push_back(0);
+  while (epoch_begin_.back() <= row) {
+    const int64_t epoch = static_cast<int64_t>(epoch_begin_.size()) - 1;
+    // Without packing every epoch has the same number of rows; with it the plan must be made to know.
+    const int64_t rows = config_.packing ? static_cast<int64_t>(epoch_rows(epoch).size()) : static_cast<int64_t>(used_.size());
+    epoch_begin_.push_back(epoch_begin_.back() + rows);
+  }
+  const auto after = std::upper_bound(epoch_begin_.begin(), epoch_begin_.end(), row);
+  const int64_t epoch = after - epoch_begin_.begin() - 1;
+  return epoch_rows(epoch)[row - epoch_begin_[epoch]];
+}
+
+text::Batch TrainingData::make_batch(const std::vector<std::vector<int64_t>>& rows, const text::Dataset& dataset) const {
+  if (config_.packing) {
+    std::vector<std::vector<text::Example>> packed;
+    for (const std::vector<int64_t>& row : rows) {
+      packed.emplace_back();
+      for (const int64_t index : row) packed.back().push_back(example_of(dataset, index));
+    }
+    return text::pack_batch(packed, config_.sequence_length);
+  }
+  std::vector<text::Example> examples;
+  for (const std::vector<int64_t>& row : rows) examples.push_back(example_of(dataset, row.at(0)));
+  int64_t longest = 0;
+  for (const text::Example& example : examples) longest = std::max(longest, static_cast<int64_t>(example.input_ids.size()));
+  // Not beyond sequence_length, which the model's context bounds.
+  return text::pad_batch(examples, ceil_div(longest, kPadMultiple) * kPadMultiple <= config_.sequence_length ? kPadMultiple : 1);
+}
+
+std::vector<text::Batch> TrainingData::step(int64_t step) const {
+  std::vector<text::Batch> result;
+  for (int64_t begin = 0; begin < config_.batch_size; begin += config_.micro_batch_size) {
+    std::vector<std::vector<int64_t>> rows;
+    for (int64_t i = 0; i < config_.micro_batch_size; ++i) rows.push_back(row(step * config_.batch_size + begin + i));
+    result.push_back(make_batch(rows, *dataset_));
+  }
+  return result;
+}
+
+std::vector<int64_t> TrainingData::lines(int64_t step) const {
+  std::vector<int64_t> result;
+  for (int64_t i = 0; i < config_.batch_size; ++i) {
+    for (const int64_t index : row(step * config_.batch_size + i)) result.push_back(dataset_->line(index));
+  }
+  return result;
+}
+
+std::vector<text::Batch> TrainingData::held_out() const {
+  const text::Dataset& dataset = eval_dataset_ ? *eval_dataset_ : *dataset_;
+  std::vector<int64_t> indices = held_out_;
+  if (eval_dataset_) {
+    indices.resize(eval_dataset_->size());
+    for (size_t i = 0; i < indices.size(); ++i) indices[i] = static_cast<int64_t>(i);
+  }
+  std::vector<text::Batch> result;
+  for (size_t begin = 0; begin < indices.size(); begin += config_.micro_batch_size) {
+    std::vector<text::Example> examples;
+    for (size_t i = begin; i < std::min(indices.size(), begin + config_.micro_batch_size); ++i) examples.push_back(example_of(dataset, indices[i]));
+    result.push_back(text::pad_batch(examples, 1));
+  }
+  return result;
+}
+
+int64_t TrainingData::first_example() const { return used_.front(); }
+
+double TrainingData::epochs(int64_t steps) const {
+  const int64_t rows = config_.packing ? static_cast<int64_t>(epoch_rows(0).size()) : static_cast<int64_t>(used_.size());
+  return static_cast<double>(steps * config_.batch_size) / static_cast<double>(rows);
+}
+
+}  // namespace qalora::train

@@ -1,0 +1,143 @@
+#include "qalora/train/subject.h"
+
+#include <ATen/ATen.h>
+
+#include "qalora/core/error.h"
+#include "qalora/core/format.h"
+#include "qalora/io/checkpoint.h"
+#include "qalora/model/load.h"
+#include "qalora/quant/adapter.h"
+
+namespace qalora::train {
+
+namespace {
+
+// A dense base is told by its configuration, its tensors' shapes and the first bytes of each: reading all of 13 GB to hash it
+// would take longer than loading it.
+std::string dense_fingerprint(const fs::path& folder) {
+  constexpr size_t kSample = 4096;
+  Sha256 hash;
+  hash.update(read_text_file(folder / "config.json"));
+  const io::Checkpoint checkpoint(folder);
+  for (const std::string& name : checkpoint.names()) {
+    const std::span<const std::byte> bytes = checkpoint.bytes(name);
+    hash.update(message(name, " ", bytes.size(), " "));
+    hash.update(bytes.first(std::min(kSample, bytes.size())));
+  }
+  return hash.hex();
+}
+
+bool is_target(const TrainConfig& config, const std::string& module) {
+  return std::any_of(config.targets.begin(), config.targets.end(), [&](const std::string& target) { return module.ends_with("." + target); });
+}
+
+at::ScalarType save_dtype(const TrainConfig& config) {
+  return config.save_dtype == "float16" ? at::kHalf : config.save_dtype == "bfloat16" ? at::kBFloat16 : at::kFloat;
+}
+
+}  // namespace
+
+TrainingSubject::TrainingSubject(const TrainConfig& config, at::ScalarType compute) : full_(config.full()), source_(config.model) {
+  config_json_ = io::read_json_file(fs::path(config.model) / "config.json");
+  const model::LlamaConfig shape = model::read_config(config.model);
+  QALORA_REQUIRE(config.method != "qalora" || shape.quantization, UserError, config.model,
+                 ": is a dense checkpoint, method 'qalora' trains on a quantised one; run 'qalora quantize' first, or set method = \"lora\"");
+  QALORA_REQUIRE(config.method == "qalora" || !shape.quantization, UserError, config.model, ": is quantised, method '", config.method,
+                 "' needs a dense checkpoint; give that, or set method = \"qalora\"");
+  if (config.initialize == "random") {
+    QALORA_REQUIRE(!fs::exists(fs::path(config.model) / "model.safetensors") && !fs::exists(fs::path(config.model) / "model.safetensors.index.json"),
+                   UserError, config.model, ": holds weights, which initialize = \"random\" would ignore; give a folder with config.json and the tokenizer only");
+    model_ = model::new_model(shape, static_cast<uint64_t>(config.seed));
+    model_.compute = compute;
+    fingerprint_ = sha256(std::as_bytes(std::span(config_json_.dump())));
+    return;
+  }
+  model_ = model::load_model(config.model, {.compute = compute, .trainable = full_});
+  fingerprint_ = shape.quantization ? io::base_fingerprint(io::Checkpoint(config.model)) : dense_fingerprint(config.model);
+  if (!full_) prepare_adapter(config);
+}
+
+void TrainingSubject::prepare_adapter(const TrainConfig& config) {
+  const bool pooled = config.method == "qalora";
+  const int64_t group_size = pooled ? model_.config.quantization->group_size : 0;
+  if (!config.initial_adapter.empty()) {
+    adapter_ = io::read_adapter(io::find_adapter(config.initial_adapter));
+    const std::string pooling = io::pooling_name(adapter_.config.pooling);
+    QALORA_REQUIRE(pooled == (adapter_.config.pooling != io::Pooling::kNone), UserError, config.initial_adapter, ": its pooling is '", pooling,
+                   "', which method '", config.method, "' cannot continue");
+    // What the adapter is belongs to its file; of the configuration only dropout, a matter of training, is taken.
+    adapter_.config.dropout = config.dropout;
+  } else {
+    io::AdapterConfig& c = adapter_.config;
+    c.rank = config.rank;
+    c.alpha = config.alpha;
+    c.scaling = config.alpha / static_cast<double>(config.rank);
+    c.dropout = config.dropout;
+    c.pooling = pooled ? io::parse_pooling(config.pooling) : io::Pooling::kNone;
+    c.group_size = group_size;
+    c.targets = config.targets;
+    std::vector<quant::LinearShape> shapes;
+    for (const model::Linear* linear : model_.linears()) {
+      if (!is_target(config, linear->module())) continue;
+      const int64_t inputs = pooled ? linear->packed().groups() : linear->in_features();
+      shapes.push_back({linear->module(), linear->out_features(), linear->in_features(), inputs});
+    }
+    adapter_ = quant::new_adapter(c, shapes, static_cast<uint64_t>(config.seed));
+  }
+  adapter_.config.base_model = config.model;
+  adapter_.config.training_data = config.data;
+  const std::string known = pooled ? fingerprint_ : "";
+  if (adapter_.config.base_fingerprint.empty()) adapter_.config.base_fingerprint = known;
+  for (auto& [module, weights] : adapter_.modules) {
+    weights.a = weights.a.detach().requires_grad_(true);
+    weights.b = weights.b.detach().requires_grad_(true);
+  }
+  model::attach_adapter(model_, adapter_, known);
+}
+
+std::vector<Parameter> TrainingSubject::parameters() const {
+  std::vector<Parameter> result;
+  if (!full_) {
+    for (const auto& [module, weights] : adapter_.modules) {
+      result.push_back({module + ".lora_A.weight", weights.a});
+      result.push_back({module + ".lora_B.weight", weights.b});
+    }
+    return result;
+  }
+  for (const auto& [name, value] : model::named_weights(model_)) result.push_back({name, value, /*decays=*/value.dim() > 1});
+  return result;
+}
+
+int64_t TrainingSubject::trained_elements() const {
+  int64_t total = 0;
+  for (const Parameter& parameter : parameters()) total += parameter.value.numel();
+  return total;
+}
+
+Trained TrainingSubject::trained() const {
+  if (full_) return {.adapter = nullptr, .model = &model_, .config_json = &config_json_};
+  return {.adapter = &adapter_, .model = nullptr, .config_json = nullptr};
+}
+
+void TrainingSubject::save(const fs::path& folder) const {
+  if (full_) {
+    model::save_dense(model_, folder, config_json_, at::kFloat);
+  } else {
+    io::write_adapter(folder, adapter_);
+  }
+}
+
+fs::path TrainingSubject::save_final(const fs::path& run, const TrainConfig& config) const {
+  const fs::path path = run / (full_ ? "model" : "adapter");
+  AtomicFolder target(path, /*replace=*/true);
+  if (full_) {
+    model::save_dense(model_, target.staging(), config_json_, save_dtype(config));
+    io::copy_sidecars(source_, target.staging());
+  } else {
+    io::write_adapter(target.staging(), adapter_);
+  }
+  target.commit();
+  return path;
+}
+
+}  // namespace qalora::train
