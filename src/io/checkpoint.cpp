@@ -68,10 +68,12 @@ Checkpoint::Checkpoint(const fs::path& folder) : folder_(folder) {
   const auto index = read_index(index_path);
   std::map<std::string, size_t> shard_of_file;
   for (const auto& [tensor, file] : index) {
-    if (shard_of_file.contains(file)) continue;
     QALORA_REQUIRE(fs::exists(folder / file), DataError, index_path.string(), ": tensor '", tensor, "' is said to be in '", file,
                    "', which is not there; fetch the missing shard");
-    shard_of_file[file] = shards_.size();
+    shard_of_file[file] = 0;
+  }
+  for (auto& [file, shard] : shard_of_file) {  // by name, so that shards are numbered as their files are
+    shard = shards_.size();
     shards_.push_back(std::make_unique<SafetensorsFile>(folder / file));
   }
   for (const auto& [tensor, file] : index) {

@@ -1,0 +1,254 @@
+#include "qalora/io/checkpoint.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "qalora/core/error.h"
+#include "support/support.h"
+
+namespace qalora::io {
+namespace {
+
+using test::TempDir;
+using Json = nlohmann::json;
+
+// The message of the error of type E that opening the folder gives.
+template <typename E>
+std::string refusal(const fs::path& folder) {
+  try {
+    Checkpoint checkpoint(folder);
+  } catch (const E& error) {
+    return error.what();
+  }
+  ADD_FAILURE() << folder << " was accepted";
+  return "";
+}
+
+void expect_part(const std::string& text, const std::string& part) {
+  EXPECT_NE(text.find(part), std::string::npos) << "'" << part << "' is not in: " << text;
+}
+
+void write_index(const fs::path& folder, const Json& weight_map) {
+  test::write_file(folder / "model.safetensors.index.json", Json{{"metadata", Json::object()}, {"weight_map", weight_map}}.dump());
+}
+
+// Two shards with one tensor each and their index.
+void write_two_shards(const fs::path& folder) {
+  fs::create_directories(folder);
+  write_safetensors(folder / "s1.safetensors", {{"a", at::ones({2})}});
+  write_safetensors(folder / "s2.safetensors", {{"b", at::zeros({3})}});
+  write_index(folder, {{"a", "s1.safetensors"}, {"b", "s2.safetensors"}});
+}
+
+TEST(Checkpoint, ReadsShardsByTheirIndex) {
+  TempDir dir;
+  write_two_shards(dir.path());
+  const Checkpoint checkpoint(dir.path());
+  EXPECT_EQ(checkpoint.names(), (std::vector<std::string>{"a", "b"}));
+  EXPECT_TRUE(at::equal(checkpoint.read("a", {2}), at::ones({2})));
+  EXPECT_EQ(checkpoint.total_bytes(), 20u);
+  EXPECT_EQ(checkpoint.file_of("b").filename(), "s2.safetensors");
+  EXPECT_THROW(checkpoint.read("c"), DataError);
+}
+
+TEST(Checkpoint, AnotherShapeNamesBoth) {
+  TempDir dir;
+  write_two_shards(dir.path());
+  try {
+    Checkpoint(dir.path()).read("a", {3});
+    FAIL();
+  } catch (const DataError& error) {
+    expect_part(error.what(), "'a' has shape [2], expected [3]");
+    expect_part(error.what(), "s1.safetensors");
+  }
+}
+
+TEST(Checkpoint, TheSingleFileComesBeforeTheIndex) {
+  TempDir dir;
+  write_two_shards(dir.path());
+  write_safetensors(dir / "model.safetensors", {{"single", at::ones({1})}});
+  EXPECT_EQ(Checkpoint(dir.path()).names(), std::vector<std::string>{"single"});
+}
+
+TEST(Checkpoint, AMissingShardIsNamed) {
+  TempDir dir;
+  write_two_shards(dir.path());
+  fs::remove(dir / "s2.safetensors");
+  expect_part(refusal<DataError>(dir.path()), "'b' is said to be in 's2.safetensors', which is not there");
+}
+
+TEST(Checkpoint, AnIndexWithPathsIsRefused) {
+  for (const char* name : {"../s1.safetensors", "/etc/s1.safetensors", "sub/s1.safetensors", "sub\\s1.safetensors", "", "s1.bin", "..safetensors"}) {
+    TempDir dir;
+    write_two_shards(dir.path());
+    write_index(dir.path(), {{"a", name}, {"b", "s2.safetensors"}});
+    expect_part(refusal<DataError>(dir.path()), std::string("'") + name + "' is not the name of a .safetensors file");
+  }
+}
+
+TEST(Checkpoint, ATensorInTheWrongShardIsRefused) {
+  TempDir dir;
+  write_two_shards(dir.path());
+  write_index(dir.path(), {{"a", "s2.safetensors"}, {"b", "s1.safetensors"}});
+  expect_part(refusal<DataError>(dir.path()), "'a' is not in 's2.safetensors'");
+}
+
+TEST(Checkpoint, ATensorInTwoShardsIsRefused) {
+  TempDir dir;
+  write_two_shards(dir.path());
+  write_safetensors(dir / "s2.safetensors", {{"a", at::ones({2})}, {"b", at::zeros({3})}});
+  expect_part(refusal<DataError>(dir.path()), "s2.safetensors: tensor 'a' is in this file");
+}
+
+TEST(Checkpoint, ATensorThatTheIndexForgetsIsRefused) {
+  TempDir dir;
+  write_two_shards(dir.path());
+  write_safetensors(dir / "s2.safetensors", {{"b", at::zeros({3})}, {"c", at::ones({2})}});
+  expect_part(refusal<DataError>(dir.path()), "'c' is in this file, but model.safetensors.index.json does not name it");
+}
+
+TEST(Checkpoint, ADamagedIndexIsRefused) {
+  TempDir dir;
+  write_two_shards(dir.path());
+  const auto index = dir / "model.safetensors.index.json";
+  test::write_file(index, "{\"weight_map\": {\"a\": \"s1.safe");
+  expect_part(refusal<DataError>(dir.path()), "not valid JSON at line 1");
+  test::write_file(index, "{}");
+  expect_part(refusal<DataError>(dir.path()), "'weight_map'");
+  test::write_file(index, R"({"weight_map": {"a": 1}})");
+  expect_part(refusal<DataError>(dir.path()), "must be text");
+  test::write_file(index, R"({"weight_map": {"a": "s1.safetensors", "a": "s2.safetensors"}})");
+  expect_part(refusal<DataError>(dir.path()), "'a' stands twice");
+}
+
+TEST(Checkpoint, OtherFormatsAreNamedWithWhatToDo) {
+  const auto with_file = [](const std::string& name) {
+    TempDir dir;
+    test::write_file(dir / name, "x");
+    return refusal<DataError>(dir.path());
+  };
+  expect_part(with_file("pytorch_model.bin"), "PyTorch weights (pytorch_model.bin)");
+  expect_part(with_file("pytorch_model.bin"), "convert the model to safetensors");
+  expect_part(with_file("consolidated.00.pth"), "consolidated.00.pth");
+  expect_part(with_file("model-q4.gguf"), "GGUF file (model-q4.gguf)");
+  expect_part(with_file("adapter_model.safetensors"), "--adapter");
+  expect_part(with_file("readme.txt"), "expected model.safetensors");
+}
+
+TEST(Checkpoint, AFileOrNothingIsAUserError) {
+  TempDir dir;
+  test::write_file(dir / "file", "x");
+  expect_part(refusal<UserError>(dir / "file"), "is a file");
+  expect_part(refusal<UserError>(dir / "absent"), "no such folder");
+}
+
+TEST(JsonFile, RefusesDamage) {
+  TempDir dir;
+  const auto why = [&](const std::string& text) -> std::string {
+    test::write_file(dir / "c.json", text);
+    try {
+      read_json_file(dir / "c.json");
+    } catch (const DataError& error) {
+      return error.what();
+    }
+    return "accepted";
+  };
+  EXPECT_EQ(why(R"({"a": [1, {"b": 2}], "c": {"b": 1}})"), "accepted");
+  expect_part(why("{\n\"a\": 1,\n}"), "line 3");
+  expect_part(why(""), "not valid JSON");
+  expect_part(why(std::string(100, '[') + std::string(100, ']')), "levels deep");
+  expect_part(why(R"({"a": 1, "a": 2})"), "'a' stands twice");
+  expect_part(why(std::string("{}\0{", 4)), "zero byte");
+  expect_part(why("{\"a\": \"\xff\"}"), "not UTF-8");
+  expect_part(why(R"({"a": 1e999})"), "out of range");
+}
+
+TEST(CheckpointWriter, SplitsIntoShardsThatReadBack) {
+  TempDir dir;
+  std::vector<PlannedTensor> plan;
+  for (int i = 0; i < 5; ++i) plan.push_back({"t" + std::to_string(i), Dtype::kF32, {4}});
+  plan.push_back({"large", Dtype::kF32, {64}});  // larger than a shard
+  CheckpointWriter writer(dir.path(), plan, {}, /*shard_bytes=*/40);
+  for (int i = 0; i < 5; ++i) writer.write("t" + std::to_string(i), at::full({4}, i, at::kFloat));
+  writer.write("large", at::ones({64}));
+  writer.finish();
+  const Checkpoint checkpoint(dir.path());
+  EXPECT_EQ(checkpoint.files().size(), 4u);
+  EXPECT_EQ(checkpoint.files()[0].filename(), "model-00001-of-00004.safetensors");
+  for (int i = 0; i < 5; ++i) EXPECT_TRUE(at::equal(checkpoint.read("t" + std::to_string(i)), at::full({4}, i, at::kFloat)));
+  EXPECT_EQ(read_json_file(dir / "model.safetensors.index.json")["metadata"]["total_size"], 5 * 16 + 256);
+}
+
+TEST(CheckpointWriter, OneShardHasNoIndex) {
+  TempDir dir;
+  CheckpointWriter writer(dir.path(), {{"a", Dtype::kF32, {2}}}, {{"format", "mlx"}});
+  writer.write("a", at::ones({2}));
+  writer.finish();
+  EXPECT_TRUE(fs::exists(dir / "model.safetensors"));
+  EXPECT_FALSE(fs::exists(dir / "model.safetensors.index.json"));
+  EXPECT_EQ(SafetensorsFile(dir / "model.safetensors").metadata().at("format"), "mlx");
+}
+
+TEST(CopySidecars, TakesTheTokenizerAndLeavesTheRest) {
+  TempDir from, to;
+  test::write_file(from / "tokenizer.model", "spm");
+  test::write_file(from / "tokenizer_config.json", "{}");
+  test::write_file(from / "pytorch_model.bin", "no");
+  copy_sidecars(from.path(), to.path());
+  EXPECT_EQ(test::read_file(to / "tokenizer.model"), "spm");
+  EXPECT_TRUE(fs::exists(to / "tokenizer_config.json"));
+  EXPECT_FALSE(fs::exists(to / "pytorch_model.bin"));
+}
+
+// A quantised matrix p and a dense one, as files hold them.
+std::map<std::string, at::Tensor> quantised_tensors() {
+  return {{"p.weight", at::arange(0, 8, at::kInt).reshape({2, 4})},
+          {"p.scales", at::full({2, 1}, 0.5)},
+          {"p.biases", at::zeros({2, 1})},
+          {"dense.weight", at::ones({2, 2})}};
+}
+
+std::string fingerprint_of(const std::map<std::string, at::Tensor>& tensors) {
+  TempDir dir;
+  write_safetensors(dir / "model.safetensors", tensors);
+  return base_fingerprint(Checkpoint(dir.path()));
+}
+
+TEST(Fingerprint, OffsetsAndDenseTensorsDoNotCount) {
+  const auto base = quantised_tensors();
+  auto merged = base;
+  merged["p.biases"] = at::ones({2, 1});
+  merged["dense.weight"] = at::zeros({2, 2});
+  EXPECT_EQ(fingerprint_of(base), fingerprint_of(merged));
+  EXPECT_EQ(fingerprint_of(base).size(), 64u);
+}
+
+TEST(Fingerprint, CodesScalesNamesAndShapesCount) {
+  const auto base = quantised_tensors();
+  const std::string expected = fingerprint_of(base);
+  auto codes = base, scales = base, shape = base, renamed = base;
+  codes["p.weight"] = base.at("p.weight") + 1;
+  scales["p.scales"] = at::full({2, 1}, 0.25);
+  shape["p.weight"] = base.at("p.weight").reshape({4, 2});
+  shape["p.scales"] = at::full({4, 1}, 0.5);
+  for (const char* part : {"weight", "scales", "biases"}) {
+    renamed[std::string("q.") + part] = renamed[std::string("p.") + part];
+    renamed.erase(std::string("p.") + part);
+  }
+  for (const auto& other : {codes, scales, shape, renamed}) EXPECT_NE(fingerprint_of(other), expected);
+}
+
+TEST(Fingerprint, ScalesCountByValueWhateverTheirDtype) {
+  auto half = quantised_tensors();
+  half["p.scales"] = half["p.scales"].to(at::kHalf);
+  EXPECT_EQ(fingerprint_of(half), fingerprint_of(quantised_tensors()));
+  half["p.scales"] = half["p.scales"].to(at::kInt);
+  EXPECT_THROW(fingerprint_of(half), DataError);
+}
+
+TEST(Fingerprint, IsEmptyForADenseModel) { EXPECT_EQ(fingerprint_of({{"a.weight", at::ones({2, 2})}}), ""); }
+
+}  // namespace
+}  // namespace qalora::io
