@@ -1,0 +1,310 @@
+#include "qalora/text/dataset.h"
+
+#include <gtest/gtest.h>
+#include <sys/resource.h>
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "qalora/core/error.h"
+#include "qalora/text/template.h"
+#include "tiny_tokenizer.h"
+
+namespace qalora::text {
+namespace {
+
+using namespace qalora::test;
+using nlohmann::json;
+
+constexpr const char* kGood = R"({"instruction": "Say hi", "input": "", "output": "hi"})";
+
+class DatasetFiles : public testing::Test {
+ protected:
+  Dataset open(const std::string& name, const std::string& content, bool skip = false, DataFormat format = DataFormat::kAuto) {
+    write_file(dir_ / name, content);
+    return Dataset(dir_ / name, format, skip);
+  }
+  // The message about a file that is refused; it names the file.
+  std::string error(const std::string& name, const std::string& content, DataFormat format = DataFormat::kAuto) {
+    const std::string what = error_of<DataError>([&] { open(name, content, false, format); });
+    EXPECT_CONTAINS(what, (dir_ / name).string());
+    return what;
+  }
+  // A good record, the bad one, a good one, as JSON Lines: refused with line 2 and the reason; with skipping two are left.
+  void expect_bad_line(const std::string& bad, const std::string& reason) {
+    const std::string content = std::string(kGood) + "\n" + bad + "\n" + kGood + "\n";
+    EXPECT_CONTAINS(error("a.jsonl", content), "a.jsonl:2: ");
+    EXPECT_CONTAINS(error("a.jsonl", content), reason);
+    EXPECT_CONTAINS(error("a.jsonl", content), "--skip-bad-records");
+    const Dataset data = open("a.jsonl", content, /*skip=*/true);
+    EXPECT_EQ(data.size(), 2);
+    ASSERT_EQ(data.bad().size(), 1u);
+    EXPECT_EQ(data.bad()[0].line, 2);
+    EXPECT_CONTAINS(data.bad()[0].reason, reason);
+    EXPECT_EQ(data.record(1).output, "hi");
+    EXPECT_EQ(data.line(1), 3);
+  }
+  TempDir dir_;
+};
+
+TEST_F(DatasetFiles, TheSameRecordsInEveryContainer) {
+  const std::string array = "[\n  {\"instruction\": \"a, \\\"b\\\"\", \"input\": \"x\\ny\", \"output\": \"c\"},\n  {\"instruction\": \"d\",\n   \"output\": \"e\"}\n]\n";
+  const std::string lines = "{\"instruction\": \"a, \\\"b\\\"\", \"input\": \"x\\ny\", \"output\": \"c\"}\n\n{\"instruction\": \"d\", \"output\": \"e\"}";
+  const std::string csv = "instruction,input,output\n\"a, \"\"b\"\"\",\"x\ny\",c\nd,,e\n";
+  const Dataset sets[] = {open("a.json", array), open("a.jsonl", lines), open("a.csv", csv)};
+  const int64_t second_line[] = {3, 3, 4};
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(sets[i].format(), DataFormat::kAlpaca);
+    EXPECT_TRUE(sets[i].detected());
+    ASSERT_EQ(sets[i].size(), 2);
+    EXPECT_EQ(sets[i].record(0).instruction, "a, \"b\"");
+    EXPECT_EQ(sets[i].record(0).input, "x\ny");
+    EXPECT_EQ(sets[i].record(0).output, "c");
+    EXPECT_EQ(sets[i].record(1).instruction, "d");
+    EXPECT_EQ(sets[i].record(1).input, "");
+    EXPECT_EQ(sets[i].record(1).output, "e");
+    EXPECT_EQ(sets[i].line(1), second_line[i]);
+    EXPECT_EQ(sets[i].bad().size(), 0u);
+  }
+  EXPECT_NE(sets[0].fingerprint(), sets[1].fingerprint());
+  EXPECT_EQ(sets[0].fingerprint(), Dataset(dir_ / "a.json", DataFormat::kAlpaca, false).fingerprint());
+}
+
+TEST_F(DatasetFiles, ByteOrderMarkAndCarriageReturns) {
+  const std::string good = kGood;
+  EXPECT_EQ(open("a.jsonl", "\xef\xbb\xbf" + good + "\r\n\r\n" + good + "\r\n").size(), 2);
+  EXPECT_EQ(open("a.json", "\xef\xbb\xbf\r\n[\r\n" + good + ",\r\n" + good + "]\r\n").line(1), 4);
+  const Dataset csv = open("a.csv", "\xef\xbb\xbfinstruction,output\r\na,b\r\n\r\n\"c\",\"d\"\r\n");
+  EXPECT_EQ(csv.size(), 2);
+  EXPECT_EQ(csv.record(0).output, "b");
+  EXPECT_EQ(csv.record(1).output, "d");
+  EXPECT_EQ(open("a.txt", "\xef\xbb\xbfone\r\ntwo\r\n\r\nthree\r\n").record(0).text, "one\r\ntwo");
+}
+
+TEST_F(DatasetFiles, ParagraphsOfAText) {
+  const Dataset data = open("a.txt", "\n\nfirst\nstill first  \n \nsecond\n\n\n[not json\n");
+  ASSERT_EQ(data.size(), 3);
+  EXPECT_EQ(data.format(), DataFormat::kText);
+  EXPECT_EQ(data.record(0).text, "first\nstill first");
+  EXPECT_EQ(data.record(1).text, "second");
+  EXPECT_EQ(data.line(1), 6);
+  EXPECT_EQ(data.record(2).text, "[not json");
+}
+
+TEST_F(DatasetFiles, AForcedFormatWins) {
+  const std::string line = R"({"instruction": "i", "input": "in", "output": "o", "text": "whole"})";
+  EXPECT_EQ(open("a.jsonl", line).format(), DataFormat::kAlpaca);
+  const Dataset text = open("a.jsonl", line, false, DataFormat::kText);
+  EXPECT_EQ(text.record(0).text, "whole");
+  EXPECT_FALSE(text.detected());
+  EXPECT_EQ(open("a.jsonl", line, false, DataFormat::kLongForm).record(0).instruction, "in");
+  EXPECT_CONTAINS(error("a.jsonl", line, DataFormat::kFlan), "'inputs' is missing");
+}
+
+TEST_F(DatasetFiles, TheFirstRecordDecidesForTheRest) {
+  expect_bad_line(R"({"inputs": "q", "targets": "a"})", "'instruction' is missing");
+  // A damaged first record decides nothing.
+  const Dataset data = open("a.jsonl", std::string("{\"inputs\": \"q\", \"targets\": \"\"}\n") + kGood, /*skip=*/true);
+  EXPECT_EQ(data.format(), DataFormat::kAlpaca);
+  EXPECT_EQ(data.size(), 1);
+}
+
+TEST_F(DatasetFiles, EachBadRecordSaysWhy) {
+  expect_bad_line(R"({"instruction": "a", "output": 5})", "'output' is number");
+  expect_bad_line(R"({"instruction": "a", "output": null})", "'output' is null");
+  expect_bad_line(R"({"instruction": "a", "output": ""})", "'output' is empty");
+  expect_bad_line(R"({"instruction": "a", "output": " \n "})", "'output' is empty");
+  expect_bad_line(R"({"instruction": "", "output": "b"})", "request is empty");
+  expect_bad_line(R"({"instruction": "a"})", "'output' is missing");
+  expect_bad_line(R"({"instruction": "a", "input": [], "output": "b"})", "'input' is array");
+  expect_bad_line(R"({"instruction": "a", "output": "b", "output": "c"})", "'output' occurs twice");
+  expect_bad_line(R"({"instruction": "a", "output": "b")", "not valid JSON");
+  expect_bad_line(R"({"instruction": "a", "output": "b"} {})", "not valid JSON");
+  expect_bad_line(R"(["instruction"])", "array; expected an object");
+  expect_bad_line("nonsense", "not valid JSON");
+  expect_bad_line("{\"instruction\": \"a\", \"output\": \"\xc3\x28\"}", "UTF-8");
+  expect_bad_line(R"({"instruction": "a", "output": "\ud800 alone"})", "surrogate");
+  expect_bad_line(std::string("{\"instruction\": \"a\", \"output\": \"n\0l\"}", 39), "not valid JSON");
+}
+
+TEST_F(DatasetFiles, DeepNestingIsRefusedNotFollowed) {
+  const std::string deep(100'000, '[');
+  expect_bad_line("{\"instruction\": \"a\", \"output\": " + deep, "nested deeper than 64");
+  const std::string array = "[{\"instruction\": " + deep + "},\n" + kGood + "]";
+  EXPECT_CONTAINS(error("a.json", array), "a.json:1: nested deeper");
+  EXPECT_EQ(open("a.json", array, true).size(), 1);
+  // Must differ: a shallow nest in a key that nobody reads is fine.
+  EXPECT_EQ(open("a.jsonl", R"({"instruction": "a", "output": "b", "meta": [[[{"x": [1]}]]]})").size(), 1);
+}
+
+TEST_F(DatasetFiles, AnArraysDamageIsLocal) {
+  const std::string good = kGood;
+  const auto skipped = [&](const std::string& content, int64_t size, size_t bad, int64_t line, const std::string& reason) {
+    const Dataset data = open("a.json", content, true);
+    EXPECT_EQ(data.size(), size) << content;
+    ASSERT_EQ(data.bad().size(), bad) << content;
+    EXPECT_EQ(data.bad()[0].line, line) << content;
+    EXPECT_CONTAINS(data.bad()[0].reason, reason);
+    EXPECT_CONTAINS(error("a.json", content), reason);
+  };
+  skipped("[" + good + ",\n{\"instruction\": \"a\", \"output\": \"lost quote},\n" + good + "]", 2, 1, 2, "not closed");
+  skipped("[" + good + ",\n{\"instruction\": [1}, \"output\": \"b\"},\n" + good + "]", 2, 1, 2, "other kind");
+  skipped("[" + good + "\n" + good + "]", 2, 1, 2, "',' or ']'");
+  skipped("[" + good + ",\n]", 1, 1, 2, "no record behind");
+  skipped("[" + good + ",\n,\n" + good + "]", 2, 1, 2, "no record behind");
+  skipped("[" + good + ",\n42, \"text\", null,\n" + good + "]", 2, 3, 2, "number; expected an object");
+  skipped("[" + good + "]\nmore", 1, 1, 2, "more behind");
+  skipped("[" + good + ",\n" + good.substr(0, 30), 1, 2, 2, "not closed");
+  skipped("[" + good + ",\n{\"instruction\": \"a\",", 1, 2, 2, "part of a file");
+  skipped("[" + good, 1, 1, 1, "closing ']'");
+}
+
+TEST_F(DatasetFiles, CsvRowsThatDoNotFit) {
+  EXPECT_CONTAINS(error("a.csv", "instruction,output\na,b\nonly one\n"), "a.csv:3: the row has 1 cells, the header row has 2");
+  EXPECT_CONTAINS(error("a.csv", "instruction,output\na,\"open\n"), "a.csv:2: a quote is opened");
+  EXPECT_CONTAINS(error("a.csv", "text,text\na,b\n"), "'text' twice");
+  EXPECT_CONTAINS(error("a.csv", "question,reply\na,b\n"), "'question', 'reply'");
+  EXPECT_CONTAINS(error("a.csv", std::string("instruction,output\na,b\0c\n", 25)), "a.csv:2: a NUL byte");
+  EXPECT_CONTAINS(error("a.csv", "instruction,output\na,\xff\n"), "a.csv:2: the text is not valid UTF-8");
+  EXPECT_CONTAINS(error("a.csv", "instruction,output\n"), "no usable record");
+  EXPECT_EQ(open("a.csv", "instruction,output\na,b\nonly one\nc,d\n", true).size(), 2);
+}
+
+TEST_F(DatasetFiles, TextWithBrokenCharacters) {
+  EXPECT_CONTAINS(error("a.txt", "good\n\nb\xff" "d\n"), "a.txt:3: the text is not valid UTF-8");
+  EXPECT_CONTAINS(error("a.txt", std::string("g\0d\n", 4)), "a.txt:1: a NUL byte");
+}
+
+TEST_F(DatasetFiles, FilesThatAreSomethingElse) {
+  EXPECT_CONTAINS(error("a.json", ""), "empty");
+  EXPECT_CONTAINS(error("a.json", " \n\t"), "white space");
+  EXPECT_CONTAINS(error("a.txt", " \n\n"), "no usable record");
+  EXPECT_CONTAINS(error("a.json", "[]"), "no usable record");
+  EXPECT_CONTAINS(error("a.json", std::string("\x1f\x8b\x08\0", 4)), "gunzip");
+  EXPECT_CONTAINS(error("a.jsonl", "PK\x03\x04xxxx"), "ZIP");
+  EXPECT_CONTAINS(error("a.jsonl", "PAR1xxxx"), "Parquet");
+  EXPECT_CONTAINS(error("a.json", std::string("\xff\xfe[\0", 4)), "UTF-16");
+  EXPECT_CONTAINS(error("a.json", "version https://git-lfs.github.com/spec/v1\noid sha256:00\n"), "git lfs pull");
+  EXPECT_CONTAINS(error("a.json", "hello"), "begins with 'h'");
+  EXPECT_CONTAINS(error("a.jsonl", R"({"foo": 1, "bar": 2})"), "'bar', 'foo'");
+  EXPECT_CONTAINS(error("a.json", "{\n  \"instruction\": \"a\",\n  \"output\": \"b\"\n}\n"), "a.json:1: ");
+  EXPECT_CONTAINS(error_of<DataError>([&] { Dataset(dir_.path(), DataFormat::kAuto, false); }), dir_.path().string());
+  EXPECT_CONTAINS(error_of<UserError>([&] { Dataset(dir_ / "absent.json", DataFormat::kAuto, false); }), "absent.json");
+}
+
+TEST_F(DatasetFiles, WhenNothingIsLeftTheFirstReasonIsSaid) {
+  const std::string what = error_of<DataError>([&] { open("a.jsonl", "{\"instruction\": 1, \"output\": \"b\"}\n{}\n", /*skip=*/true); });
+  EXPECT_CONTAINS(what, "all 2 are bad");
+  EXPECT_CONTAINS(what, "line 1");
+}
+
+TEST_F(DatasetFiles, AFileChangedMeanwhileIsNoticed) {
+  const std::string content = std::string(kGood) + "\n" + kGood + "\n";
+  const Dataset data = open("a.jsonl", content);
+  EXPECT_EQ(data.record(1).output, "hi");
+  write_file(dir_ / "a.jsonl", content.substr(0, 20));
+  EXPECT_CONTAINS(error_of<DataError>([&] { data.record(1); }), "a.jsonl:2: the file was changed");
+  fs::remove(dir_ / "a.jsonl");
+  EXPECT_CONTAINS(error_of<DataError>([&] { data.record(0); }), "a.jsonl:1: the file was changed");
+}
+
+TEST_F(DatasetFiles, ARecordOver64MiBIsBadAndTheRestIsRead) {
+  const std::string huge(100 << 20, 'x');
+  const Dataset lines = open("a.jsonl", std::string(kGood) + "\n{\"instruction\": \"a\", \"output\": \"" + huge + "\"}\n" + kGood, true);
+  EXPECT_EQ(lines.size(), 2);
+  ASSERT_EQ(lines.bad().size(), 1u);
+  EXPECT_CONTAINS(lines.bad()[0].reason, "the limit is 67108864");
+  const Dataset array = open("a.json", std::string("[") + kGood + ",\n{\"instruction\": \"a\", \"output\": \"" + huge + "\"},\n" + kGood + "]", true);
+  EXPECT_EQ(array.size(), 2);
+  ASSERT_EQ(array.bad().size(), 1u);
+  // Must differ: a long record below the limit is read.
+  const Dataset long_one = open("a.jsonl", "{\"instruction\": \"a\", \"output\": \"" + huge.substr(0, 20 << 20) + "\"}");
+  EXPECT_EQ(long_one.record(0).output.size(), size_t{20} << 20);
+}
+
+// Peak memory of the process may not follow the file: 256 MB of records in an index of sixteen bytes each.
+TEST_F(DatasetFiles, ALargeFileCostsItsIndexOnly) {
+  const int64_t records = 50'000, filler = 5'000;
+  {
+    std::ofstream out(dir_ / "big.jsonl", std::ios::binary);
+    const std::string text(filler, 'y');
+    for (int64_t i = 0; i < records; ++i) out << "{\"instruction\": \"number " << i << "\", \"output\": \"" << text << "\"}\n";
+  }
+  rusage before{}, after{};
+  getrusage(RUSAGE_SELF, &before);
+  const Dataset data(dir_ / "big.jsonl", DataFormat::kAuto, false);
+  getrusage(RUSAGE_SELF, &after);
+  ASSERT_EQ(data.size(), records);
+  EXPECT_EQ(data.record(records - 1).instruction, "number 49999");
+  EXPECT_EQ(data.line(records - 1), records);
+  // ru_maxrss counts kB and the mapped pages too. The walk gives them back every 32 MiB; the growth may reach that, the index
+  // (0.8 MB, twice while it grows) and one record, and stays far below the file's 256 MB.
+  EXPECT_LT(after.ru_maxrss - before.ru_maxrss, 64 * 1024);
+}
+
+TEST_F(DatasetFiles, ReadsTheRealAlpacaFile) {
+  REQUIRE_SHARED("data/instruct/alpaca_en_demo.json");
+  const Dataset data(shared_dir() / "data/instruct/alpaca_en_demo.json", DataFormat::kAuto, false);
+  const json whole = json::parse(read_file(shared_dir() / "data/instruct/alpaca_en_demo.json"));
+  EXPECT_EQ(data.format(), DataFormat::kAlpaca);
+  ASSERT_EQ(data.size(), std::ssize(whole));
+  for (int64_t i = 0; i < data.size(); ++i) {
+    const Record record = data.record(i);
+    EXPECT_EQ(record.instruction, whole[i]["instruction"]);
+    EXPECT_EQ(record.output, whole[i]["output"]);
+  }
+}
+
+TEST_F(DatasetFiles, ReadsTheRealSeedTasks) {
+  REQUIRE_SHARED("data/instruct/self_instruct_seed_tasks.jsonl");
+  const fs::path path = shared_dir() / "data/instruct/self_instruct_seed_tasks.jsonl";
+  const Dataset data(path, DataFormat::kAuto, false);
+  EXPECT_EQ(data.format(), DataFormat::kSelfInstruct);
+  std::ifstream lines(path);
+  int64_t index = 0, number = 0;
+  for (std::string line; std::getline(lines, line);) {
+    ++number;
+    const json task = json::parse(line);
+    for (const json& instance : task["instances"]) {
+      ASSERT_LT(index, data.size());
+      EXPECT_EQ(data.record(index).output, instance["output"]);
+      EXPECT_EQ(data.line(index++), number);
+    }
+  }
+  EXPECT_EQ(index, data.size());
+  EXPECT_GE(index, 175);
+}
+
+TEST_F(DatasetFiles, RealRecordsAsExamplesOfLlama) {
+  REQUIRE_SHARED(kLlamaModel);
+  REQUIRE_SHARED("data/instruct/alpaca_en_demo.json");
+  copy_llama_tokenizer(dir_.path());
+  const Tokenizer tokenizer(dir_.path());
+  const Dataset data(shared_dir() / "data/instruct/alpaca_en_demo.json", DataFormat::kAuto, false);
+  for (int64_t i = 0; i < data.size(); i += 9) {
+    const Record record = data.record(i);
+    const Example example = make_example(tokenizer, record, {});
+    const std::string text = render_prompt(TemplateKind::kAlpaca, record.instruction, record.input) + record.output;
+    EXPECT_EQ(tokenizer.decode(example.input_ids), text);
+    EXPECT_EQ(example.input_ids, tokenizer.encode(text, {.add_bos = true, .add_eos = true}));
+    EXPECT_EQ(example.labels.back(), tokenizer.eos_id());
+  }
+}
+
+TEST_F(DatasetFiles, CsvReaderKeepsCellsAsTheyStand) {
+  write_file(dir_ / "a.csv", "plain,\"quoted, with comma\",None\r\n\"two\nlines\",\"a \"\"b\"\"\", x \n\n,,\nend\"quote,\"\",\"tail\"x");
+  std::vector<std::vector<std::string>> rows;
+  std::vector<int64_t> lines;
+  read_csv(dir_ / "a.csv", [&](std::vector<std::string>& cells, int64_t line) {
+    rows.push_back(cells);
+    lines.push_back(line);
+  });
+  EXPECT_EQ(rows, (std::vector<std::vector<std::string>>{
+                      {"plain", "quoted, with comma", "None"}, {"two\nlines", "a \"b\"", " x "}, {"", "", ""}, {"end\"quote", "", "tailx"}}));
+  EXPECT_EQ(lines, (std::vector<int64_t>{1, 2, 5, 6}));
+  write_file(dir_ / "b.csv", "a,b\n\"open");
+  EXPECT_CONTAINS(error_of<DataError>([&] { read_csv(dir_ / "b.csv", [](auto&, int64_t) {}); }), "b.csv:2: a quote");
+}
+
+}  // namespace
+}  // namespace qalora::text
