@@ -1,5 +1,5 @@
 // Eight weights a step. Codes of up to 3 bits choose one of at most 8 values of the group, so a register holds them all and one
-// shuffle replaces the arithmetic; wider codes are converted. Compiled with -mavx2: whatever an inline function of this file became
+// shuffle replaces the arithmetic; wider codes are converted. Compiled with -mavx2 -mfma: whatever an inline function of this file became
 // could be picked by the linker for the whole program, so it includes no C++ library header that defines one.
 #include <immintrin.h>
 
@@ -108,6 +108,66 @@ void rows(const PackedView& view, int64_t row_begin, int64_t row_end, Out* out) 
   }
 }
 
+inline float sum_of(__m256 lanes) {
+  __m128 sum = _mm_add_ps(_mm256_castps256_ps128(lanes), _mm256_extractf128_ps(lanes, 1));
+  sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+  return _mm_cvtss_f32(_mm_add_ss(sum, _mm_shuffle_ps(sum, sum, 1)));
+}
+
+// y for kTokens tokens. Two sums a token, taken in turn: one alone would wait for itself.
+template <int kBits, int kTokens>
+void products(const PackedView& view, const float* x, int64_t row_begin, int64_t row_end, float* y) {
+  const auto* codes = reinterpret_cast<const unsigned char*>(view.codes);
+  const int64_t row_bytes = view.words() * 4, groups = view.groups(), in_features = view.in_features;
+  const unsigned char* const end_of_codes = codes + view.out_features * row_bytes;
+  const Lanes<kBits> lanes;
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    const unsigned char* const stream = codes + row * row_bytes;
+    __m256 even[kTokens], odd[kTokens];
+    float rest[kTokens];
+    for (int t = 0; t < kTokens; ++t) even[t] = odd[t] = _mm256_setzero_ps(), rest[t] = 0;
+    for (int64_t group = 0; group < groups; ++group) {
+      const int64_t begin = group * view.group_size;
+      const int64_t end = in_features - begin < view.group_size ? in_features : begin + view.group_size;
+      float scale, offset;
+      __builtin_memcpy(&scale, view.scales + row * groups + group, sizeof scale);
+      __builtin_memcpy(&offset, view.offsets + row * groups + group, sizeof offset);
+      const Weights<kBits> weights(scale, offset);
+      const unsigned char* bytes = stream + begin / 8 * kBits;
+      // As in rows(): a step reads 8 bytes from its first one, never behind the whole matrix.
+      const int64_t steps = begin % 8 == 0 ? (end - begin) / 8 : 0;
+      int64_t k = begin;
+      for (int64_t pair = 0; pair < steps / 2 && end_of_codes - bytes >= 8 + kBits; ++pair, k += 16, bytes += 2 * kBits) {
+        const __m256 first = weights.of(lanes.codes(bytes), lanes.mask), second = weights.of(lanes.codes(bytes + kBits), lanes.mask);
+        for (int t = 0; t < kTokens; ++t) {
+          even[t] = _mm256_fmadd_ps(first, _mm256_loadu_ps(x + t * in_features + k), even[t]);
+          odd[t] = _mm256_fmadd_ps(second, _mm256_loadu_ps(x + t * in_features + k + 8), odd[t]);
+        }
+      }
+      while (k < end) {  // what is left, at most eight at a time
+        const int64_t count = end - k < 8 ? end - k : 8;
+        float left[8];
+        scalar::dequantize_stretch(stream, kBits, k, k + count, scale, offset, left);
+        for (int t = 0; t < kTokens; ++t) {
+          for (int64_t i = 0; i < count; ++i) rest[t] += left[i] * x[t * in_features + k + i];
+        }
+        k += count;
+      }
+    }
+    for (int t = 0; t < kTokens; ++t) y[t * view.out_features + row] = sum_of(_mm256_add_ps(even[t], odd[t])) + rest[t];
+  }
+}
+
+template <int kBits>
+void any_tokens(const PackedView& view, const float* x, int64_t tokens, int64_t row_begin, int64_t row_end, float* y) {
+  for (; tokens >= 4; tokens -= 4, x += 4 * view.in_features, y += 4 * view.out_features) {
+    products<kBits, 4>(view, x, row_begin, row_end, y);
+  }
+  if (tokens == 3) products<kBits, 3>(view, x, row_begin, row_end, y);
+  if (tokens == 2) products<kBits, 2>(view, x, row_begin, row_end, y);
+  if (tokens == 1) products<kBits, 1>(view, x, row_begin, row_end, y);
+}
+
 template <typename Out>
 void any_rows(const PackedView& view, int64_t row_begin, int64_t row_end, Out* out) {
   switch (view.bits) {
@@ -125,6 +185,16 @@ void dequantize(const PackedView& view, int64_t row_begin, int64_t row_end, floa
 
 void dequantize_bf16(const PackedView& view, int64_t row_begin, int64_t row_end, uint16_t* out) {
   any_rows(view, row_begin, row_end, out);
+}
+
+void matvec(const PackedView& view, const float* x, int64_t tokens, int64_t row_begin, int64_t row_end, float* y) {
+  switch (view.bits) {
+    case 2: return any_tokens<2>(view, x, tokens, row_begin, row_end, y);
+    case 3: return any_tokens<3>(view, x, tokens, row_begin, row_end, y);
+    case 4: return any_tokens<4>(view, x, tokens, row_begin, row_end, y);
+    case 6: return any_tokens<6>(view, x, tokens, row_begin, row_end, y);
+    case 8: return any_tokens<8>(view, x, tokens, row_begin, row_end, y);
+  }
 }
 
 }  // namespace qalora::kernels::avx2

@@ -11,9 +11,9 @@ namespace {
 bool always() { return true; }
 
 // The compiler's helper asks the processor and whether the system saves the wide registers.
-bool has_avx2() { return __builtin_cpu_supports("avx2"); }
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512dq");
 }
 
@@ -42,9 +42,10 @@ Status check(const PackedView& view, int64_t row_begin, int64_t row_end, const v
 }  // namespace
 
 const Isa kIsas[kIsaCount] = {
-    {"avx512", has_avx512, avx512::dequantize, avx512::dequantize_bf16},
-    {"avx2", has_avx2, avx2::dequantize, avx2::dequantize_bf16},
-    {"scalar", always, scalar::dequantize, scalar::dequantize_bf16},
+    // A product reads far fewer bytes than it has to unpack; 8 lanes already wait for the memory.
+    {"avx512", has_avx512, avx512::dequantize, avx512::dequantize_bf16, avx2::matvec},
+    {"avx2", has_avx2, avx2::dequantize, avx2::dequantize_bf16, avx2::matvec},
+    {"scalar", always, scalar::dequantize, scalar::dequantize_bf16, scalar::matvec},
 };
 
 const Isa& choose_isa(const char* forced, const char** error) {
@@ -76,6 +77,13 @@ Status dequantize_rows(const PackedView& view, int64_t row_begin, int64_t row_en
 Status dequantize_rows_bf16(const PackedView& view, int64_t row_begin, int64_t row_end, uint16_t* out) {
   const Status status = check(view, row_begin, row_end, out);
   if (status == Status::kOk && row_begin < row_end && view.in_features > 0) choice().isa.dequantize_bf16(view, row_begin, row_end, out);
+  return status;
+}
+
+Status matvec_rows(const PackedView& view, const float* x, int64_t tokens, int64_t row_begin, int64_t row_end, float* y) {
+  if (tokens < 0 || (tokens > 0 && x == nullptr && view.in_features > 0)) return Status::kBadArgument;
+  const Status status = check(view, row_begin, row_end, y);
+  if (status == Status::kOk && tokens > 0) choice().isa.matvec(view, x, tokens, row_begin, row_end, y);
   return status;
 }
 

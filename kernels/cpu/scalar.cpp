@@ -33,28 +33,61 @@ void stretch(const unsigned char* row, int bits, int64_t begin, int64_t end, flo
   for (int64_t k = begin; k < end; ++k) store(scale * static_cast<float>(code_at(row, bits, k)) + offset, out++);
 }
 
+// Codes [begin, end) of one group. Eight codes that begin at a multiple of eight are a whole number of bytes.
+template <int kBits, typename Out>
+void group_values(const unsigned char* stream, int64_t begin, int64_t end, float scale, float offset, Out* out) {
+  int64_t k = begin;
+  for (; begin % 8 == 0 && k + 8 <= end; k += 8) {
+    uint64_t chunk = 0;
+    for (int i = 0; i < kBits; ++i) chunk |= uint64_t{stream[k / 8 * kBits + i]} << (8 * i);
+    for (int i = 0; i < 8; ++i, chunk >>= kBits) {
+      store(scale * static_cast<float>(static_cast<int>(chunk & ((1u << kBits) - 1))) + offset, out++);
+    }
+  }
+  stretch(stream, kBits, k, end, scale, offset, out);
+}
+
+// Calls visit(stream, begin, end, scale, offset) for each group of a row.
+template <typename Visit>
+void each_group(const PackedView& view, int64_t row, Visit visit) {
+  const auto* stream = reinterpret_cast<const unsigned char*>(view.codes) + row * view.words() * 4;
+  const int64_t groups = view.groups();
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t begin = group * view.group_size;
+    const int64_t end = view.in_features - begin < view.group_size ? view.in_features : begin + view.group_size;
+    float scale, offset;  // copied: a mapped file need not be aligned
+    std::memcpy(&scale, view.scales + row * groups + group, sizeof scale);
+    std::memcpy(&offset, view.offsets + row * groups + group, sizeof offset);
+    visit(stream, begin, end, scale, offset);
+  }
+}
+
 template <int kBits, typename Out>
 void rows(const PackedView& view, int64_t row_begin, int64_t row_end, Out* out) {
-  const auto* codes = reinterpret_cast<const unsigned char*>(view.codes);
-  const int64_t row_bytes = view.words() * 4, groups = view.groups();
   for (int64_t row = row_begin; row < row_end; ++row, out += view.in_features) {
-    const unsigned char* const stream = codes + row * row_bytes;
-    for (int64_t group = 0; group < groups; ++group) {
-      const int64_t begin = group * view.group_size;
-      const int64_t end = view.in_features - begin < view.group_size ? view.in_features : begin + view.group_size;
-      float scale, offset;  // copied: a mapped file need not be aligned
-      std::memcpy(&scale, view.scales + row * groups + group, sizeof scale);
-      std::memcpy(&offset, view.offsets + row * groups + group, sizeof offset);
-      int64_t k = begin;
-      for (; begin % 8 == 0 && k + 8 <= end; k += 8) {  // eight codes are a whole number of bytes
-        uint64_t chunk = 0;
-        for (int i = 0; i < kBits; ++i) chunk |= uint64_t{stream[k / 8 * kBits + i]} << (8 * i);
-        for (int i = 0; i < 8; ++i, chunk >>= kBits) {
-          store(scale * static_cast<float>(static_cast<int>(chunk & ((1u << kBits) - 1))) + offset, out + k + i);
+    each_group(view, row, [&](const unsigned char* stream, int64_t begin, int64_t end, float scale, float offset) {
+      group_values<kBits>(stream, begin, end, scale, offset, out + begin);
+    });
+  }
+}
+
+template <int kBits>
+void products(const PackedView& view, const float* x, int64_t tokens, int64_t row_begin, int64_t row_end, float* y) {
+  constexpr int64_t kPiece = 64;
+  float weights[kPiece];
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    for (int64_t token = 0; token < tokens; ++token) y[token * view.out_features + row] = 0;
+    each_group(view, row, [&](const unsigned char* stream, int64_t begin, int64_t end, float scale, float offset) {
+      for (int64_t k = begin; k < end; k += kPiece) {
+        const int64_t count = end - k < kPiece ? end - k : kPiece;
+        group_values<kBits>(stream, k, k + count, scale, offset, weights);
+        for (int64_t token = 0; token < tokens; ++token) {
+          float sum = 0;
+          for (int64_t i = 0; i < count; ++i) sum += weights[i] * x[token * view.in_features + k + i];
+          y[token * view.out_features + row] += sum;
         }
       }
-      stretch(stream, kBits, k, end, scale, offset, out + k);
-    }
+    });
   }
 }
 
@@ -83,6 +116,16 @@ void dequantize(const PackedView& view, int64_t row_begin, int64_t row_end, floa
 
 void dequantize_bf16(const PackedView& view, int64_t row_begin, int64_t row_end, uint16_t* out) {
   any_rows(view, row_begin, row_end, out);
+}
+
+void matvec(const PackedView& view, const float* x, int64_t tokens, int64_t row_begin, int64_t row_end, float* y) {
+  switch (view.bits) {
+    case 2: return products<2>(view, x, tokens, row_begin, row_end, y);
+    case 3: return products<3>(view, x, tokens, row_begin, row_end, y);
+    case 4: return products<4>(view, x, tokens, row_begin, row_end, y);
+    case 6: return products<6>(view, x, tokens, row_begin, row_end, y);
+    case 8: return products<8>(view, x, tokens, row_begin, row_end, y);
+  }
 }
 
 }  // namespace qalora::kernels::scalar

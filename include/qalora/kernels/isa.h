@@ -13,6 +13,7 @@ struct Isa {
   // Rows [row_begin, row_end) of a view that has been checked. Other arguments as in packed.h.
   void (*dequantize)(const PackedView& view, int64_t row_begin, int64_t row_end, float* out);
   void (*dequantize_bf16)(const PackedView& view, int64_t row_begin, int64_t row_end, uint16_t* out);
+  void (*matvec)(const PackedView& view, const float* x, int64_t tokens, int64_t row_begin, int64_t row_end, float* y);
 };
 
 constexpr int kIsaCount = 3;
@@ -29,11 +30,13 @@ void dequantize_stretch(const unsigned char* row, int bits, int64_t begin, int64
 void dequantize_stretch_bf16(const unsigned char* row, int bits, int64_t begin, int64_t end, float scale, float offset, uint16_t* out);
 void dequantize(const PackedView& view, int64_t row_begin, int64_t row_end, float* out);
 void dequantize_bf16(const PackedView& view, int64_t row_begin, int64_t row_end, uint16_t* out);
+void matvec(const PackedView& view, const float* x, int64_t tokens, int64_t row_begin, int64_t row_end, float* y);
 }  // namespace scalar
 
 namespace avx2 {
 void dequantize(const PackedView& view, int64_t row_begin, int64_t row_end, float* out);
 void dequantize_bf16(const PackedView& view, int64_t row_begin, int64_t row_end, uint16_t* out);
+void matvec(const PackedView& view, const float* x, int64_t tokens, int64_t row_begin, int64_t row_end, float* y);
 }  // namespace avx2
 
 namespace avx512 {

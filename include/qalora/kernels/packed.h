@@ -42,6 +42,12 @@ void unpack_row(const uint32_t* packed, int64_t in_features, int bits, uint8_t* 
 Status dequantize_rows(const PackedView& view, int64_t row_begin, int64_t row_end, float* out);
 Status dequantize_rows_bf16(const PackedView& view, int64_t row_begin, int64_t row_end, uint16_t* out);
 
+// y = x . W^T for a few tokens (decoding), without ever writing W to memory: the same fp32 weights as above, one running sum per
+// lane, so equal to dequantising and multiplying up to the order of the sum. Only columns [row_begin, row_end) of y are written:
+// threads take disjoint rows. Worth it up to about four tokens; above, dequantising once for all of them is cheaper.
+// x: [tokens, in_features] f32 -> y: [tokens, out_features] f32
+Status matvec_rows(const PackedView& view, const float* x, int64_t tokens, int64_t row_begin, int64_t row_end, float* y);
+
 // Sums of each group of inputs, or their means (divided by the group's own length, also where the last one is shorter).
 // x: [tokens, in_features] f32 -> out: [tokens, groups] f32. The order of the sums is fixed: same input, same bits.
 enum class Pooling { kSum, kMean };
