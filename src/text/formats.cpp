@@ -70,21 +70,26 @@ Record exchange(std::string instruction, std::string input, std::string output) 
   return record;
 }
 
-std::vector<Record> read_alpaca(const json& record) {
-  if (!record.contains("instruction") && record.contains("prompt")) {
-    return {exchange(text_of(record, "prompt"), "", answer_of(record, "completion"))};
-  }
-  return {exchange(text_of(record, "instruction"), optional_text(record, "input"), answer_of(record, "output"))};
+// The keys are looked at in the order in which people name them, so that a message tells the first one missing.
+Record read_pair(const json& record, const char* request_key, const char* answer_key) {
+  std::string request = text_of(record, request_key);
+  return exchange(std::move(request), "", answer_of(record, answer_key));
+}
+
+Record read_alpaca(const json& record) {
+  if (!record.contains("instruction") && record.contains("prompt")) return read_pair(record, "prompt", "completion");
+  std::string instruction = text_of(record, "instruction"), input = optional_text(record, "input");
+  return exchange(std::move(instruction), std::move(input), answer_of(record, "output"));
 }
 
 std::vector<Record> read_self_instruct(const json& record) {
   if (!record.contains("instances") && record.contains("prompt")) {
     // The published set ends each completion with GPT-3's end mark, which is text to LLaMA.
     constexpr std::string_view kEnd = "<|endoftext|>";
-    std::string completion = answer_of(record, "completion");
-    if (completion.ends_with(kEnd)) completion.resize(completion.size() - kEnd.size());
-    QALORA_REQUIRE(!is_blank_text(completion), DataError, "the answer 'completion' is empty");
-    return {exchange(text_of(record, "prompt"), "", std::move(completion))};
+    Record pair = read_pair(record, "prompt", "completion");
+    if (pair.output.ends_with(kEnd)) pair.output.resize(pair.output.size() - kEnd.size());
+    QALORA_REQUIRE(!is_blank_text(pair.output), DataError, "the answer 'completion' is empty");
+    return {std::move(pair)};
   }
   const std::string& instruction = text_of(record, "instruction");
   const json& instances = member(record, "instances");
@@ -93,7 +98,8 @@ std::vector<Record> read_self_instruct(const json& record) {
   std::vector<Record> records;
   for (const json& instance : instances) {
     QALORA_REQUIRE(instance.is_object(), DataError, "an entry of 'instances' is ", instance.type_name(), "; expected {input, output}");
-    records.push_back(exchange(instruction, optional_text(instance, "input"), answer_of(instance, "output")));
+    std::string input = optional_text(instance, "input");
+    records.push_back(exchange(instruction, std::move(input), answer_of(instance, "output")));
   }
   return records;
 }
@@ -193,13 +199,21 @@ std::vector<Record> read_text(const json& record) {
   return {std::move(result)};
 }
 
-// "[json.exception.parse_error.101] parse error at ...; last read: ...": the part behind the bracket is for people, and what
-// was read last may be the whole record.
+// "[json.exception.parse_error.101] parse error at line 1, column 7: ...; last read: ...": the part behind the bracket is for
+// people; its line counts inside the record, and what was read last may be the whole record.
 std::string reason_of(std::string_view what) {
   constexpr size_t kLongest = 200;
+  constexpr std::string_view kFirstLine = "parse error at line 1, ", kLine = "parse error at ";
   const auto bracket = what.find("] ");
   if (bracket != std::string_view::npos) what.remove_prefix(bracket + 2);
-  return replace_invalid_utf8(what.substr(0, kLongest)) + (what.size() > kLongest ? "..." : "");
+  std::string where;
+  if (what.starts_with(kFirstLine)) {
+    what.remove_prefix(kFirstLine.size());
+  } else if (what.starts_with(kLine)) {
+    what.remove_prefix(kLine.size());
+    where = "in the record's ";
+  }
+  return where + replace_invalid_utf8(what.substr(0, kLongest)) + (what.size() > kLongest ? "..." : "");
 }
 
 }  // namespace
@@ -271,10 +285,10 @@ DataFormat detect_format(const json& record) {
 
 std::vector<Record> read_records(const json& record, DataFormat format) {
   switch (format) {
-    case DataFormat::kAlpaca: return read_alpaca(record);
-    case DataFormat::kFlan: return {exchange(text_of(record, "inputs"), "", answer_of(record, "targets"))};
+    case DataFormat::kAlpaca: return {read_alpaca(record)};
+    case DataFormat::kFlan: return {read_pair(record, "inputs", "targets")};
     case DataFormat::kSelfInstruct: return read_self_instruct(record);
-    case DataFormat::kLongForm: return {exchange(text_of(record, "input"), "", answer_of(record, "output"))};
+    case DataFormat::kLongForm: return {read_pair(record, "input", "output")};
     case DataFormat::kChip2: return read_chip2(record);
     case DataFormat::kShareGpt: return read_chat(record, "conversations", "from", "value");
     case DataFormat::kMessages: return read_chat(record, "messages", "role", "content");

@@ -74,8 +74,9 @@ TEST_F(Formats, ChatsOfSeveralTurns) {
             "user=q1;assistant=a1;user=q2\nand more;assistant=a2;");
   EXPECT_EQ(turns(open(R"({"conversations": [{"from": "system", "value": "s"}, {"from": "user", "value": "u"}, {"from": "bot", "value": "b"}]})").record(0)),
             "system=s;user=u;assistant=b;");
-  EXPECT_EQ(turns(open(R"({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "u"}]},
-      {"role": "assistant", "content": "a"}]})").record(0)), "system=s;user=u;assistant=a;");
+  EXPECT_EQ(turns(open(R"({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "u"}]}, )"
+                       R"({"role": "assistant", "content": "a"}]})").record(0)),
+            "system=s;user=u;assistant=a;");
 }
 
 TEST_F(Formats, ARequestThatIsOnlyInTheInputMovesUp) {
