@@ -1,6 +1,6 @@
 // Eight weights a step. Codes of up to 3 bits choose one of at most 8 values of the group, so a register holds them all and one
-// shuffle replaces the arithmetic; wider codes are converted. Compiled with -mavx2 -mfma: whatever an inline function of this file became
-// could be picked by the linker for the whole program, so it includes no C++ library header that defines one.
+// shuffle replaces the arithmetic; wider codes are converted. Compiled with -mavx2 -mfma: whatever an inline function of this
+// file became could be picked by the linker for the whole program, so it includes no C++ library header that defines one.
 #include <immintrin.h>
 
 #include "qalora/kernels/isa.h"
@@ -51,7 +51,7 @@ struct Weights {
   }
 
   __m256 of(__m256i codes, __m256i mask) const {
-    if constexpr (kBits == 2) return _mm256_permutevar_ps(table, codes);     // looks at the low 2 bits
+    if constexpr (kBits == 2) return _mm256_permutevar_ps(table, codes);      // looks at the low 2 bits
     if constexpr (kBits == 3) return _mm256_permutevar8x32_ps(table, codes);  // at the low 3
     const __m256 values = _mm256_cvtepi32_ps(_mm256_and_si256(codes, mask));
     return _mm256_add_ps(_mm256_mul_ps(values, scale), offset);
@@ -76,7 +76,8 @@ inline void finish(const unsigned char* row, int bits, int64_t begin, int64_t en
   scalar::dequantize_stretch(row, bits, begin, end, scale, offset, out);
 }
 
-inline void finish(const unsigned char* row, int bits, int64_t begin, int64_t end, float scale, float offset, unsigned short* out) {
+inline void finish(const unsigned char* row, int bits, int64_t begin, int64_t end, float scale, float offset,
+                   unsigned short* out) {
   scalar::dequantize_stretch_bf16(row, bits, begin, end, scale, offset, out);
 }
 
@@ -138,7 +139,8 @@ void products(const PackedView& view, const float* x, int64_t row_begin, int64_t
       const int64_t steps = begin % 8 == 0 ? (end - begin) / 8 : 0;
       int64_t k = begin;
       for (int64_t pair = 0; pair < steps / 2 && end_of_codes - bytes >= 8 + kBits; ++pair, k += 16, bytes += 2 * kBits) {
-        const __m256 first = weights.of(lanes.codes(bytes), lanes.mask), second = weights.of(lanes.codes(bytes + kBits), lanes.mask);
+        const __m256 first = weights.of(lanes.codes(bytes), lanes.mask);
+        const __m256 second = weights.of(lanes.codes(bytes + kBits), lanes.mask);
         for (int t = 0; t < kTokens; ++t) {
           even[t] = _mm256_fmadd_ps(first, _mm256_loadu_ps(x + t * in_features + k), even[t]);
           odd[t] = _mm256_fmadd_ps(second, _mm256_loadu_ps(x + t * in_features + k + 8), odd[t]);
@@ -181,7 +183,9 @@ void any_rows(const PackedView& view, int64_t row_begin, int64_t row_end, Out* o
 
 }  // namespace
 
-void dequantize(const PackedView& view, int64_t row_begin, int64_t row_end, float* out) { any_rows(view, row_begin, row_end, out); }
+void dequantize(const PackedView& view, int64_t row_begin, int64_t row_end, float* out) {
+  any_rows(view, row_begin, row_end, out);
+}
 
 void dequantize_bf16(const PackedView& view, int64_t row_begin, int64_t row_end, uint16_t* out) {
   any_rows(view, row_begin, row_end, out);

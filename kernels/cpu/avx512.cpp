@@ -1,5 +1,5 @@
-// Sixteen weights a step, like avx2.cpp. Masked loads read exactly the bytes of their codes, so there is no edge to watch. Codes of
-// up to 4 bits look their value up in a register that holds the group's (at most 16) values. The same rule about includes holds.
+// Sixteen weights a step, like avx2.cpp. Masked loads read exactly the bytes of their codes, so there is no edge to watch. Codes
+// of up to 4 bits look their value up in a register that holds the group's values. The same rule about includes holds.
 #include <immintrin.h>
 
 #include "qalora/kernels/isa.h"
@@ -8,7 +8,7 @@ namespace qalora::kernels::avx512 {
 
 namespace {
 
-// Sixteen codes of `kBits` bits are 2 * kBits bytes. control: bytes that hold code i, moved to 32-bit lane i; shift: its place there.
+// Sixteen codes of `kBits` bits are 2 * kBits bytes. control: bytes that hold code i, moved to 32-bit lane i; shift: where there.
 template <int kBits>
 struct Lanes {
   __m512i control, shift, mask;
@@ -68,7 +68,8 @@ inline void finish(const unsigned char* row, int bits, int64_t begin, int64_t en
   scalar::dequantize_stretch(row, bits, begin, end, scale, offset, out);
 }
 
-inline void finish(const unsigned char* row, int bits, int64_t begin, int64_t end, float scale, float offset, unsigned short* out) {
+inline void finish(const unsigned char* row, int bits, int64_t begin, int64_t end, float scale, float offset,
+                   unsigned short* out) {
   scalar::dequantize_stretch_bf16(row, bits, begin, end, scale, offset, out);
 }
 
@@ -109,7 +110,9 @@ void any_rows(const PackedView& view, int64_t row_begin, int64_t row_end, Out* o
 
 }  // namespace
 
-void dequantize(const PackedView& view, int64_t row_begin, int64_t row_end, float* out) { any_rows(view, row_begin, row_end, out); }
+void dequantize(const PackedView& view, int64_t row_begin, int64_t row_end, float* out) {
+  any_rows(view, row_begin, row_end, out);
+}
 
 void dequantize_bf16(const PackedView& view, int64_t row_begin, int64_t row_end, uint16_t* out) {
   any_rows(view, row_begin, row_end, out);

@@ -13,8 +13,8 @@ bool always() { return true; }
 // The compiler's helper asks the processor and whether the system saves the wide registers.
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 bool has_avx512() {
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512dq");
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 
 struct Choice {
@@ -29,7 +29,11 @@ const Choice& choice() {
 
 Status check(const PackedView& view, int64_t row_begin, int64_t row_end, const void* out) {
   switch (view.bits) {
-    case 2: case 3: case 4: case 6: case 8: break;
+    case 2:
+    case 3:
+    case 4:
+    case 6:
+    case 8: break;
     default: return Status::kUnsupported;
   }
   if (view.out_features < 0 || view.in_features < 0 || view.group_size <= 0) return Status::kBadArgument;
@@ -70,13 +74,13 @@ const char* force_isa_error() { return choice().error; }
 
 Status dequantize_rows(const PackedView& view, int64_t row_begin, int64_t row_end, float* out) {
   const Status status = check(view, row_begin, row_end, out);
-  if (status == Status::kOk && row_begin < row_end && view.in_features > 0) choice().isa.dequantize(view, row_begin, row_end, out);
+  if (status == Status::kOk && view.in_features > 0) choice().isa.dequantize(view, row_begin, row_end, out);
   return status;
 }
 
 Status dequantize_rows_bf16(const PackedView& view, int64_t row_begin, int64_t row_end, uint16_t* out) {
   const Status status = check(view, row_begin, row_end, out);
-  if (status == Status::kOk && row_begin < row_end && view.in_features > 0) choice().isa.dequantize_bf16(view, row_begin, row_end, out);
+  if (status == Status::kOk && view.in_features > 0) choice().isa.dequantize_bf16(view, row_begin, row_end, out);
   return status;
 }
 

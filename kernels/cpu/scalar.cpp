@@ -108,11 +108,14 @@ void dequantize_stretch(const unsigned char* row, int bits, int64_t begin, int64
   stretch(row, bits, begin, end, scale, offset, out);
 }
 
-void dequantize_stretch_bf16(const unsigned char* row, int bits, int64_t begin, int64_t end, float scale, float offset, uint16_t* out) {
+void dequantize_stretch_bf16(const unsigned char* row, int bits, int64_t begin, int64_t end, float scale, float offset,
+                             uint16_t* out) {
   stretch(row, bits, begin, end, scale, offset, out);
 }
 
-void dequantize(const PackedView& view, int64_t row_begin, int64_t row_end, float* out) { any_rows(view, row_begin, row_end, out); }
+void dequantize(const PackedView& view, int64_t row_begin, int64_t row_end, float* out) {
+  any_rows(view, row_begin, row_end, out);
+}
 
 void dequantize_bf16(const PackedView& view, int64_t row_begin, int64_t row_end, uint16_t* out) {
   any_rows(view, row_begin, row_end, out);

@@ -20,26 +20,26 @@ double weight(const PackedView& view, int64_t row, int64_t column) {
 
 void dequantize(const PackedView& view, double* out) {
   for (int64_t row = 0; row < view.out_features; ++row) {
-    for (int64_t column = 0; column < view.in_features; ++column) out[row * view.in_features + column] = weight(view, row, column);
+    for (int64_t column = 0; column < view.in_features; ++column) *out++ = weight(view, row, column);
   }
 }
 
 void matmul(const PackedView& view, const double* x, int64_t tokens, double* y) {
-  for (int64_t token = 0; token < tokens; ++token) {
+  for (int64_t token = 0; token < tokens; ++token, x += view.in_features) {
     for (int64_t row = 0; row < view.out_features; ++row) {
       double sum = 0;
-      for (int64_t column = 0; column < view.in_features; ++column) sum += x[token * view.in_features + column] * weight(view, row, column);
-      y[token * view.out_features + row] = sum;
+      for (int64_t column = 0; column < view.in_features; ++column) sum += x[column] * weight(view, row, column);
+      *y++ = sum;
     }
   }
 }
 
 void matmul_backward(const PackedView& view, const double* dy, int64_t tokens, double* dx) {
-  for (int64_t token = 0; token < tokens; ++token) {
+  for (int64_t token = 0; token < tokens; ++token, dy += view.out_features) {
     for (int64_t column = 0; column < view.in_features; ++column) {
       double sum = 0;
-      for (int64_t row = 0; row < view.out_features; ++row) sum += dy[token * view.out_features + row] * weight(view, row, column);
-      dx[token * view.in_features + column] = sum;
+      for (int64_t row = 0; row < view.out_features; ++row) sum += dy[row] * weight(view, row, column);
+      *dx++ = sum;
     }
   }
 }

@@ -66,7 +66,8 @@ bool contains_current_folder(const fs::path& folder) {
 AtomicFile::AtomicFile(const fs::path& path)
     : path_(path), temporary_(parent_of(path) / message(".", path.filename().string(), ".tmp-", ::getpid())) {
   std::error_code ignored;
-  QALORA_REQUIRE(path.has_filename() && !fs::is_directory(path, ignored), IoError, path.string(), ": is a folder, expected a file name to write");
+  QALORA_REQUIRE(path.has_filename() && !fs::is_directory(path, ignored), IoError, path.string(),
+                 ": is a folder, expected a file name to write");
   descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0666);
   if (descriptor_ < 0) fail(path_, "be written", errno);
 }
@@ -103,7 +104,8 @@ void AtomicFile::commit() {
 AtomicFolder::AtomicFolder(const fs::path& path, bool replace, uint64_t required_bytes)
     : path_(folder_path(path)), replace_(replace) {
   const bool exists = is_taken(path_);
-  QALORA_REQUIRE(replace || !exists, UserError, path_.string(), ": exists already; choose another output, or --force to replace it");
+  QALORA_REQUIRE(replace || !exists, UserError, path_.string(),
+                 ": exists already; choose another output, or --force to replace it");
   QALORA_REQUIRE(!exists || !contains_current_folder(path_), UserError, path_.string(),
                  ": is the current folder or one above it and will not be replaced; choose another output");
   const fs::path parent = parent_of(path_);
@@ -140,7 +142,8 @@ void AtomicFolder::commit() {
   sync_folder(staging_);
 
   const bool exists = is_taken(path_);
-  QALORA_REQUIRE(replace_ || !exists, UserError, path_.string(), ": somebody created it meanwhile; choose another output, or --force");
+  QALORA_REQUIRE(replace_ || !exists, UserError, path_.string(),
+                 ": somebody created it meanwhile; choose another output, or --force");
   fs::path aside = path_;
   aside += message(".old-", ::getpid());
   if (exists && ::rename(path_.c_str(), aside.c_str()) != 0) fail(path_, "be moved aside", errno);

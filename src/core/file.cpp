@@ -81,7 +81,8 @@ std::string read_text_file(const fs::path& path, uint64_t limit_bytes) {
   const Descriptor file{open_for_reading(path)};
   const struct stat status = status_of(file.value, path);
   const auto refuse = [&](uint64_t size) {
-    QALORA_REQUIRE(size <= limit_bytes, DataError, path.string(), ": is larger than the ", limit_bytes, " bytes expected at most");
+    QALORA_REQUIRE(size <= limit_bytes, DataError, path.string(), ": is larger than the ", limit_bytes,
+                   " bytes expected at most");
   };
   if (S_ISREG(status.st_mode)) refuse(static_cast<uint64_t>(status.st_size));
   std::string text;

@@ -55,8 +55,9 @@ std::optional<uint64_t> room_in_groups() {
     const bool second = fields[1].empty();
     if (!second && std::find(controllers.begin(), controllers.end(), "memory") == controllers.end()) continue;
     const fs::path root = second ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory";
-    const ControllerFiles files = second ? ControllerFiles{"memory.max", "memory.current", "inactive_file "}
-                                         : ControllerFiles{"memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "};
+    const ControllerFiles files = second
+                                      ? ControllerFiles{"memory.max", "memory.current", "inactive_file "}
+                                      : ControllerFiles{"memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "};
     // Inside a container the path may be the host's and not exist here: the walk then ends at the container's own root.
     for (fs::path group = fields[2];; group = group.parent_path()) {
       const auto room = room_in_group(root / group.relative_path(), files);

@@ -8,7 +8,7 @@
 namespace qalora::kernels {
 
 struct Isa {
-  const char* name;   // "scalar", "avx2", "avx512"
+  const char* name;     // "scalar", "avx2", "avx512"
   bool (*supported)();  // by this processor and its operating system
   // Rows [row_begin, row_end) of a view that has been checked. Other arguments as in packed.h.
   void (*dequantize)(const PackedView& view, int64_t row_begin, int64_t row_end, float* out);
@@ -27,7 +27,8 @@ const Isa& choose_isa(const char* forced, const char** error);
 // special instructions; the fast files call it for what is left over, so that no inline helper is shared between them.
 namespace scalar {
 void dequantize_stretch(const unsigned char* row, int bits, int64_t begin, int64_t end, float scale, float offset, float* out);
-void dequantize_stretch_bf16(const unsigned char* row, int bits, int64_t begin, int64_t end, float scale, float offset, uint16_t* out);
+void dequantize_stretch_bf16(const unsigned char* row, int bits, int64_t begin, int64_t end, float scale, float offset,
+                             uint16_t* out);
 void dequantize(const PackedView& view, int64_t row_begin, int64_t row_end, float* out);
 void dequantize_bf16(const PackedView& view, int64_t row_begin, int64_t row_end, uint16_t* out);
 void matvec(const PackedView& view, const float* x, int64_t tokens, int64_t row_begin, int64_t row_end, float* y);

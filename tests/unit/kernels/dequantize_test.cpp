@@ -1,4 +1,4 @@
-// Every instruction set against the double-precision reference, over bits x group sizes x shapes, and against each other bit by bit.
+// Every instruction set against the double-precision reference and, bit by bit, against the scalar code.
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -42,9 +42,9 @@ struct Shape {
 };
 
 // Whole groups, tails of every kind, groups that are no multiple of 8 or 32, a row that is one group, rows shorter than a group.
-const Shape kShapes[] = {{4, 256, 32},  {3, 256, 64},  {5, 512, 128}, {2, 512, 256}, {4, 256, 256}, {3, 100, 32},  {3, 99, 32},
-                         {3, 101, 64},  {7, 33, 32},   {5, 31, 32},   {4, 1, 32},    {6, 7, 128},   {3, 8, 8},     {3, 72, 24},
-                         {3, 70, 20},   {3, 50, 7},    {3, 40, 1},    {2, 333, 333}, {1, 4096, 32}, {2, 1000, 128}, {9, 24, 16}};
+const Shape kShapes[] = {{4, 256, 32}, {3, 256, 64}, {5, 512, 128}, {2, 512, 256}, {4, 256, 256}, {3, 100, 32},   {3, 99, 32},
+                         {3, 101, 64}, {7, 33, 32},  {5, 31, 32},   {4, 1, 32},    {6, 7, 128},   {3, 8, 8},      {3, 72, 24},
+                         {3, 70, 20},  {3, 50, 7},   {3, 40, 1},    {2, 333, 333}, {1, 4096, 32}, {2, 1000, 128}, {9, 24, 16}};
 const int kWidths[] = {2, 3, 4, 6, 8};
 
 // Not std::vector<float>::operator==: that one says that NaN differs from NaN and that -0 is 0.
@@ -96,8 +96,8 @@ TEST_P(Dequantize, AgreesWithTheDoubleReference) {
         // Two roundings to fp32, half an ulp each: of the product, and of the sum.
         const double product = std::fabs(expected[i] - matrix.offsets[group]);
         const double tolerance = 0x1p-24 * (product + std::fabs(expected[i]) + product * 0x1p-24);
-        ASSERT_NEAR(out[i], expected[i], tolerance)
-            << "bits " << bits << " in " << shape.in_features << " group " << shape.group_size << " row " << row << " column " << column;
+        ASSERT_NEAR(out[i], expected[i], tolerance) << "bits " << bits << " in " << shape.in_features << " group "
+                                                    << shape.group_size << " row " << row << " column " << column;
         ASSERT_LE(std::fabs(from_bf16(half[i]) - out[i]), 0x1p-8 * std::fabs(out[i])) << "bf16 keeps 8 bits, half an ulp";
       }
     }
@@ -112,7 +112,8 @@ TEST_P(Dequantize, HasTheScalarCodesBits) {
       std::vector<uint16_t> expected_bf16(matrix.elements());
       scalar::dequantize(matrix.view, 0, shape.out_features, expected.data());
       scalar::dequantize_bf16(matrix.view, 0, shape.out_features, expected_bf16.data());
-      ASSERT_TRUE(same_bits(run(matrix.view), expected)) << "bits " << bits << " in " << shape.in_features << " group " << shape.group_size;
+      ASSERT_TRUE(same_bits(run(matrix.view), expected))
+          << "bits " << bits << " in " << shape.in_features << " group " << shape.group_size;
       ASSERT_TRUE(same_bits(run_bf16(matrix.view), expected_bf16)) << "bits " << bits << " in " << shape.in_features;
       matrix.codes[0] ^= 1;  // code 0 of row 0
       ASSERT_FALSE(same_bits(run(matrix.view), expected));
@@ -160,12 +161,13 @@ TEST_P(Dequantize, Bf16RoundsTiesToEvenAndKeepsInfinityAndNan) {
   const struct {
     float value;
     uint16_t expected;
-  } cases[] = {{1.0f + 0x1p-8f, 0x3F80},         // a tie, down to the even 1
-               {1.0f + 3 * 0x1p-8f, 0x3F82},     // a tie, up to the even one
-               {1.0f + 0x1.02p-8f, 0x3F81},      // above the tie
-               {-0.0f, 0x8000},                  {3.4e38f, 0x7F80},  // rounds up to infinity
+  } cases[] = {{1.0f + 0x1p-8f, 0x3F80},      // a tie, down to the even 1
+               {1.0f + 3 * 0x1p-8f, 0x3F82},  // a tie, up to the even one
+               {1.0f + 0x1.02p-8f, 0x3F81},   // above the tie
+               {-0.0f, 0x8000},
+               {3.4e38f, 0x7F80},  // rounds up to infinity
                {std::numeric_limits<float>::infinity(), 0x7F80},
-               {0x1p-133f, 0x0001}};             // the smallest denormal
+               {0x1p-133f, 0x0001}};  // the smallest denormal
   for (int bits : kWidths) {
     for (int64_t in_features : {32, 3}) {
       Matrix matrix(1, in_features, 32, bits);
@@ -217,7 +219,8 @@ TEST_P(Dequantize, AnyAddress) {
 TEST_P(Dequantize, NeverReadsBehindTheCodes) {
   // The codes end where an unreadable page begins.
   const size_t page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
-  auto* pages = static_cast<unsigned char*>(::mmap(nullptr, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  auto* pages =
+      static_cast<unsigned char*>(::mmap(nullptr, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   ASSERT_NE(pages, MAP_FAILED);
   ASSERT_EQ(::mprotect(pages + page, page, PROT_NONE), 0);
   for (int bits : kWidths) {

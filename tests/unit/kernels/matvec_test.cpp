@@ -16,7 +16,7 @@ struct Shape {
   int64_t out_features, in_features, group_size;
 };
 
-const Shape kShapes[] = {{5, 256, 32}, {3, 512, 128}, {2, 256, 256}, {3, 100, 32}, {3, 99, 32}, {4, 1, 32},
+const Shape kShapes[] = {{5, 256, 32}, {3, 512, 128}, {2, 256, 256}, {3, 100, 32},  {3, 99, 32}, {4, 1, 32},
                          {3, 72, 24},  {3, 50, 7},    {2, 333, 333}, {1, 4096, 32}, {3, 104, 8}};
 
 class Matvec : public testing::TestWithParam<const Isa*> {
@@ -42,7 +42,8 @@ TEST_P(Matvec, AgreesWithTheDoubleReference) {
         }
         view.codes = codes.data(), view.scales = scales.data(), view.offsets = offsets.data();
         const std::vector<double> exact_x(x.begin(), x.end());
-        std::vector<double> expected(static_cast<size_t>(tokens * view.out_features)), weight(static_cast<size_t>(view.out_features * view.in_features));
+        std::vector<double> expected(static_cast<size_t>(tokens * view.out_features)),
+            weight(static_cast<size_t>(view.out_features * view.in_features));
         reference::matmul(view, exact_x.data(), tokens, expected.data());
         reference::dequantize(view, weight.data());
         std::vector<float> y(expected.size(), 99);

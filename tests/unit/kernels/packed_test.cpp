@@ -82,7 +82,8 @@ struct PoolCase {
 };
 
 TEST(Pool, AgreesWithDoublePrecision) {
-  for (const PoolCase& c : {PoolCase{64, 32}, {65, 32}, {100, 64}, {7, 32}, {33, 33}, {257, 128}, {96, 1}, {40, 5}, {4096, 256}}) {
+  for (const PoolCase& c :
+       {PoolCase{64, 32}, {65, 32}, {100, 64}, {7, 32}, {33, 33}, {257, 128}, {96, 1}, {40, 5}, {4096, 256}}) {
     for (Pooling pooling : {Pooling::kSum, Pooling::kMean}) {
       constexpr int64_t kTokens = 3;
       std::mt19937 random(11);
