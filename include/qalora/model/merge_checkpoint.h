@@ -1,0 +1,31 @@
+// From a quantised checkpoint and an adapter to a quantised checkpoint: only offsets change, tensor by tensor.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "qalora/io/adapter_file.h"
+#include "qalora/io/checkpoint.h"
+
+namespace qalora::model {
+
+// UserError or DataError when the adapter cannot be merged into this base, with the reason and what to do: dense base,
+// ordinary LoRA, another fingerprint, another group size, modules that do not exist, an adapter that is merged already.
+void check_mergeable(const io::Checkpoint& base, const fs::path& adapter_folder, const io::AdapterFile& adapter);
+
+// Writes the merged checkpoint into `folder`, usually a staging folder. Offsets of merged modules become fp32; all other bytes
+// are copied. -> number of modules merged.
+int64_t merge_checkpoint(const io::Checkpoint& base, const fs::path& adapter_folder, const io::AdapterFile& adapter, const fs::path& folder);
+
+// The bytes of the merged checkpoint as `merge` writes it: what the disk must have room for.
+uint64_t merged_bytes(const io::Checkpoint& base, const io::AdapterFile& adapter);
+
+// What differs between two checkpoints of the same tensors, in bytes. Where an offset's dtype differs, all its bytes count.
+struct ByteChanges {
+  uint64_t codes = 0, scales = 0, offsets = 0, others = 0;
+};
+// Compares every tensor byte by byte. DataError when one has a tensor that the other lacks.
+ByteChanges compare_bytes(const io::Checkpoint& base, const io::Checkpoint& merged);
+
+}  // namespace qalora::model

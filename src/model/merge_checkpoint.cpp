@@ -1,0 +1,158 @@
+#include "qalora/model/merge_checkpoint.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "qalora/core/error.h"
+#include "qalora/core/log.h"
+#include "qalora/core/progress.h"
+#include "qalora/core/signals.h"
+#include "qalora/model/load.h"
+#include "qalora/quant/merge.h"
+
+namespace qalora::model {
+namespace {
+
+// Adapters that a checkpoint contains already, by the digest of their tensors. Keys that begin with '_' mean nothing to anyone else.
+constexpr const char* kMergedKey = "_qalora_merged_adapters";
+const std::string kOffsets = ".biases";
+
+std::string adapter_digest(const fs::path& adapter_folder) { return sha256(MappedFile(adapter_folder / "adapter_model.safetensors").bytes()); }
+
+// The module whose offsets `name` holds, when the adapter changes them; else "".
+std::string merged_module(const io::AdapterFile& adapter, const std::string& name) {
+  if (!name.ends_with(kOffsets)) return "";
+  std::string module = name.substr(0, name.size() - kOffsets.size());
+  return adapter.modules.contains(module) ? module : "";
+}
+
+std::vector<io::PlannedTensor> plan_tensors(const io::Checkpoint& base, const io::AdapterFile& adapter) {
+  std::vector<io::PlannedTensor> plan;
+  for (const auto& name : base.names()) {
+    const io::TensorInfo& info = base.info(name);
+    plan.push_back({name, merged_module(adapter, name).empty() ? info.dtype : io::Dtype::kF32, info.shape});
+  }
+  return plan;
+}
+
+// Dense shapes of the linear layers by module.
+std::map<std::string, std::vector<int64_t>> linear_shapes(const LlamaConfig& config) {
+  std::map<std::string, std::vector<int64_t>> shapes;
+  for (const auto& tensor : expected_tensors(config)) {
+    if (tensor.linear) shapes[tensor.name.substr(0, tensor.name.rfind('.'))] = tensor.shape;
+  }
+  return shapes;
+}
+
+uint64_t count_changed(std::span<const std::byte> a, std::span<const std::byte> b) {
+  if (a.size() != b.size()) return std::max(a.size(), b.size());
+  uint64_t changed = 0;
+  for (size_t i = 0; i < a.size(); ++i) changed += a[i] != b[i] ? 1 : 0;
+  return changed;
+}
+
+}  // namespace
+
+void check_mergeable(const io::Checkpoint& base, const fs::path& adapter_folder, const io::AdapterFile& adapter) {
+  const std::string where = adapter_folder.string(), folder = base.folder().string();
+  const LlamaConfig config = read_config(base.folder());
+  const io::AdapterConfig& settings = adapter.config;
+  QALORA_REQUIRE(settings.pooling != io::Pooling::kNone, DataError, where,
+                 ": an ordinary LoRA (no pooling): what it adds differs inside a group of inputs, so it does not fit into the offsets; "
+                 "train with method = \"qalora\" on the quantised model, or keep the adapter beside it with --adapter");
+  QALORA_REQUIRE(config.quantization.has_value(), UserError, folder,
+                 ": a dense model; merge moves the offsets of a quantised one. Give the checkpoint that 'qalora quantize' wrote and the adapter "
+                 "was trained on");
+  QALORA_REQUIRE(settings.group_size == config.quantization->group_size, DataError, where, ": group_size ", settings.group_size,
+                 " does not match the model's ", config.quantization->group_size, " in ", folder, "; give the checkpoint that it was trained on");
+  const std::string fingerprint = io::base_fingerprint(base);
+  if (settings.base_fingerprint.empty()) {
+    log::warn(where + ": does not say which base it was trained on (no base_fingerprint); merged into " + folder + " as you ask");
+  } else {
+    QALORA_REQUIRE(settings.base_fingerprint == fingerprint, DataError, where, ": trained on another base: its fingerprint is ",
+                   settings.base_fingerprint.substr(0, 16), "..., that of ", folder, " is ", fingerprint.substr(0, 16),
+                   "...; give the checkpoint that it was trained on", settings.base_model.empty() ? "" : " (" + settings.base_model + ")");
+  }
+  const auto shapes = linear_shapes(config);
+  for (const auto& [module, weights] : adapter.modules) {
+    const auto found = shapes.find(module);
+    QALORA_REQUIRE(found != shapes.end(), DataError, where, ": module '", module, "' is not a linear layer of ", folder);
+    QALORA_REQUIRE(base.contains(module + kOffsets), DataError, folder, ": module '", module, "' is not quantised, so it has no offsets");
+    QALORA_REQUIRE(weights.b.size(0) == found->second[0], DataError, where, ": module '", module, "': lora_B has ", weights.b.size(0),
+                   " rows, the model's layer ", found->second[0]);
+  }
+  const nlohmann::json json = io::read_json_file(base.folder() / "config.json");
+  if (json.contains(kMergedKey) && json[kMergedKey].is_array()) {
+    const auto& merged = json[kMergedKey];
+    QALORA_REQUIRE(std::find(merged.begin(), merged.end(), adapter_digest(adapter_folder)) == merged.end(), UserError, folder,
+                   ": contains the adapter ", where, " already; merging it again would add it twice");
+  }
+}
+
+uint64_t merged_bytes(const io::Checkpoint& base, const io::AdapterFile& adapter) {
+  uint64_t total = 0;
+  for (const auto& tensor : plan_tensors(base, adapter)) total += tensor.bytes();
+  return total;
+}
+
+int64_t merge_checkpoint(const io::Checkpoint& base, const fs::path& adapter_folder, const io::AdapterFile& adapter, const fs::path& folder) {
+  const nlohmann::json source = io::read_json_file(base.folder() / "config.json");
+  const LlamaConfig config = read_config(base.folder());
+  QALORA_CHECK(config.quantization.has_value(), base.folder().string(), " is dense");
+  const auto shapes = linear_shapes(config);
+  io::CheckpointWriter writer(folder, plan_tensors(base, adapter), {{"format", "mlx"}});
+  Progress progress("merging", static_cast<int64_t>(adapter.modules.size()), "modules");
+  int64_t merged = 0;
+  bool narrow_scales = false;
+  for (const auto& name : base.names()) {
+    throw_if_stopped();
+    const std::string module = merged_module(adapter, name);
+    if (module.empty()) {
+      writer.write(name, base.bytes(name));
+      base.release(name);
+      continue;
+    }
+    const auto& shape = shapes.at(module);
+    const quant::PackedWeight weight = read_packed(base, module, shape[0], shape[1], *config.quantization);
+    writer.write(name, quant::merge(message(adapter_folder.string(), ": module '", module, "'"), weight, adapter.config,
+                                    adapter.modules.at(module)).offsets);
+    narrow_scales = narrow_scales || base.info(module + ".scales").dtype != io::Dtype::kF32;
+    ++merged;
+    progress.add();
+  }
+  writer.finish();
+  progress.finish();
+  if (narrow_scales) {
+    log::warn("this base's scales are 16-bit numbers and stay so; MLX computes in the scales' dtype and would round the merged fp32 "
+              "offsets. qalora does not");
+  }
+  nlohmann::json derived = derived_config(source, config, config.quantization);
+  if (!derived.contains(kMergedKey)) derived[kMergedKey] = nlohmann::json::array();
+  derived[kMergedKey].push_back(adapter_digest(adapter_folder));
+  io::write_json_file(folder / "config.json", derived);
+  io::copy_sidecars(base.folder(), folder);
+  return merged;
+}
+
+ByteChanges compare_bytes(const io::Checkpoint& base, const io::Checkpoint& merged) {
+  QALORA_REQUIRE(base.names() == merged.names(), DataError, merged.folder().string(), ": has other tensors than ", base.folder().string());
+  ByteChanges changes;
+  for (const auto& name : base.names()) {
+    throw_if_stopped();
+    const std::string module = name.substr(0, name.rfind('.'));
+    const bool packed = base.contains(module + ".scales");
+    uint64_t& counter = !packed                    ? changes.others
+                        : name.ends_with(kOffsets)  ? changes.offsets
+                        : name.ends_with(".scales") ? changes.scales
+                        : name.ends_with(".weight") ? changes.codes
+                                                    : changes.others;
+    counter += count_changed(base.bytes(name), merged.bytes(name));
+    base.release(name);
+    merged.release(name);
+  }
+  return changes;
+}
+
+}  // namespace qalora::model

@@ -1,0 +1,161 @@
+#include "qalora/model/quantize_checkpoint.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <set>
+
+#include "qalora/core/error.h"
+#include "qalora/core/format.h"
+#include "qalora/core/progress.h"
+#include "qalora/core/signals.h"
+#include "qalora/model/load.h"
+#include "qalora/quant/round_to_nearest.h"
+#include "qalora/tensor/device.h"
+
+namespace qalora::model {
+namespace {
+
+constexpr size_t kWeightSuffix = 7;  // of ".weight"
+
+std::string module_of(const std::string& weight) { return weight.substr(0, weight.size() - kWeightSuffix); }
+
+std::string group_text(int64_t group_size) { return group_size == quant::kWholeRow ? "whole rows" : "group size " + std::to_string(group_size); }
+
+void check_source(const io::Checkpoint& checkpoint, const LlamaConfig& config, const std::vector<ExpectedTensor>& expected) {
+  if (config.quantization) {
+    throw UserError(message(checkpoint.folder().string(), ": is quantised already (", config.quantization->bits, " bits, ",
+                            group_text(config.quantization->group_size), "); give the dense checkpoint that it was made from"));
+  }
+  std::set<std::string> names;
+  for (const auto& tensor : expected) {
+    names.insert(tensor.name);
+    const io::TensorInfo& info = checkpoint.info(tensor.name);
+    const std::string where = message(checkpoint.file_of(tensor.name).string(), ": tensor '", tensor.name, "' ");
+    QALORA_REQUIRE(info.shape == tensor.shape, DataError, where, "has shape ", at::IntArrayRef(info.shape),
+                   ", config.json asks for ", at::IntArrayRef(tensor.shape));
+    const bool is_float = info.dtype == io::Dtype::kF32 || info.dtype == io::Dtype::kF16 || info.dtype == io::Dtype::kBF16;
+    QALORA_REQUIRE(is_float, DataError, where, "is ", io::dtype_name(info.dtype), ", expected F32, F16 or BF16");
+  }
+  for (const auto& name : checkpoint.names()) {
+    // A table of constants that old exporters kept, and a head that a tied model does not use, stay behind.
+    const bool unused = name.ends_with("rotary_emb.inv_freq") || (config.tied_head && name == "lm_head.weight");
+    QALORA_REQUIRE(unused || names.contains(name), DataError, checkpoint.file_of(name).string(), ": tensor '", name, "' is not part of a ",
+                   config.model_type, " model as config.json describes it");
+  }
+}
+
+std::vector<std::string> make_notes(const QuantizationConfig& quantization, const std::set<int64_t>& widths) {
+  std::vector<std::string> notes;
+  const int64_t group_size = quantization.group_size;
+  bool divides = true;
+  for (int64_t width : widths) {
+    if (group_size == quant::kWholeRow || width % group_size == 0) continue;
+    divides = false;
+    notes.push_back(message("group size ", group_size, " does not divide ", width, " inputs: the last group of these rows has ",
+                            width % group_size, " and a scale and an offset of its own"));
+  }
+  const bool mlx_size = group_size == 32 || group_size == 64 || group_size == 128;
+  if (!divides || !mlx_size) {
+    notes.push_back(message("MLX cannot read ", group_text(group_size), divides ? "" : " with a shorter last group",
+                            "; it takes 32, 64 and 128 where they divide the inputs. qalora reads it"));
+  }
+  return notes;
+}
+
+// A weight's tensors in the layout of the output.
+struct PackedShapes {
+  io::PlannedTensor codes, scales, offsets;
+  uint64_t bytes() const { return codes.bytes() + scales.bytes() + offsets.bytes(); }
+};
+
+PackedShapes packed_shapes(const ExpectedTensor& tensor, const QuantizationConfig& quantization) {
+  const int64_t rows = tensor.shape[0], columns = tensor.shape[1];
+  const int64_t group_size = quantization.group_size == quant::kWholeRow ? columns : quantization.group_size;
+  const int64_t words = kernels::words_per_row(columns, quantization.bits), groups = kernels::groups_per_row(columns, group_size);
+  const std::string module = module_of(tensor.name);
+  return {{module + ".weight", io::Dtype::kU32, {rows, words}},
+          {module + ".scales", io::Dtype::kF32, {rows, groups}},
+          {module + ".biases", io::Dtype::kF32, {rows, groups}}};
+}
+
+// tensor: any shape and float dtype. In pieces: a whole mask would be as large as the tensor.
+void require_finite(const std::string& name, const at::Tensor& tensor) {
+  const at::Tensor flat = tensor.flatten();
+  constexpr int64_t kPiece = int64_t{1} << 22;
+  for (int64_t begin = 0; begin < flat.numel(); begin += kPiece) {
+    const at::Tensor piece = flat.narrow(0, begin, std::min(kPiece, flat.numel() - begin));
+    QALORA_REQUIRE(at::isfinite(piece).all().item<bool>(), DataError, name, " holds values that are not finite; the checkpoint is damaged");
+  }
+}
+
+}  // namespace
+
+QuantizePlan plan_quantization(const io::Checkpoint& checkpoint, const QuantizationConfig& quantization) {
+  QuantizePlan plan;
+  plan.config_json = io::read_json_file(checkpoint.folder() / "config.json");
+  plan.config = parse_config(plan.config_json, (checkpoint.folder() / "config.json").string());
+  plan.quantization = quantization;
+  const auto expected = expected_tensors(plan.config);
+  check_source(checkpoint, plan.config, expected);
+
+  uint64_t packed_bytes = 0, packed_weights = 0, largest = 0;
+  std::set<int64_t> widths;
+  for (const auto& tensor : expected) {
+    const io::TensorInfo& info = checkpoint.info(tensor.name);
+    plan.input_bytes += info.bytes();
+    // The stored bytes stand in the map and in a copy for a moment; then come the packed ones beside the copy.
+    if (tensor.linear) {
+      const PackedShapes packed = packed_shapes(tensor, quantization);
+      largest = std::max(largest, std::max(2 * info.bytes(), info.bytes() + packed.bytes()));
+      packed_bytes += packed.bytes();
+      packed_weights += static_cast<uint64_t>(tensor.shape[0]) * static_cast<uint64_t>(tensor.shape[1]);
+      widths.insert(tensor.shape[1]);
+      plan.output_bytes += packed.bytes();
+      plan.tensors.insert(plan.tensors.end(), {packed.codes, packed.scales, packed.offsets});
+      ++plan.linears;
+    } else {
+      largest = std::max(largest, 2 * info.bytes());
+      plan.output_bytes += info.bytes();
+      plan.tensors.push_back({tensor.name, info.dtype, info.shape});
+    }
+  }
+  plan.bits_per_weight = 8.0 * static_cast<double>(packed_bytes) / static_cast<double>(packed_weights);
+  plan.peak_bytes = tensor::peak_memory_bytes() + largest;
+  plan.notes = make_notes(quantization, widths);
+  return plan;
+}
+
+std::vector<QuantizedLayer> quantize_checkpoint(const io::Checkpoint& checkpoint, const QuantizePlan& plan, const fs::path& out, bool replace) {
+  constexpr uint64_t kSidecarBytes = 8'000'000;  // headers, config.json and the tokenizer's files
+  AtomicFolder folder(out, replace, plan.output_bytes + kSidecarBytes);
+  io::CheckpointWriter writer(folder.staging(), plan.tensors, {{"format", "mlx"}});
+  std::vector<QuantizedLayer> layers;
+  Progress progress("quantising", plan.linears, "matrices");
+  for (const auto& tensor : expected_tensors(plan.config)) {
+    throw_if_stopped();
+    const std::string where = message(checkpoint.file_of(tensor.name).string(), ": tensor '", tensor.name, "'");
+    at::Tensor weight = checkpoint.read(tensor.name);
+    checkpoint.release(tensor.name);
+    if (!tensor.linear) {
+      require_finite(where, weight);
+      writer.write(tensor.name, weight);
+      continue;
+    }
+    const quant::QuantizeResult result = quant::round_to_nearest(where, weight, plan.quantization.bits, plan.quantization.group_size);
+    const std::string module = module_of(tensor.name);
+    writer.write(module + ".weight", result.weight.codes);
+    writer.write(module + ".scales", result.weight.scales);
+    writer.write(module + ".biases", result.weight.offsets);
+    layers.push_back({module, result.error});
+    progress.add();
+  }
+  writer.finish();
+  progress.finish();
+  io::write_json_file(folder.staging() / "config.json", derived_config(plan.config_json, plan.config, plan.quantization));
+  io::copy_sidecars(checkpoint.folder(), folder.staging());
+  folder.commit();
+  return layers;
+}
+
+}  // namespace qalora::model
