@@ -93,7 +93,7 @@ class Checkpointed : public torch::autograd::Function<Checkpointed> {
   }
 
   static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
-    const at::AutoGradMode with_gradients(true);
+    const c10::AutoGradMode with_gradients(true);
     const at::Tensor h = ctx->get_saved_variables()[0].detach().requires_grad_(true);
     const auto call = c10::static_intrusive_pointer_cast<Recomputation>(ctx->saved_data["call"].toCapsule());
     const at::Tensor out = call->run(h);

@@ -1,6 +1,7 @@
 #include "qalora/train/optimizer.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 
 #include <cmath>
 
@@ -39,7 +40,7 @@ void AdamW::clip(double norm, double max_norm) {
 }
 
 void AdamW::step(double learning_rate) {
-  const at::NoGradGuard no_grad;
+  const c10::NoGradGuard no_grad;
   ++updates_;
   const double correction1 = 1 - std::pow(options_.beta1, static_cast<double>(updates_));
   const double correction2 = 1 - std::pow(options_.beta2, static_cast<double>(updates_));

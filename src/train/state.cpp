@@ -1,6 +1,7 @@
 #include "qalora/train/state.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 
 #include <nlohmann/json.hpp>
 
@@ -100,7 +101,7 @@ TrainState read_state(const fs::path& folder, const RunIdentity& identity) {
 }
 
 void load_values(const fs::path& folder, const Trained& trained, AdamW& optimizer, int64_t updates) {
-  const at::NoGradGuard no_grad;
+  const c10::NoGradGuard no_grad;
   std::map<std::string, at::Tensor> saved;
   if (trained.adapter != nullptr) {
     for (const auto& [module, weights] : io::read_adapter(folder).modules) {

@@ -49,7 +49,9 @@ TrainingSubject::TrainingSubject(const TrainConfig& config, at::ScalarType compu
                    UserError, config.model, ": holds weights, which initialize = \"random\" would ignore; give a folder with config.json and the tokenizer only");
     model_ = model::new_model(shape, static_cast<uint64_t>(config.seed));
     model_.compute = compute;
-    fingerprint_ = sha256(std::as_bytes(std::span(config_json_.dump())));
+    Sha256 hash;
+    hash.update(config_json_.dump());
+    fingerprint_ = hash.hex();
     return;
   }
   model_ = model::load_model(config.model, {.compute = compute, .trainable = full_});

@@ -1,6 +1,7 @@
 #include "qalora/train/trainer.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 
 #include <cmath>
 
@@ -60,7 +61,7 @@ StepResult Trainer::step() {
 }
 
 double Trainer::held_out_loss() {
-  const at::NoGradGuard no_grad;
+  const c10::NoGradGuard no_grad;
   double sum = 0;
   int64_t tokens = 0;
   for (const text::Batch& batch : data_.held_out()) {

@@ -1,0 +1,85 @@
+// Logits of checkpoints that other projects wrote, against what those projects computed (see the goldens' README).
+#include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "qalora/core/error.h"
+#include "qalora/io/checkpoint.h"
+#include "qalora/model/load.h"
+#include "support/support.h"
+
+namespace qalora::model {
+namespace {
+
+text::Batch batch_of(const at::Tensor& ids) {
+  text::Batch batch;
+  batch.input_ids = ids;
+  batch.positions = at::arange(ids.size(1), at::kLong).unsqueeze(0).expand_as(ids).contiguous();
+  for (int64_t row = 0; row < ids.size(0); ++row) batch.segments.push_back({row * ids.size(1), (row + 1) * ids.size(1)});
+  return batch;
+}
+
+at::Tensor logits_of(Llama& model, const at::Tensor& ids) {
+  const c10::NoGradGuard no_grad;
+  return model.logits(model.forward(batch_of(ids))).reshape({ids.size(0), ids.size(1), -1});
+}
+
+double distance(const at::Tensor& a, const at::Tensor& b) { return (a - b).abs().max().item<double>(); }
+
+class LlamaGolden : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(LlamaGolden, LogitsEqualTheOtherImplementations) {
+  REQUIRE_SHARED(std::string("goldens/") + GetParam());
+  const fs::path folder = test::shared_dir() / "goldens" / GetParam();
+  const io::SafetensorsFile expected(folder / "expected.safetensors");
+  // Dense folders say their own tolerance: six times the golden's distance from double precision. MLX folders: 1e-4.
+  const nlohmann::json about = io::read_json_file(folder / "expected.json");
+  const double tolerance = about.contains("accuracy") && about["accuracy"].contains("tolerance_logits_abs")
+                               ? about["accuracy"]["tolerance_logits_abs"].get<double>() : 1e-4;
+  Llama model = load_model(folder, {});
+  const at::Tensor ids = expected.read("input_ids").to(at::kLong), logits = logits_of(model, ids);
+  EXPECT_LE(distance(logits, expected.read("logits")), tolerance);
+
+  // Must differ: another epsilon, the mildest mistake the goldens' README lists, is far outside.
+  model.config.norm_eps *= 30;
+  EXPECT_GT(distance(logits_of(model, ids), expected.read("logits")), 3 * tolerance);
+}
+
+INSTANTIATE_TEST_SUITE_P(Checkpoints, LlamaGolden,
+                         ::testing::Values("llama/mha", "llama/gqa_tied", "llama/mistral", "llama/qwen2", "llama/sharded_fp16", "mlx/w3g32",
+                                           "mlx/w4g32", "mlx/w2g64_everything"));
+
+TEST(LlamaGoldenText, CachedForwardEqualsTheWholeForward) {
+  REQUIRE_SHARED("goldens/llama/gqa_tied");
+  const fs::path folder = test::shared_dir() / "goldens/llama/gqa_tied";
+  const io::SafetensorsFile expected(folder / "expected.safetensors");
+  Llama model = load_model(folder, {});
+  const at::Tensor ids = expected.read("input_ids").to(at::kLong)[0];
+  const c10::NoGradGuard no_grad;
+  KvCache cache;
+  std::vector<at::Tensor> parts;
+  for (const auto [begin, end] : {std::pair<int64_t, int64_t>{0, 10}, {10, 11}, {11, 20}, {20, ids.size(0)}}) {
+    parts.push_back(model.logits(model.forward_cached(ids.slice(0, begin, end), cache)));
+  }
+  EXPECT_LE(distance(at::cat(parts), expected.read("logits")[0]), 7.2e-5);
+}
+
+TEST(LlamaGoldenText, Bfloat16StaysNearFloat32) {
+  REQUIRE_SHARED("goldens/llama/mha");
+  const fs::path folder = test::shared_dir() / "goldens/llama/mha";
+  const io::SafetensorsFile expected(folder / "expected.safetensors");
+  Llama model = load_model(folder, {.compute = at::kBFloat16});
+  const at::Tensor golden = expected.read("logits");
+  const double difference = distance(logits_of(model, expected.read("input_ids").to(at::kLong)), golden);
+  // bf16 keeps 8 bits: products err by 2^-9 of their size; two layers of seven products with random signs stay well below
+  // ten such roundings of the logits' spread. It must also really be bf16, not f32 under another name.
+  const double spread = golden.std().item<double>();
+  EXPECT_LE(difference, 10 * std::ldexp(1.0, -9) * spread * 10);
+  EXPECT_GT(difference, 1e-3);
+}
+
+}  // namespace
+}  // namespace qalora::model
