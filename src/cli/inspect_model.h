@@ -1,0 +1,14 @@
+// What `inspect` says about folders and files of weights. Each function returns the command's JSON document.
+#pragma once
+
+#include <nlohmann/json.hpp>
+
+#include "qalora/core/file.h"
+
+namespace qalora::cli {
+
+nlohmann::json inspect_checkpoint(const fs::path& folder);
+nlohmann::json inspect_adapter(const fs::path& folder);      // folder as io::find_adapter returns it
+nlohmann::json inspect_safetensors(const fs::path& file);
+
+}  // namespace qalora::cli
