@@ -177,6 +177,13 @@ void refuse_unsupported(const Reader& config, const json& object) {
 
 // Full attention equals a sliding window while no sequence is longer than the window, so the window bounds the context.
 void apply_sliding_window(const Reader& config, const json& object, LlamaConfig& result) {
+  if (config.has("layer_types")) {
+    QALORA_REQUIRE(object.at("layer_types").is_array(), DataError, config.name(), ": 'layer_types' is not a list");
+    for (const json& type : object.at("layer_types")) {
+      QALORA_REQUIRE(type == "full_attention" || type == "sliding_attention", DataError, config.name(), ": 'layer_types' names ", type.dump(),
+                     ", which is not supported (full_attention and sliding_attention are)");
+    }
+  }
   const bool off = result.model_type == "qwen2" && !config.flag("use_sliding_window", false);
   if (off || !config.has("sliding_window")) return;
   result.context_length = std::min(result.context_length, config.size("sliding_window"));

@@ -8,7 +8,8 @@ const std::set<std::string>& handled_keys() {
   static const std::set<std::string> keys = {
       "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
       "head_dim", "max_position_embeddings", "rms_norm_eps", "initializer_range", "tie_word_embeddings", "attention_bias", "mlp_bias",
-      "rope_theta", "rope_scaling", "rope_parameters", "quantization", "quantization_config", "sliding_window", "use_sliding_window"};
+      "rope_theta", "rope_scaling", "rope_parameters", "quantization", "quantization_config", "sliding_window", "use_sliding_window",
+      "layer_types"};
   return keys;
 }
 
