@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <set>
+#include <sstream>
 
 #include "qalora/core/error.h"
+#include "qalora/core/file.h"
 #include "qalora/core/format.h"
 
 namespace qalora::cli {
@@ -52,34 +54,32 @@ struct Binder {
 
 }  // namespace
 
-std::vector<CLI::ConfigItem> TomlReader::from_config(std::istream& input) const {
-  std::vector<CLI::ConfigItem> items = CLI::ConfigTOML::from_config(input);
-  std::set<std::string> seen;
-  std::vector<CLI::ConfigItem> result;
-  for (CLI::ConfigItem& item : items) {
-    if (item.name == "++" || item.name == "--") continue;  // CLI11's own marks for the begin and end of a section
-    const std::string section = join(item.parents, ".");
-    QALORA_REQUIRE(section.empty() || section == command_, UserError, "section [", section, "] is not known; keys stand at the top or under [",
-                   command_, "]");
-    QALORA_REQUIRE(std::find(keys_.begin(), keys_.end(), item.name) != keys_.end(), UserError, "key '", item.name, "' is not known",
-                   did_you_mean(item.name, keys_));
-    QALORA_REQUIRE(seen.insert(item.name).second, UserError, "key '", item.name, "' is given twice");
-    std::replace(item.name.begin(), item.name.end(), '_', '-');
-    item.parents.clear();
-    result.push_back(std::move(item));
-  }
-  return result;
+void bind_keys(CLI::App& app, const std::vector<Key>& keys) {
+  for (const Key& key : keys) std::visit(Binder{app, key}, key.value)->group(key.group)->capture_default_str();
 }
 
-void bind_keys(CLI::App& app, const std::vector<Key>& keys) {
+void load_config_file(CLI::App& app, const std::string& path, const std::vector<Key>& keys) {
   std::vector<std::string> names;
-  for (const Key& key : keys) {
-    std::visit(Binder{app, key}, key.value)->group(key.group)->capture_default_str();
-    names.push_back(key.name);
+  for (const Key& key : keys) names.push_back(key.name);
+  std::istringstream input(read_text_file(path));
+  std::set<std::string> seen;
+  for (const CLI::ConfigItem& item : CLI::ConfigTOML().from_config(input)) {
+    if (item.name == "++" || item.name == "--") continue;  // CLI11's own marks for the begin and end of a section
+    const std::string section = join(item.parents, ".");
+    QALORA_REQUIRE(section.empty() || section == app.get_name(), UserError, path, ": section [", section,
+                   "] is not known; keys stand at the top or under [", app.get_name(), "]");
+    const bool known = std::find(names.begin(), names.end(), item.name) != names.end();
+    QALORA_REQUIRE(known, UserError, path, ": key '", item.name, "' is not known", did_you_mean(item.name, names));
+    QALORA_REQUIRE(seen.insert(item.name).second, UserError, path, ": key '", item.name, "' is given twice");
+    CLI::Option* option = app.get_option(flag_of(item.name));
+    if (option->count() > 0) continue;
+    try {
+      option->add_result(item.inputs);
+      option->run_callback();
+    } catch (const CLI::ParseError&) {
+      throw UserError(message(path, ": '", item.name, "' is ", join(item.inputs, ", "), ", expected ", option->get_type_name()));
+    }
   }
-  app.set_config("--config", "", "TOML file with these keys (flags win over it)", /*config_required=*/false)->type_name("FILE");
-  app.config_formatter(std::make_shared<TomlReader>(app.get_name(), names));
-  app.allow_config_extras(CLI::config_extras_mode::error);
 }
 
 std::string to_toml(const std::vector<Key>& keys, const std::string& heading) {

@@ -15,6 +15,8 @@ using nlohmann::json;
 
 struct FinetuneOptions {
   train::TrainConfig config;
+  CLI::App* app = nullptr;
+  std::string config_file;
   bool resume = false, dump_config = false;
   std::shared_ptr<CommonOptions> common;
 };
@@ -97,6 +99,7 @@ std::string dry_run_text(const train::DryRun& dry, const train::TrainConfig& con
 
 void run(FinetuneOptions& options) {
   apply_common(*options.common);
+  if (!options.config_file.empty()) load_config_file(*options.app, options.config_file, keys_of(options.config));
   if (options.dump_config) return print(resolved(options));
   if (options.common->dry_run) {
     const train::DryRun dry = train::dry_run(options.config);
@@ -128,6 +131,8 @@ void run(FinetuneOptions& options) {
 Command make_finetune(CLI::App& root) {
   auto options = std::make_shared<FinetuneOptions>();
   CLI::App* app = root.add_subcommand("finetune", "train an adapter on a quantised model (or LoRA, or all weights)");
+  options->app = app;
+  app->add_option("--config", options->config_file, "TOML file with the keys below; flags win over it")->type_name("FILE");
   bind_keys(*app, keys_of(options->config));
   app->add_flag("--resume", options->resume, "continue the run in --out from its newest checkpoint");
   app->add_flag("--dump-config", options->dump_config, "print the resolved configuration and stop");

@@ -16,22 +16,14 @@ struct Key {
   std::string group;  // heading in --help and in the file
 };
 
-// Adds a flag for each key and `--config FILE`. Precedence: default < file < flag. Unknown keys of the file are errors.
+// Adds a flag for each key.
 void bind_keys(CLI::App& app, const std::vector<Key>& keys);
+
+// Reads a TOML file into the keys that no flag was given for, so that flags win. UserError names file and key: unknown ones,
+// sections other than the command's own name, keys given twice, values that do not fit.
+void load_config_file(CLI::App& app, const std::string& path, const std::vector<Key>& keys);
 
 // The values as a TOML file with a comment over every key.
 std::string to_toml(const std::vector<Key>& keys, const std::string& heading);
-
-// Reads TOML with the file's spelling of keys (batch_size), as CLI11 options (--batch-size). Sections other than the command's
-// own name are errors.
-class TomlReader : public CLI::ConfigTOML {
- public:
-  TomlReader(std::string command, std::vector<std::string> keys) : command_(std::move(command)), keys_(std::move(keys)) {}
-  std::vector<CLI::ConfigItem> from_config(std::istream& input) const override;
-
- private:
-  std::string command_;
-  std::vector<std::string> keys_;
-};
 
 }  // namespace qalora::cli

@@ -1,0 +1,46 @@
+#!/usr/bin/env python3
+"""Prints the demo's closing table from the JSON answers that scripts/demo.sh kept, and checks that tuned and merged agree."""
+import json
+import sys
+from pathlib import Path
+
+NOTE = """exam: 4-letter questions in MMLU's format, 0-shot; it holds out the wording of its questions, not the facts.
+open: 'Question: .. Answer:', the value with the largest log-likelihood of four. 25 % is chance for both.
+tuned: base and adapter beside it; merged: one quantised model. Same answers: questions of exam and open they answer alike."""
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def predictions(work, name):
+    return [json.loads(line)["prediction"] for kind in ("exam", "open") for line in (work / f"{name}.{kind}.jsonl").read_text().splitlines()]
+
+
+def row(work, name, label):
+    return [label, f"{100 * read(work / f'{name}.mmlu.json')['accuracy']['micro']:.1f}", f"{100 * read(work / f'{name}.open.json')['accuracy']:.1f}",
+            f"{read(work / f'{name}.perplexity.json')['perplexity']:.3f}"]
+
+
+def main():
+    work = Path(sys.argv[1])
+    rows = [["model", "exam %", "open %", "perplexity", "same answers"], row(work, "dense", "fp16, dense") + [""]]
+    disagreements = 0
+    for bits in (4, 3, 2):
+        tuned, merged = predictions(work, f"int{bits}-adapter"), predictions(work, f"int{bits}-merged")
+        same = sum(a == b for a, b in zip(tuned, merged, strict=True))
+        disagreements += len(tuned) - same
+        rows.append(row(work, f"int{bits}", f"int{bits}, rounded") + [""])
+        rows.append(row(work, f"int{bits}-adapter", f"int{bits}, tuned") + [""])
+        rows.append(row(work, f"int{bits}-merged", f"int{bits}, merged") + [f"{same} of {len(tuned)}"])
+    widths = [max(len(r[i]) for r in rows) for i in range(5)]
+    for number, r in enumerate(rows):
+        print("  ".join([r[0].ljust(widths[0])] + [cell.rjust(width) for cell, width in zip(r[1:], widths[1:])]).rstrip())
+        if number == 0:
+            print("  ".join("-" * width for width in widths))
+    print("\n" + NOTE)
+    return 1 if disagreements else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
