@@ -2,7 +2,6 @@
 
 #include <utility>
 
-#include "qalora/core/error.h"
 #include "qalora/text/batch.h"
 
 namespace qalora::text {
@@ -16,6 +15,12 @@ constexpr const char* kAlpacaIntro =
 ChatStyle llama2_style() {
   return {.system_before = {"<<SYS>>\n"}, .system_after = {"\n<</SYS>>\n\n"}, .user_before = {"[INST] "}, .user_after = {" [/INST]"},
           .answer_lead = " ", .answer_after = {" ", "<eos>"}, .between = {"<bos>"}, .system_in_user = true};
+}
+
+// Mistral's: Llama-2's marks without a system text, one BOS at the front and no blank behind an answer.
+ChatStyle mistral_style() {
+  return {.system_after = {"\n\n"}, .user_before = {"[INST] "}, .user_after = {" [/INST]"}, .answer_lead = " ", .answer_after = {"<eos>"},
+          .system_in_user = true};
 }
 
 ChatStyle chatml_style() {
@@ -50,8 +55,7 @@ ChatStyle bare_style() {
   return {.system_after = {"\n"}, .answer_lead = " ", .answer_after = {"<eos>"}, .between = {"\n"}};
 }
 
-bool has_blank_at_end(std::string_view text) { return !text.empty() && (text.back() == ' ' || text.back() == '\n' || text.back() == '\t'); }
-bool has_blank_at_start(std::string_view text) { return !text.empty() && (text.front() == ' ' || text.front() == '\n' || text.front() == '\t'); }
+constexpr std::string_view kBlanks = " \n\t\r";
 
 }  // namespace
 
@@ -65,7 +69,7 @@ ChatStyle chat_style(TemplateKind kind, std::string_view chat_template) {
   const auto has = [&](std::string_view marker) { return chat_template.find(marker) != std::string_view::npos; };
   if (has("<|start_header_id|>")) return llama3_style();
   if (has("<|im_start|>")) return chatml_style();
-  if (has("[INST]")) return llama2_style();
+  if (has("[INST]")) return has("<<SYS>>") ? llama2_style() : mistral_style();
   if (has("<|user|>")) return zephyr_style();
   return plain_style();
 }
@@ -121,6 +125,15 @@ Example ExampleBuilder::take() {
   return std::exchange(example_, {});
 }
 
+bool ends_with_blank(std::string_view text) { return !text.empty() && kBlanks.find(text.back()) != std::string_view::npos; }
+
+void add_answer(ExampleBuilder& builder, const ChatStyle& style, std::string_view answer, bool blank_before) {
+  const bool own_blank = !answer.empty() && kBlanks.find(answer.front()) != std::string_view::npos;
+  if (!blank_before && !own_blank) builder.add_text(style.answer_lead, true);
+  style.answer_apart ? builder.add_apart(answer, true) : builder.add_text(answer, true);
+  builder.add_markers(style.answer_after, true);
+}
+
 void add_turns(ExampleBuilder& builder, const ChatStyle& style, const std::vector<Turn>& turns, bool open_answer) {
   builder.add_text(style.opening, false);
   const Turn* system = nullptr;  // waits for the user turn that takes it in
@@ -143,13 +156,11 @@ void add_turns(ExampleBuilder& builder, const ChatStyle& style, const std::vecto
       }
       builder.add_text(turn.content, false);
       builder.add_markers(is_user ? style.user_after : style.system_after, false);
-      blank = has_blank_at_end(turn.content) && style.user_after.empty();
+      blank = ends_with_blank(turn.content) && style.user_after.empty();
     } else {
       open();
       builder.add_markers(style.answer_before, false);
-      if (!blank && !has_blank_at_start(turn.content)) builder.add_text(style.answer_lead, true);
-      style.answer_apart ? builder.add_apart(turn.content, true) : builder.add_text(turn.content, true);
-      builder.add_markers(style.answer_after, true);
+      add_answer(builder, style, turn.content, blank);
       after_answer = true;
       blank = false;
     }

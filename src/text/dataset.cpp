@@ -87,8 +87,9 @@ struct Dataset::Impl {
   mutable std::string digest;
 
   Impl(const fs::path& path, DataFormat wanted) : file(path), format(wanted), detected(wanted == DataFormat::kAuto) {
-    size_on_disk = fs::file_size(path);
-    written = fs::last_write_time(path);
+    std::error_code gone;  // a file that vanishes here is noticed when a record is read
+    size_on_disk = fs::file_size(path, gone);
+    written = fs::last_write_time(path, gone);
   }
 
   void scan(bool skip_bad_records);

@@ -99,22 +99,30 @@ void reject_other_kinds(const fs::path& path, std::string_view bytes) {
 SentencePieceFile inspect_sentencepiece(const fs::path& path, std::string_view bytes) {
   reject_other_kinds(path, bytes);
   SentencePieceFile result;
+  uint64_t algorithm = 1, collapses_blanks = 1, blank_at_end = 0;  // the format's defaults; algorithm 2 is BPE
+  bool has_rules = false;                                          // character replacements, which may span several
   FieldReader reader(bytes);
   while (!reader.done()) {
     const size_t start = reader.position();
     const auto field = reader.next();
     QALORA_REQUIRE(field, DataError, path.string(), ": not a SentencePiece model, or only a part of one: the field at byte ", start,
                    " of ", bytes.size(), " is damaged after ", result.pieces, " pieces; fetch the file again");
+    const bool trainer = field->number == 2, normalizer = field->number == 3;
     if (field->number == 1 && field->is_bytes) ++result.pieces;
-    if ((field->number != 2 && field->number != 3) || !field->is_bytes) continue;
+    if ((!trainer && !normalizer) || !field->is_bytes) continue;
     FieldReader settings(field->bytes);
     while (!settings.done()) {
       const auto setting = settings.next();
       QALORA_REQUIRE(setting, DataError, path.string(), ": the settings at byte ", start, " are damaged; fetch the file again");
-      if (field->number == 3 && setting->number == 3) result.adds_dummy_prefix = setting->value != 0;
-      if (field->number == 2 && setting->number == 44) result.unknown = std::string(setting->bytes);
+      if (normalizer && setting->number == 2) has_rules = !setting->bytes.empty();
+      if (normalizer && setting->number == 3) result.adds_dummy_prefix = setting->value != 0;
+      if (normalizer && setting->number == 4) collapses_blanks = setting->value;
+      if (trainer && setting->number == 3) algorithm = setting->value;
+      if (trainer && setting->number == 24) blank_at_end = setting->value;
+      if (trainer && setting->number == 44) result.unknown = std::string(setting->bytes);
     }
   }
+  result.context_free = algorithm == 2 && collapses_blanks == 0 && blank_at_end == 0 && !has_rules;
   QALORA_REQUIRE(result.pieces > 0, DataError, path.string(), ": holds no pieces; expected a SentencePiece model");
   return result;
 }

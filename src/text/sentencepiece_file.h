@@ -12,6 +12,8 @@ namespace qalora::text {
 struct SentencePieceFile {
   int64_t pieces = 0;
   bool adds_dummy_prefix = true;        // a blank goes in front of every text
+  // What text becomes before it is cut is the same whatever stands around it, and merges follow scores alone.
+  bool context_free = true;
   std::string unknown = " \u2047 ";     // what an unknown piece decodes to
 };
 

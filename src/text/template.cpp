@@ -47,18 +47,10 @@ void add_bos(ExampleBuilder& builder, const Tokenizer& tokenizer) {
 }
 
 // One request and its answer under a template without turns.
-void add_exchange(ExampleBuilder& builder, const Tokenizer& tokenizer, const Record& record, TemplateKind kind) {
+void add_exchange(ExampleBuilder& builder, const Record& record, TemplateKind kind) {
   const std::string prompt = render_prompt(kind, record.instruction, record.input);
   builder.add_text(prompt, false);
-  const auto is_blank = [](char c) { return c == ' ' || c == '\n' || c == '\t'; };
-  if (kind == TemplateKind::kAlpacaPaper) {
-    builder.add_apart(record.output, true);
-  } else {
-    const bool apart = prompt.empty() || is_blank(prompt.back()) || record.output.empty() || is_blank(record.output.front());
-    if (!apart) builder.add_text(" ", true);
-    builder.add_text(record.output, true);
-  }
-  builder.add_id(tokenizer.eos_id(), true);
+  add_answer(builder, chat_style(kind, ""), record.output, prompt.empty() || ends_with_blank(prompt));
 }
 
 // ChatML and LLaMA 3 end an answer with a token of their own; where generation would not stop at it, EOS follows.
@@ -125,7 +117,7 @@ Example make_example(const Tokenizer& tokenizer, const Record& record, const Exa
     const std::vector<Turn> turns = {{"user", request(record.instruction, record.input)}, {"assistant", record.output}};
     add_turns(builder, chat_style(options.kind, tokenizer.chat_template()), turns, /*open_answer=*/false);
   } else {
-    add_exchange(builder, tokenizer, record, options.kind);
+    add_exchange(builder, record, options.kind);
   }
   Example example = builder.take();
   end_with_stop(example, tokenizer);

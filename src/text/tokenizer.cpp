@@ -7,15 +7,13 @@
 #include <optional>
 
 #include "qalora/core/error.h"
-#include "qalora/core/format.h"
 #include "sentencepiece_file.h"
 #include "tokenizer_rules.h"
 #include "utf8.h"
+#include "word_encoder.h"
 
 namespace qalora::text {
 namespace {
-
-constexpr std::string_view kBlankMark = "\u2581";  // how SentencePiece writes a blank inside a piece
 
 enum class PieceKind : uint8_t { kText, kByte, kUnknown, kSpecial, kAdded, kGap };
 
@@ -33,6 +31,11 @@ std::string with_blanks(std::string_view piece) {
     piece.remove_prefix(mark + kBlankMark.size());
   }
   return text += piece;
+}
+
+bool is_there(const fs::path& path) {
+  std::error_code unreadable;
+  return fs::exists(path, unreadable);
 }
 
 bool is_blank(char c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r'; }
@@ -53,7 +56,10 @@ struct Tokenizer::Impl {
   fs::path path;
   TokenizerRules rules;
   SentencePieceFile file;
-  sentencepiece::SentencePieceProcessor plain, joined;  // with and without the dummy prefix
+  sentencepiece::SentencePieceProcessor model;  // told to add no dummy prefix; we put the blank in front ourselves
+  std::optional<WordEncoder> encoder;
+  // As the file has it. Where blanks collapse, a blank of ours in front would be lost, so the library must add its own.
+  std::optional<sentencepiece::SentencePieceProcessor> unchanged;
   std::vector<Entry> entries;
   std::array<std::vector<Match>, 256> matches;  // special and added tokens by first byte, longest first
   int64_t bos = -1, eos = -1;
@@ -68,7 +74,8 @@ struct Tokenizer::Impl {
 
   std::vector<Fragment> split(std::string_view text, bool parse_special) const;
   const Match* match_at(std::string_view text, size_t at, bool parse_special) const;
-  void append(const sentencepiece::SentencePieceProcessor& processor, std::string_view text, std::vector<int64_t>& ids) const;
+  // The ids of one stretch of text; `prefix`: it begins a text, so the model's dummy prefix belongs in front.
+  void append(std::string_view text, bool prefix, std::vector<int64_t>& ids) const;
   const Entry* entry(int64_t id) const { return id >= 0 && id < std::ssize(entries) ? &entries[id] : nullptr; }
   // The bytes of one id; `first`: no text stands before it, so its dummy prefix is dropped.
   std::string bytes_of(int64_t id, bool first, bool skip_special) const;
@@ -76,24 +83,26 @@ struct Tokenizer::Impl {
 
 void Tokenizer::Impl::load(const fs::path& folder) {
   path = folder / "tokenizer.model";
-  if (!fs::exists(path)) {
-    const bool bpe = fs::exists(folder / "tokenizer.json");
+  if (!is_there(path)) {
+    const bool bpe = is_there(folder / "tokenizer.json");
     throw DataError(message(folder.string(), ": has no tokenizer.model", bpe ? ", only a tokenizer.json" : "",
                             "; expected LLaMA's SentencePiece model (byte-level BPE vocabularies are not supported). Copy it from "
                             "the original checkpoint"));
   }
   const std::string bytes = read_text_file(path);
   file = inspect_sentencepiece(path, bytes);
-  const auto load_into = [&](sentencepiece::SentencePieceProcessor& processor, std::string_view model) {
-    const auto status = processor.LoadFromSerializedProto(model);
-    QALORA_REQUIRE(status.ok(), DataError, path.string(), ": the SentencePiece library refuses it: ", status.ToString());
-  };
-  load_into(plain, bytes);
-  load_into(joined, without_dummy_prefix(bytes));
+  const auto status = model.LoadFromSerializedProto(without_dummy_prefix(bytes));
+  QALORA_REQUIRE(status.ok(), DataError, path.string(), ": the SentencePiece library refuses it: ", status.ToString());
+  encoder.emplace(model, file.context_free);
+  if (!encoder->by_words()) {
+    unchanged.emplace();
+    const auto again = unchanged->LoadFromSerializedProto(bytes);
+    QALORA_REQUIRE(again.ok(), DataError, path.string(), ": the SentencePiece library refuses it: ", again.ToString());
+  }
   rules = read_tokenizer_rules(folder);
   read_pieces();
-  bos = find_token(rules.bos, plain.bos_id(), "bos_token");
-  eos = find_token(rules.eos, plain.eos_id(), "eos_token");
+  bos = find_token(rules.bos, model.bos_id(), "bos_token");
+  eos = find_token(rules.eos, model.eos_id(), "eos_token");
   add_matches();
   if (eos >= 0) stops.push_back(eos);
   for (const int64_t id : rules.stop_ids) {
@@ -110,16 +119,16 @@ void Tokenizer::Impl::load(const fs::path& folder) {
 }
 
 void Tokenizer::Impl::read_pieces() {
-  entries.resize(plain.GetPieceSize());
+  entries.resize(model.GetPieceSize());
   for (int id = 0; id < std::ssize(entries); ++id) {
     Entry& entry = entries[id];
-    entry.text = plain.IdToPiece(id);
-    if (plain.IsByte(id)) {
+    entry.text = model.IdToPiece(id);
+    if (model.IsByte(id)) {
       entry.kind = PieceKind::kByte;  // "<0x0A>"
       entry.text = std::string(1, static_cast<char>(std::stoi(entry.text.substr(3, 2), nullptr, 16)));
-    } else if (plain.IsControl(id)) {
+    } else if (model.IsControl(id)) {
       entry.kind = PieceKind::kSpecial;
-    } else if (plain.IsUnknown(id)) {
+    } else if (model.IsUnknown(id)) {
       entry.kind = PieceKind::kUnknown;
     } else {
       entry.kind = PieceKind::kText;
@@ -139,8 +148,8 @@ int64_t Tokenizer::Impl::find_token(const std::optional<std::string>& content, i
   for (const AddedToken& token : rules.added) {
     if (token.content == *content && token.id >= 0) return token.id;
   }
-  const int id = plain.PieceToId(*content);
-  QALORA_REQUIRE(id != plain.unk_id() || *content == plain.IdToPiece(id), DataError, path.parent_path().string(), ": ", what, " '", *content,
+  const int id = model.PieceToId(*content);
+  QALORA_REQUIRE(id != model.unk_id() || *content == model.IdToPiece(id), DataError, path.parent_path().string(), ": ", what, " '", *content,
                  "' is neither a piece of tokenizer.model nor an added token; correct tokenizer_config.json");
   return id;
 }
@@ -157,14 +166,14 @@ void Tokenizer::Impl::add_matches() {
     int64_t id = token.id;
     if (id < 0) {
       // Named without an id: counts only where the model has a piece of that text.
-      id = plain.PieceToId(token.content);
-      if (plain.IdToPiece(static_cast<int>(id)) != token.content) continue;
+      id = model.PieceToId(token.content);
+      if (model.IdToPiece(static_cast<int>(id)) != token.content) continue;
     }
     const bool special = token.special || id == bos || id == eos;
     add_match({token.content, id, special, token.strip_left, token.strip_right});
   }
-  for (const int64_t id : {bos, eos, static_cast<int64_t>(plain.unk_id())}) {
-    if (id >= 0) add_match({.content = id < plain.GetPieceSize() ? plain.IdToPiece(static_cast<int>(id)) : entries[id].text, .id = id, .special = true});
+  for (const int64_t id : {bos, eos, static_cast<int64_t>(model.unk_id())}) {
+    if (id >= 0) add_match({.content = id < model.GetPieceSize() ? model.IdToPiece(static_cast<int>(id)) : entries[id].text, .id = id, .special = true});
   }
   for (auto& bucket : matches) {
     std::sort(bucket.begin(), bucket.end(), [](const Match& a, const Match& b) { return a.content.size() > b.content.size(); });
@@ -199,11 +208,19 @@ std::vector<Fragment> Tokenizer::Impl::split(std::string_view text, bool parse_s
   return fragments;
 }
 
-void Tokenizer::Impl::append(const sentencepiece::SentencePieceProcessor& processor, std::string_view text, std::vector<int64_t>& ids) const {
-  std::vector<int> found;
-  const auto status = processor.Encode(text, &found);
-  QALORA_REQUIRE(status.ok(), DataError, path.string(), ": the SentencePiece library cannot encode the text: ", status.ToString());
-  ids.insert(ids.end(), found.begin(), found.end());
+void Tokenizer::Impl::append(std::string_view text, bool prefix, std::vector<int64_t>& ids) const {
+  std::string reason;
+  if (prefix && unchanged) {
+    std::vector<int> found;
+    const auto status = unchanged->Encode(text, &found);
+    if (!status.ok()) reason = status.ToString();
+    ids.insert(ids.end(), found.begin(), found.end());
+  } else if (prefix && file.adds_dummy_prefix) {
+    reason = encoder->append(message(' ', text), ids);
+  } else {
+    reason = encoder->append(text, ids);
+  }
+  QALORA_REQUIRE(reason.empty(), DataError, path.string(), ": the SentencePiece library cannot encode the text: ", reason);
 }
 
 std::string Tokenizer::Impl::bytes_of(int64_t id, bool first, bool skip_special) const {
@@ -222,7 +239,7 @@ Tokenizer::Tokenizer(const fs::path& folder) : impl_(std::make_unique<Impl>()) {
 Tokenizer::~Tokenizer() = default;
 Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 
-bool Tokenizer::exists(const fs::path& folder) { return fs::exists(folder / "tokenizer.model"); }
+bool Tokenizer::exists(const fs::path& folder) { return is_there(folder / "tokenizer.model"); }
 
 std::vector<int64_t> Tokenizer::encode(std::string_view text, EncodeOptions options) const {
   std::vector<int64_t> ids;
@@ -236,7 +253,7 @@ std::vector<int64_t> Tokenizer::encode(std::string_view text, EncodeOptions opti
     } else {
       // Hugging Face's rule: with `legacy` every stretch of text is encoded as if it stood alone, without it only the first.
       const bool prefix = legacy() || (at_start && impl_->rules.adds_prefix_space);
-      impl_->append(prefix ? impl_->plain : impl_->joined, fragment.text, ids);
+      impl_->append(fragment.text, prefix, ids);
     }
     at_start = false;
   }
@@ -251,7 +268,7 @@ std::vector<int64_t> Tokenizer::encode_continuation(std::string_view text) const
       ids.push_back(fragment.id);
     } else {
       const bool behind_token = legacy() && fragment.text.data() != text.data();
-      impl_->append(behind_token ? impl_->plain : impl_->joined, fragment.text, ids);
+      impl_->append(fragment.text, behind_token, ids);
     }
   }
   return ids;
@@ -284,7 +301,7 @@ std::string Tokenizer::decode_next(const std::vector<int64_t>& before, int64_t i
 
 std::string Tokenizer::piece(int64_t id) const {
   if (impl_->entry(id) == nullptr) return "";
-  return id < impl_->plain.GetPieceSize() ? impl_->plain.IdToPiece(static_cast<int>(id)) : impl_->entries[id].text;
+  return id < impl_->model.GetPieceSize() ? impl_->model.IdToPiece(static_cast<int>(id)) : impl_->entries[id].text;
 }
 
 int64_t Tokenizer::special_id(std::string_view content) const {

@@ -134,7 +134,8 @@ void read_stop_ids(const fs::path& path, TokenizerRules& rules) {
 TokenizerRules read_tokenizer_rules(const fs::path& folder) {
   TokenizerRules rules;
   const auto when_there = [&](const char* name, auto&& read) {
-    if (fs::exists(folder / name)) read(folder / name);
+    std::error_code unreadable;
+    if (fs::exists(folder / name, unreadable)) read(folder / name);
   };
   when_there("tokenizer_config.json", [&](const fs::path& path) { read_config(path, rules); });
   when_there("special_tokens_map.json", [&](const fs::path& path) { read_named_tokens(path, read_object(path), rules); });

@@ -15,8 +15,9 @@ namespace qalora::text {
 //               a dummy prefix of its own, so there are two blank pieces between them
 // none          the instruction (a line break and the input, where there is one); one blank parts prompt and answer
 //               where neither brings its own
-// chat          special tokens and line breaks of the model's chat template where its text is Llama-2's, ChatML's, Zephyr's or
-//               Llama-3's (recognised by its markers; no template is executed), else "### Human: " and "### Assistant:"
+// chat          special tokens and line breaks of the model's chat template where its text is Llama-2's, Mistral's,
+//               ChatML's, Zephyr's or Llama-3's (recognised by its markers; no template is executed), else "### Human: " and
+//               "### Assistant:"
 // A chat under alpaca or none repeats the block for each exchange; every answer is trained and ends with end-of-sequence.
 enum class TemplateKind { kAlpaca, kAlpacaPaper, kNone, kChat };
 std::string template_name(TemplateKind kind);

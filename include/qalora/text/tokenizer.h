@@ -22,7 +22,8 @@ class Tokenizer {
 
   static bool exists(const fs::path& folder);  // a tokenizer.model lies in the folder
 
-  // Ids of text. Special tokens written in the text ("</s>") become their ids only with parse_special.
+  // Ids of text. Special tokens written in the text ("</s>") become their ids only with parse_special; added tokens that are
+  // not special always do.
   // add_bos: exactly one BOS in front, unless the text already begins with it and parse_special is set.
   struct EncodeOptions {
     bool add_bos = false;

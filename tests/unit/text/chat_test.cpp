@@ -50,8 +50,12 @@ TEST_F(Chats, WithoutATemplateHumanAndAssistant) {
 }
 
 TEST_F(Chats, Llama2) {
-  EXPECT_EQ(shown(config("[INST]")),
+  EXPECT_EQ(shown(config("[INST] <<SYS>>")),
             "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST][[ Hello </s>]]<s>[INST] Bye [/INST][[ So long </s>]]");
+}
+
+TEST_F(Chats, MistralHasOneBosAndNoBlankBehindAnAnswer) {
+  EXPECT_EQ(shown(config("[INST]")), "<s>[INST] Be brief.\n\nHi [/INST][[ Hello</s>]][INST] Bye [/INST][[ So long</s>]]");
 }
 
 TEST_F(Chats, ChatMlsMarkersAreTokensAndTheEndIsTrained) {
@@ -97,7 +101,7 @@ TEST_F(Chats, AnExchangeInTurnsIsTheExchangeInFields) {
 }
 
 TEST_F(Chats, GenerationSeesTheTrainingPrompt) {
-  for (const std::string marker : {"", "[INST]", "<|im_start|>", "<|start_header_id|>", "<|user|>"}) {
+  for (const std::string marker : {"", "[INST]", "[INST] <<SYS>>", "<|im_start|>", "<|start_header_id|>", "<|user|>"}) {
     write_tiny_tokenizer(dir_.path(), config(marker));
     const Tokenizer tokenizer(dir_.path());
     Record record;
@@ -125,7 +129,7 @@ TEST_F(Chats, MarkersInsideAContentStayText) {
 TEST(LlamaChats, HaveNoSplitBlanks) {
   REQUIRE_SHARED(kLlamaModel);
   TempDir dir;
-  copy_llama_tokenizer(dir.path(), R"({"legacy": false, "chat_template": "[INST]"})");
+  copy_llama_tokenizer(dir.path(), R"({"legacy": false, "chat_template": "[INST] <<SYS>>"})");
   const Tokenizer tokenizer(dir.path());
   Record record;
   record.turns = {{"user", "Hi"}, {"assistant", "Hello"}, {"user", "Bye"}, {"assistant", "So long"}};

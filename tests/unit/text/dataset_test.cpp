@@ -16,6 +16,7 @@ namespace qalora::text {
 namespace {
 
 using namespace qalora::test;
+using namespace std::string_literals;  // "a\0b"s keeps its NUL
 using nlohmann::json;
 
 constexpr const char* kGood = R"({"instruction": "Say hi", "input": "", "output": "hi"})";
@@ -126,7 +127,7 @@ TEST_F(DatasetFiles, EachBadRecordSaysWhy) {
   expect_bad_line("nonsense", "not valid JSON: column 2");
   expect_bad_line("{\"instruction\": \"a\", \"output\": \"\xc3\x28\"}", "UTF-8");
   expect_bad_line(R"({"instruction": "a", "output": "\ud800 alone"})", "surrogate");
-  expect_bad_line(std::string("{\"instruction\": \"a\", \"output\": \"n\0l\"}", 39), "not valid JSON");
+  expect_bad_line("{\"instruction\": \"a\", \"output\": \"n\0l\"}"s, "not valid JSON");
 }
 
 TEST_F(DatasetFiles, DeepNestingIsRefusedNotFollowed) {
@@ -166,7 +167,7 @@ TEST_F(DatasetFiles, CsvRowsThatDoNotFit) {
   EXPECT_CONTAINS(error("a.csv", "instruction,output\na,\"open\n"), "a.csv:2: a quote is opened");
   EXPECT_CONTAINS(error("a.csv", "text,text\na,b\n"), "'text' twice");
   EXPECT_CONTAINS(error("a.csv", "question,reply\na,b\n"), "'question', 'reply'");
-  EXPECT_CONTAINS(error("a.csv", std::string("instruction,output\na,b\0c\n", 25)), "a.csv:2: a NUL byte");
+  EXPECT_CONTAINS(error("a.csv", "instruction,output\na,b\0c\n"s), "a.csv:2: a NUL byte");
   EXPECT_CONTAINS(error("a.csv", "instruction,output\na,\xff\n"), "a.csv:2: the text is not valid UTF-8");
   EXPECT_CONTAINS(error("a.csv", "instruction,output\n"), "no usable record");
   EXPECT_EQ(open("a.csv", "instruction,output\na,b\nonly one\nc,d\n", true).size(), 2);
@@ -174,7 +175,7 @@ TEST_F(DatasetFiles, CsvRowsThatDoNotFit) {
 
 TEST_F(DatasetFiles, TextWithBrokenCharacters) {
   EXPECT_CONTAINS(error("a.txt", "good\n\nb\xff" "d\n"), "a.txt:3: the text is not valid UTF-8");
-  EXPECT_CONTAINS(error("a.txt", std::string("g\0d\n", 4)), "a.txt:1: a NUL byte");
+  EXPECT_CONTAINS(error("a.txt", "g\0d\n"s), "a.txt:1: a NUL byte");
 }
 
 TEST_F(DatasetFiles, FilesThatAreSomethingElse) {
@@ -182,10 +183,10 @@ TEST_F(DatasetFiles, FilesThatAreSomethingElse) {
   EXPECT_CONTAINS(error("a.json", " \n\t"), "white space");
   EXPECT_CONTAINS(error("a.txt", " \n\n"), "no usable record");
   EXPECT_CONTAINS(error("a.json", "[]"), "no usable record");
-  EXPECT_CONTAINS(error("a.json", std::string("\x1f\x8b\x08\0", 4)), "gunzip");
+  EXPECT_CONTAINS(error("a.json", "\x1f\x8b\x08\0"s), "gunzip");
   EXPECT_CONTAINS(error("a.jsonl", "PK\x03\x04xxxx"), "ZIP");
   EXPECT_CONTAINS(error("a.jsonl", "PAR1xxxx"), "Parquet");
-  EXPECT_CONTAINS(error("a.json", std::string("\xff\xfe[\0", 4)), "UTF-16");
+  EXPECT_CONTAINS(error("a.json", "\xff\xfe[\0"s), "UTF-16");
   EXPECT_CONTAINS(error("a.json", "version https://git-lfs.github.com/spec/v1\noid sha256:00\n"), "git lfs pull");
   EXPECT_CONTAINS(error("a.json", "hello"), "begins with 'h'");
   EXPECT_CONTAINS(error("a.jsonl", R"({"foo": 1, "bar": 2})"), "'bar', 'foo'");
@@ -269,7 +270,7 @@ TEST_F(DatasetFiles, ChangedBytesNeverCrashOrHang) {
   }
   const std::pair<const char*, std::string> files[] = {
       {"a.jsonl", lines}, {"a.json", array + "\n]\n"}, {"a.csv", "instruction,output\n\"a\nb\",c\n\"d\"\"e\",f\ng,h\n"}, {"a.txt", "one\n\ntwo\n\nthree\n"}};
-  const std::string interesting("\"\\{}[],\n\r:\0\xff", 12);
+  const std::string interesting = "\"\\{}[],\n\r:\0\xff"s;
   uint32_t state = 7;
   const auto next = [&] { return state = state * 1664525 + 1013904223, state >> 8; };
   for (const auto& [name, content] : files) {

@@ -12,6 +12,7 @@ namespace qalora::text {
 namespace {
 
 using namespace qalora::test;
+using namespace std::string_literals;  // "a\0b"s keeps its NUL
 using Ids = std::vector<int64_t>;
 using nlohmann::json;
 
@@ -161,7 +162,7 @@ TEST_F(TinyTokenizer, NeverTwoBos) {
 TEST_F(TinyTokenizer, RoundTripsAnyText) {
   const Tokenizer tokenizer = make();
   const std::vector<std::string> texts = {"the", " the", "  the", "a\nb", "\n", "tab\tx", "\u00fc\u4e2d\U0001F680", "x  y   z ", "</s> <s>",
-                                          std::string("nul\0x", 5)};
+                                          "nul\0x"s};
   for (const std::string& text : texts) {
     const Ids ids = tokenizer.encode(text, {.add_bos = true, .add_eos = true});
     EXPECT_EQ(tokenizer.decode(ids), text);
