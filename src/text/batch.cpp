@@ -24,8 +24,8 @@ Batch empty_batch(int64_t rows, int64_t length) {
 // Puts one example at flattened position `begin`; the segment reaches to `end` (padding included).
 void put(Batch& batch, const Example& example, int64_t begin, int64_t end) {
   const int64_t count = std::ssize(example.input_ids);
-  QALORA_CHECK(count > 0 && example.labels.size() == example.input_ids.size() && begin + count <= end, "an example of ", count, " ids and ",
-               example.labels.size(), " labels for ", end - begin, " places");
+  QALORA_CHECK(count > 0 && example.labels.size() == example.input_ids.size() && begin + count <= end, "an example of ", count,
+               " ids and ", example.labels.size(), " labels for ", end - begin, " places");
   int64_t* ids = batch.input_ids.data_ptr<int64_t>() + begin;
   int64_t* targets = batch.targets.data_ptr<int64_t>() + begin;
   int64_t* positions = batch.positions.data_ptr<int64_t>() + begin;
@@ -70,7 +70,8 @@ std::vector<std::vector<int64_t>> plan_packing(std::span<const int64_t> lengths,
   std::vector<std::vector<int64_t>> rows;
   std::vector<int64_t> used;  // tokens in each row
   for (int64_t index = 0; index < std::ssize(lengths); ++index) {
-    QALORA_CHECK(lengths[index] > 0 && lengths[index] <= length, "example ", index, " has ", lengths[index], " tokens for rows of ", length);
+    QALORA_CHECK(lengths[index] > 0 && lengths[index] <= length, "example ", index, " has ", lengths[index],
+                 " tokens for rows of ", length);
     size_t row = rows.size() - std::min(rows.size(), kOpenRows);
     while (row < rows.size() && used[row] + lengths[index] > length) ++row;
     if (row == rows.size()) {

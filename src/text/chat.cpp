@@ -13,13 +13,23 @@ constexpr const char* kAlpacaIntro =
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n";
 
 ChatStyle llama2_style() {
-  return {.system_before = {"<<SYS>>\n"}, .system_after = {"\n<</SYS>>\n\n"}, .user_before = {"[INST] "}, .user_after = {" [/INST]"},
-          .answer_lead = " ", .answer_after = {" ", "<eos>"}, .between = {"<bos>"}, .system_in_user = true};
+  return {.system_before = {"<<SYS>>\n"},
+          .system_after = {"\n<</SYS>>\n\n"},
+          .user_before = {"[INST] "},
+          .user_after = {" [/INST]"},
+          .answer_lead = " ",
+          .answer_after = {" ", "<eos>"},
+          .between = {"<bos>"},
+          .system_in_user = true};
 }
 
 // Mistral's: Llama-2's marks without a system text, one BOS at the front and no blank behind an answer.
 ChatStyle mistral_style() {
-  return {.system_after = {"\n\n"}, .user_before = {"[INST] "}, .user_after = {" [/INST]"}, .answer_lead = " ", .answer_after = {"<eos>"},
+  return {.system_after = {"\n\n"},
+          .user_before = {"[INST] "},
+          .user_after = {" [/INST]"},
+          .answer_lead = " ",
+          .answer_after = {"<eos>"},
           .system_in_user = true};
 }
 
@@ -93,7 +103,9 @@ void ExampleBuilder::add_id(int64_t id, bool trained) {
 
 void ExampleBuilder::add_markers(const std::vector<std::string>& markers, bool trained) {
   for (const std::string& marker : markers) {
-    const int64_t id = marker == kEos ? tokenizer_.eos_id() : marker == kBos ? tokenizer_.bos_id() : tokenizer_.special_id(marker);
+    const int64_t id = marker == kEos   ? tokenizer_.eos_id()
+                       : marker == kBos ? tokenizer_.bos_id()
+                                        : tokenizer_.special_id(marker);
     if (id >= 0) {
       add_id(id, trained);
     } else if (marker != kEos && marker != kBos) {

@@ -18,7 +18,7 @@ struct ChatStyle {
   std::vector<std::string> answer_before = {};                     // untrained, what `generate` ends with
   std::string answer_lead = {};                                    // trained, in front of the answer's text
   std::vector<std::string> answer_after = {};                      // trained; "<eos>" is the tokenizer's end-of-sequence
-  std::vector<std::string> between = {};                           // untrained, in front of the turn after an answer; knows "<bos>"
+  std::vector<std::string> between = {};  // untrained, in front of the turn after an answer; knows "<bos>"
   bool system_in_user = false;                                     // the system text stands inside the user turn behind it
   bool answer_apart = false;                                       // answers are encoded as if nothing stood before them
 };

@@ -113,7 +113,9 @@ void split_json_array(std::string_view bytes, uint64_t begin, const OnChunk& on_
   bool first = true;
   for (;;) {
     cursor.skip_space();
-    if (cursor.done()) return on_chunk({cursor.at, cursor.at, cursor.line, "the file ends before the array's closing ']'; is it a part of a file?"});
+    if (cursor.done())
+      return on_chunk(
+          {cursor.at, cursor.at, cursor.line, "the file ends before the array's closing ']'; is it a part of a file?"});
     if (cursor.peek() == ']') break;
     if (!first && cursor.peek() == ',') {
       cursor.step();

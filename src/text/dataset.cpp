@@ -56,8 +56,10 @@ Container container_of(const fs::path& path, std::string_view bytes, uint64_t be
   if (bytes[first] == '[') return Container::kJsonArray;
   if (bytes[first] == '{') return Container::kJsonLines;
   const auto byte = static_cast<unsigned char>(bytes[first]);
-  const std::string seen = byte >= 0x20 && byte < 0x7f ? message("'", bytes[first], "'") : message("byte ", static_cast<int>(byte));
-  throw DataError(message(path.string(), ": begins with ", seen, "; expected '[' (JSON), '{' (JSON Lines), or a name that ends in .csv or .txt"));
+  const std::string seen =
+      byte >= 0x20 && byte < 0x7f ? message("'", bytes[first], "'") : message("byte ", static_cast<int>(byte));
+  throw DataError(message(path.string(), ": begins with ", seen,
+                          "; expected '[' (JSON), '{' (JSON Lines), or a name that ends in .csv or .txt"));
 }
 
 void require_plain_text(std::string_view text) {
@@ -108,7 +110,8 @@ json Dataset::Impl::parse(std::string_view bytes) const {
   int64_t line = 1;
   std::vector<std::string> cells;
   next_csv_row(bytes, at, line, &cells);
-  QALORA_REQUIRE(cells.size() == columns.size(), DataError, "the row has ", cells.size(), " cells, the header row has ", columns.size());
+  QALORA_REQUIRE(cells.size() == columns.size(), DataError, "the row has ", cells.size(), " cells, the header row has ",
+                 columns.size());
   json record = json::object();
   for (size_t column = 0; column < columns.size(); ++column) record[columns[column]] = std::move(cells[column]);
   return record;
@@ -133,8 +136,9 @@ int64_t Dataset::Impl::take(const Chunk& chunk) {
   const json record = parse(view(file).substr(chunk.begin, chunk.end - chunk.begin));
   if (format == DataFormat::kAuto) {
     const DataFormat found = detect_format(record);
-    QALORA_REQUIRE(found != DataFormat::kAuto, DataError, "no known format has the keys ", key_names(record),
-                   "; expected for example 'instruction' and 'output' (alpaca), 'inputs' and 'targets' (flan), 'messages' or 'text'");
+    QALORA_REQUIRE(
+        found != DataFormat::kAuto, DataError, "no known format has the keys ", key_names(record),
+        "; expected for example 'instruction' and 'output' (alpaca), 'inputs' and 'targets' (flan), 'messages' or 'text'");
     const size_t records = read_records(record, found).size();
     format = found;  // only a record that is whole decides for the rest
     return static_cast<int64_t>(records);
@@ -172,8 +176,9 @@ void Dataset::Impl::scan(bool skip_bad_records) {
     case Container::kParagraphs: split_paragraphs(bytes, begin, on_chunk); break;
   }
   entries.shrink_to_fit();
-  QALORA_REQUIRE(!entries.empty(), DataError, path.string(), ": holds no usable record",
-                 bad.empty() ? "" : message("; all ", bad.size(), " are bad, the first in line ", bad[0].line, ": ", bad[0].reason));
+  QALORA_REQUIRE(
+      !entries.empty(), DataError, path.string(), ": holds no usable record",
+      bad.empty() ? "" : message("; all ", bad.size(), " are bad, the first in line ", bad[0].line, ": ", bad[0].reason));
 }
 
 void Dataset::Impl::require_unchanged(const std::string& place) const {

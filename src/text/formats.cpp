@@ -21,10 +21,11 @@ struct Name {
   DataFormat format;
   const char* name;
 };
-constexpr Name kNames[] = {{DataFormat::kAuto, "auto"},         {DataFormat::kAlpaca, "alpaca"},     {DataFormat::kFlan, "flan"},
-                           {DataFormat::kSelfInstruct, "self-instruct"}, {DataFormat::kLongForm, "longform"}, {DataFormat::kChip2, "chip2"},
-                           {DataFormat::kShareGpt, "sharegpt"}, {DataFormat::kMessages, "messages"}, {DataFormat::kText, "text"},
-                           {DataFormat::kTokens, "tokens"}};
+constexpr Name kNames[] = {{DataFormat::kAuto, "auto"},         {DataFormat::kAlpaca, "alpaca"},
+                           {DataFormat::kFlan, "flan"},         {DataFormat::kSelfInstruct, "self-instruct"},
+                           {DataFormat::kLongForm, "longform"}, {DataFormat::kChip2, "chip2"},
+                           {DataFormat::kShareGpt, "sharegpt"}, {DataFormat::kMessages, "messages"},
+                           {DataFormat::kText, "text"},         {DataFormat::kTokens, "tokens"}};
 
 bool is_blank_text(std::string_view text) {
   return std::all_of(text.begin(), text.end(), [](char c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r'; });
@@ -93,11 +94,12 @@ std::vector<Record> read_self_instruct(const json& record) {
   }
   const std::string& instruction = text_of(record, "instruction");
   const json& instances = member(record, "instances");
-  QALORA_REQUIRE(instances.is_array() && !instances.empty(), DataError, "'instances' is ", instances.is_array() ? "empty" : instances.type_name(),
-                 "; expected a list of {input, output}");
+  QALORA_REQUIRE(instances.is_array() && !instances.empty(), DataError, "'instances' is ",
+                 instances.is_array() ? "empty" : instances.type_name(), "; expected a list of {input, output}");
   std::vector<Record> records;
   for (const json& instance : instances) {
-    QALORA_REQUIRE(instance.is_object(), DataError, "an entry of 'instances' is ", instance.type_name(), "; expected {input, output}");
+    QALORA_REQUIRE(instance.is_object(), DataError, "an entry of 'instances' is ", instance.type_name(),
+                   "; expected {input, output}");
     std::string input = optional_text(instance, "input");
     records.push_back(exchange(instruction, std::move(input), answer_of(instance, "output")));
   }
@@ -107,8 +109,10 @@ std::vector<Record> read_self_instruct(const json& record) {
 // A chat of one exchange is the same as a request and its answer, so that every template fits it.
 Record chat(std::vector<Turn> turns) {
   const auto answers = [](const Turn& turn) { return turn.role == "assistant"; };
-  QALORA_REQUIRE(std::any_of(turns.begin(), turns.end(), answers), DataError, "no turn is the assistant's, so there is nothing to train");
-  for (const Turn& turn : turns) QALORA_REQUIRE(turn.role != "assistant" || !is_blank_text(turn.content), DataError, "an assistant's turn is empty");
+  QALORA_REQUIRE(std::any_of(turns.begin(), turns.end(), answers), DataError,
+                 "no turn is the assistant's, so there is nothing to train");
+  for (const Turn& turn : turns)
+    QALORA_REQUIRE(turn.role != "assistant" || !is_blank_text(turn.content), DataError, "an assistant's turn is empty");
   if (turns.size() == 2 && turns[0].role == "user" && turns[1].role == "assistant") {
     return exchange(std::move(turns[0].content), "", std::move(turns[1].content));
   }
@@ -140,7 +144,9 @@ std::vector<Record> read_chip2(const json& record) {
 
 std::string role_of(const std::string& name) {
   if (name == "human" || name == "user" || name == "prompter") return "user";
-  if (name == "gpt" || name == "assistant" || name == "bot" || name == "model" || name == "chatgpt" || name == "bing" || name == "bard") return "assistant";
+  if (name == "gpt" || name == "assistant" || name == "bot" || name == "model" || name == "chatgpt" || name == "bing" ||
+      name == "bard")
+    return "assistant";
   if (name == "system") return "system";
   throw DataError(message("a turn is of '", name, "'; expected user (human), assistant (gpt) or system"));
 }
@@ -159,8 +165,8 @@ std::string content_of(const json& turn, const char* key) {
 
 std::vector<Record> read_chat(const json& record, const char* list_key, const char* role_key, const char* content_key) {
   const json& list = member(record, list_key);
-  QALORA_REQUIRE(list.is_array() && !list.empty(), DataError, "'", list_key, "' is ", list.is_array() ? "empty" : list.type_name(),
-                 "; expected a list of turns");
+  QALORA_REQUIRE(list.is_array() && !list.empty(), DataError, "'", list_key, "' is ",
+                 list.is_array() ? "empty" : list.type_name(), "; expected a list of turns");
   std::vector<Turn> turns;
   for (const json& turn : list) {
     QALORA_REQUIRE(turn.is_object(), DataError, "an entry of '", list_key, "' is ", turn.type_name(), "; expected a turn");
@@ -171,13 +177,14 @@ std::vector<Record> read_chat(const json& record, const char* list_key, const ch
 
 std::vector<int64_t> ids_of(const json& record, const char* key, bool labels) {
   const json& list = member(record, key);
-  QALORA_REQUIRE(list.is_array() && !list.empty(), DataError, "'", key, "' is ", list.is_array() ? "empty" : list.type_name(), "; expected a list of ids");
+  QALORA_REQUIRE(list.is_array() && !list.empty(), DataError, "'", key, "' is ", list.is_array() ? "empty" : list.type_name(),
+                 "; expected a list of ids");
   std::vector<int64_t> ids;
   ids.reserve(list.size());
   for (const json& value : list) {
     const bool whole = value.is_number_integer() && value <= std::numeric_limits<int32_t>::max();
-    QALORA_REQUIRE(whole && (value >= 0 || (labels && value == kIgnore)), DataError, "'", key, "' holds ", value.dump(), "; expected token ids from 0",
-                   labels ? " or -100" : "");
+    QALORA_REQUIRE(whole && (value >= 0 || (labels && value == kIgnore)), DataError, "'", key, "' holds ", value.dump(),
+                   "; expected token ids from 0", labels ? " or -100" : "");
     ids.push_back(value.get<int64_t>());
   }
   return ids;
@@ -187,8 +194,8 @@ std::vector<Record> read_tokens(const json& record) {
   Record result;
   result.input_ids = ids_of(record, "input_ids", false);
   result.labels = record.contains("labels") ? ids_of(record, "labels", true) : result.input_ids;
-  QALORA_REQUIRE(result.labels.size() == result.input_ids.size(), DataError, "'labels' has ", result.labels.size(), " entries, 'input_ids' has ",
-                 result.input_ids.size(), "; expected as many");
+  QALORA_REQUIRE(result.labels.size() == result.input_ids.size(), DataError, "'labels' has ", result.labels.size(),
+                 " entries, 'input_ids' has ", result.input_ids.size(), "; expected as many");
   return {std::move(result)};
 }
 

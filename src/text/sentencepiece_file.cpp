@@ -80,7 +80,8 @@ bool looks_like_tiktoken(std::string_view bytes) {
   if (blank == std::string_view::npos || blank == 0 || blank + 1 == line.size() || line.size() > 400) return false;
   const auto is_base64 = [](unsigned char c) { return std::isalnum(c) || c == '+' || c == '/' || c == '='; };
   const auto is_digit = [](unsigned char c) { return std::isdigit(c) || c == '\r'; };
-  return std::all_of(line.begin(), line.begin() + blank, is_base64) && std::all_of(line.begin() + blank + 1, line.end(), is_digit);
+  return std::all_of(line.begin(), line.begin() + blank, is_base64) &&
+         std::all_of(line.begin() + blank + 1, line.end(), is_digit);
 }
 
 void reject_other_kinds(const fs::path& path, std::string_view bytes) {
@@ -105,8 +106,8 @@ SentencePieceFile inspect_sentencepiece(const fs::path& path, std::string_view b
   while (!reader.done()) {
     const size_t start = reader.position();
     const auto field = reader.next();
-    QALORA_REQUIRE(field, DataError, path.string(), ": not a SentencePiece model, or only a part of one: the field at byte ", start,
-                   " of ", bytes.size(), " is damaged after ", result.pieces, " pieces; fetch the file again");
+    QALORA_REQUIRE(field, DataError, path.string(), ": not a SentencePiece model, or only a part of one: the field at byte ",
+                   start, " of ", bytes.size(), " is damaged after ", result.pieces, " pieces; fetch the file again");
     const bool trainer = field->number == 2, normalizer = field->number == 3;
     if (field->number == 1 && field->is_bytes) ++result.pieces;
     if ((!trainer && !normalizer) || !field->is_bytes) continue;

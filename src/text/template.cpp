@@ -21,12 +21,13 @@ constexpr Name kNames[] = {{TemplateKind::kAlpaca, "alpaca"},
 
 std::string alpaca_prompt(std::string_view instruction, std::string_view input, std::string_view response) {
   if (input.empty()) {
-    return message("Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n",
-                   "### Instruction:\n", instruction, "\n\n", response);
+    return message(
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n",
+        "### Instruction:\n", instruction, "\n\n", response);
   }
   return message("Below is an instruction that describes a task, paired with an input that provides further context. ",
-                 "Write a response that appropriately completes the request.\n\n### Instruction:\n", instruction, "\n\n### Input:\n", input,
-                 "\n\n", response);
+                 "Write a response that appropriately completes the request.\n\n### Instruction:\n", instruction,
+                 "\n\n### Input:\n", input, "\n\n", response);
 }
 
 void cut(Example& example, int64_t limit) {
@@ -96,7 +97,8 @@ int64_t Example::trained_tokens() const {
 }
 
 Example make_token_example(const Record& record, const ExampleOptions& options) {
-  QALORA_CHECK(record.input_ids.size() == record.labels.size(), record.input_ids.size(), " ids and ", record.labels.size(), " labels");
+  QALORA_CHECK(record.input_ids.size() == record.labels.size(), record.input_ids.size(), " ids and ", record.labels.size(),
+               " labels");
   Example example;
   example.input_ids = record.input_ids;
   example.labels = options.train_on_prompt ? record.input_ids : record.labels;

@@ -85,9 +85,10 @@ void Tokenizer::Impl::load(const fs::path& folder) {
   path = folder / "tokenizer.model";
   if (!is_there(path)) {
     const bool bpe = is_there(folder / "tokenizer.json");
-    throw DataError(message(folder.string(), ": has no tokenizer.model", bpe ? ", only a tokenizer.json" : "",
-                            "; expected LLaMA's SentencePiece model (byte-level BPE vocabularies are not supported). Copy it from "
-                            "the original checkpoint"));
+    throw DataError(
+        message(folder.string(), ": has no tokenizer.model", bpe ? ", only a tokenizer.json" : "",
+                "; expected LLaMA's SentencePiece model (byte-level BPE vocabularies are not supported). Copy it from "
+                "the original checkpoint"));
   }
   const std::string bytes = read_text_file(path);
   file = inspect_sentencepiece(path, bytes);
@@ -111,9 +112,11 @@ void Tokenizer::Impl::load(const fs::path& folder) {
 
   Sha256 digest;
   digest.update(bytes);
-  digest.update(message("\nbos ", rules.adds_bos, bos, " eos ", rules.adds_eos, eos, " legacy ", rules.legacy, rules.adds_prefix_space));
+  digest.update(
+      message("\nbos ", rules.adds_bos, bos, " eos ", rules.adds_eos, eos, " legacy ", rules.legacy, rules.adds_prefix_space));
   for (const AddedToken& token : rules.added) {
-    digest.update(message("\n", token.id, token.special, token.strip_left, token.strip_right, token.content.size(), token.content));
+    digest.update(
+        message("\n", token.id, token.special, token.strip_left, token.strip_right, token.content.size(), token.content));
   }
   fingerprint = digest.hex();
 }
@@ -149,15 +152,16 @@ int64_t Tokenizer::Impl::find_token(const std::optional<std::string>& content, i
     if (token.content == *content && token.id >= 0) return token.id;
   }
   const int id = model.PieceToId(*content);
-  QALORA_REQUIRE(id != model.unk_id() || *content == model.IdToPiece(id), DataError, path.parent_path().string(), ": ", what, " '", *content,
-                 "' is neither a piece of tokenizer.model nor an added token; correct tokenizer_config.json");
+  QALORA_REQUIRE(id != model.unk_id() || *content == model.IdToPiece(id), DataError, path.parent_path().string(), ": ", what,
+                 " '", *content, "' is neither a piece of tokenizer.model nor an added token; correct tokenizer_config.json");
   return id;
 }
 
 void Tokenizer::Impl::add_match(Match match) {
   if (match.id < 0 || match.content.empty()) return;
   auto& bucket = matches[static_cast<unsigned char>(match.content[0])];
-  const auto same = std::find_if(bucket.begin(), bucket.end(), [&](const Match& other) { return other.content == match.content; });
+  const auto same =
+      std::find_if(bucket.begin(), bucket.end(), [&](const Match& other) { return other.content == match.content; });
   if (same == bucket.end()) bucket.push_back(std::move(match));
 }
 
@@ -173,7 +177,10 @@ void Tokenizer::Impl::add_matches() {
     add_match({token.content, id, special, token.strip_left, token.strip_right});
   }
   for (const int64_t id : {bos, eos, static_cast<int64_t>(model.unk_id())}) {
-    if (id >= 0) add_match({.content = id < model.GetPieceSize() ? model.IdToPiece(static_cast<int>(id)) : entries[id].text, .id = id, .special = true});
+    if (id >= 0)
+      add_match({.content = id < model.GetPieceSize() ? model.IdToPiece(static_cast<int>(id)) : entries[id].text,
+                 .id = id,
+                 .special = true});
   }
   for (auto& bucket : matches) {
     std::sort(bucket.begin(), bucket.end(), [](const Match& a, const Match& b) { return a.content.size() > b.content.size(); });
@@ -230,7 +237,8 @@ std::string Tokenizer::Impl::bytes_of(int64_t id, bool first, bool skip_special)
     case PieceKind::kSpecial: return skip_special ? "" : found->text;
     case PieceKind::kUnknown: return skip_special ? file.unknown : found->text;
     case PieceKind::kGap: return std::string(kReplacement);
-    case PieceKind::kText: return first && file.adds_dummy_prefix && found->text.starts_with(' ') ? found->text.substr(1) : found->text;
+    case PieceKind::kText:
+      return first && file.adds_dummy_prefix && found->text.starts_with(' ') ? found->text.substr(1) : found->text;
     default: return found->text;
   }
 }

@@ -27,7 +27,8 @@ json read_object(const fs::path& path) {
 void read_flag(const fs::path& path, const json& object, const char* key, bool& flag) {
   const auto found = object.find(key);
   if (found == object.end() || found->is_null()) return;
-  QALORA_REQUIRE(found->is_boolean(), DataError, path.string(), ": '", key, "' is ", found->type_name(), "; expected true or false");
+  QALORA_REQUIRE(found->is_boolean(), DataError, path.string(), ": '", key, "' is ", found->type_name(),
+                 "; expected true or false");
   flag = found->get<bool>();
 }
 
@@ -46,13 +47,14 @@ std::optional<std::string> token_text(const fs::path& path, const json& value, c
 
 int64_t token_id(const fs::path& path, const json& value, const std::string& key) {
   const bool fits = value.is_number_integer() && value >= 0 && value <= kMaxTokenId;
-  QALORA_REQUIRE(fits, DataError, path.string(), ": ", key, " has the id ", value.dump(-1, ' ', false, json::error_handler_t::replace),
-                 "; expected a whole number from 0 to ", kMaxTokenId);
+  QALORA_REQUIRE(fits, DataError, path.string(), ": ", key, " has the id ",
+                 value.dump(-1, ' ', false, json::error_handler_t::replace), "; expected a whole number from 0 to ", kMaxTokenId);
   return value.get<int64_t>();
 }
 
 void add_token(TokenizerRules& rules, AddedToken token) {
-  const auto same = std::find_if(rules.added.begin(), rules.added.end(), [&](const AddedToken& other) { return other.content == token.content; });
+  const auto same = std::find_if(rules.added.begin(), rules.added.end(),
+                                 [&](const AddedToken& other) { return other.content == token.content; });
   if (same == rules.added.end()) {
     rules.added.push_back(std::move(token));
     return;
@@ -69,22 +71,26 @@ void read_named_tokens(const fs::path& path, const json& object, TokenizerRules&
     *target = token_text(path, object[key], key);
   }
   if (object.contains("pad_token")) {
-    if (const auto text = token_text(path, object["pad_token"], "pad_token")) add_token(rules, {.content = *text, .special = true});
+    if (const auto text = token_text(path, object["pad_token"], "pad_token"))
+      add_token(rules, {.content = *text, .special = true});
   }
   const auto extra = object.find("additional_special_tokens");
   if (extra == object.end() || !extra->is_array()) return;
   for (const json& value : *extra) {
-    if (const auto text = token_text(path, value, "additional_special_tokens")) add_token(rules, {.content = *text, .special = true});
+    if (const auto text = token_text(path, value, "additional_special_tokens"))
+      add_token(rules, {.content = *text, .special = true});
   }
 }
 
 void read_decoder_tokens(const fs::path& path, const json& table, TokenizerRules& rules) {
-  QALORA_REQUIRE(table.is_object(), DataError, path.string(), ": 'added_tokens_decoder' is ", table.type_name(), "; expected an object");
+  QALORA_REQUIRE(table.is_object(), DataError, path.string(), ": 'added_tokens_decoder' is ", table.type_name(),
+                 "; expected an object");
   for (const auto& [key, value] : table.items()) {
     int64_t id = -1;
     const auto [end, code] = std::from_chars(key.data(), key.data() + key.size(), id);
-    QALORA_REQUIRE(code == std::errc() && end == key.data() + key.size() && id >= 0 && id <= kMaxTokenId && value.is_object(), DataError,
-                   path.string(), ": 'added_tokens_decoder' has the entry '", key, "'; expected a token id and an object");
+    QALORA_REQUIRE(code == std::errc() && end == key.data() + key.size() && id >= 0 && id <= kMaxTokenId && value.is_object(),
+                   DataError, path.string(), ": 'added_tokens_decoder' has the entry '", key,
+                   "'; expected a token id and an object");
     AddedToken token;
     const auto text = token_text(path, value, key);
     QALORA_REQUIRE(text, DataError, path.string(), ": 'added_tokens_decoder' entry ", key, " has no content");
@@ -101,7 +107,8 @@ void read_decoder_tokens(const fs::path& path, const json& table, TokenizerRules
 std::string chat_template(const fs::path& path, const json& value) {
   if (value.is_null()) return "";
   if (value.is_string()) return value.get<std::string>();
-  QALORA_REQUIRE(value.is_array(), DataError, path.string(), ": 'chat_template' is ", value.type_name(), "; expected a string or a list");
+  QALORA_REQUIRE(value.is_array(), DataError, path.string(), ": 'chat_template' is ", value.type_name(),
+                 "; expected a string or a list");
   for (const json& entry : value) {
     if (!entry.is_object() || entry.value("name", json()) != "default") continue;
     const auto found = entry.find("template");

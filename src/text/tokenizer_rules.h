@@ -28,8 +28,8 @@ struct TokenizerRules {
   std::string chat_template;
 };
 
-// Reads tokenizer_config.json, special_tokens_map.json, added_tokens.json, generation_config.json and chat_template.jinja, each when it
-// is there. DataError names the file and the key for a wrong type.
+// Reads tokenizer_config.json, special_tokens_map.json, added_tokens.json, generation_config.json and chat_template.jinja,
+// each when it is there. DataError names the file and the key for a wrong type.
 TokenizerRules read_tokenizer_rules(const fs::path& folder);
 
 }  // namespace qalora::text

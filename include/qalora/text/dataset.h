@@ -25,7 +25,8 @@ namespace qalora::text {
 //   tokens         input_ids and labels (labels absent: every id is trained)
 // Further keys are ignored. A record whose answer is empty is a bad record, as is one over 64 MiB.
 enum class DataFormat { kAuto, kAlpaca, kFlan, kSelfInstruct, kLongForm, kChip2, kShareGpt, kMessages, kText, kTokens };
-std::string data_format_name(DataFormat format);      // "alpaca", "flan", "self-instruct", "longform", "chip2", "sharegpt", "messages", "text", "tokens"
+std::string data_format_name(
+    DataFormat format);  // "alpaca", "flan", "self-instruct", "longform", "chip2", "sharegpt", "messages", "text", "tokens"
 DataFormat parse_data_format(std::string_view name);  // UserError with the nearest name
 
 struct Turn {

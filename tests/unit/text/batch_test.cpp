@@ -72,7 +72,8 @@ TEST(PackBatch, TrainsTheSameTokensAsPadding) {
   const Batch padded = pad_batch(examples), packed = pack_batch({examples}, 12);
   EXPECT_EQ(padded.trained_tokens, packed.trained_tokens);
   EXPECT_EQ(padded.real_tokens, packed.real_tokens);
-  EXPECT_TRUE(at::equal(padded.targets.masked_select(padded.targets != kIgnore), packed.targets.masked_select(packed.targets != kIgnore)));
+  EXPECT_TRUE(at::equal(padded.targets.masked_select(padded.targets != kIgnore),
+                        packed.targets.masked_select(packed.targets != kIgnore)));
 }
 
 TEST(PackBatch, RefusesARowThatIsTooLong) {

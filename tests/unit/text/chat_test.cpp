@@ -11,7 +11,8 @@ namespace {
 using namespace qalora::test;
 using Ids = std::vector<int64_t>;
 
-const std::vector<Turn> kTurns = {{"system", "Be brief."}, {"user", "Hi"}, {"assistant", "Hello"}, {"user", "Bye"}, {"assistant", "So long"}};
+const std::vector<Turn> kTurns = {
+    {"system", "Be brief."}, {"user", "Hi"}, {"assistant", "Hello"}, {"user", "Bye"}, {"assistant", "So long"}};
 
 std::string config(const std::string& marker) {
   return R"({"legacy": false, "chat_template": ")" + marker + R"(", "added_tokens_decoder": {
@@ -45,8 +46,9 @@ class Chats : public testing::Test {
 };
 
 TEST_F(Chats, WithoutATemplateHumanAndAssistant) {
-  EXPECT_EQ(shown(R"({"legacy": false})"),
-            "<s>### System: Be brief.\n### Human: Hi\n### Assistant:[[ Hello</s>]]\n### Human: Bye\n### Assistant:[[ So long</s>]]");
+  EXPECT_EQ(
+      shown(R"({"legacy": false})"),
+      "<s>### System: Be brief.\n### Human: Hi\n### Assistant:[[ Hello</s>]]\n### Human: Bye\n### Assistant:[[ So long</s>]]");
 }
 
 TEST_F(Chats, Llama2) {
@@ -59,9 +61,10 @@ TEST_F(Chats, MistralHasOneBosAndNoBlankBehindAnAnswer) {
 }
 
 TEST_F(Chats, ChatMlsMarkersAreTokensAndTheEndIsTrained) {
-  EXPECT_EQ(shown(config("<|im_start|>")),
-            "<s><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n[[Hello<|im_end|>]]\n"
-            "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n[[So long<|im_end|></s>]]");
+  EXPECT_EQ(
+      shown(config("<|im_start|>")),
+      "<s><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n[[Hello<|im_end|>]]\n"
+      "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n[[So long<|im_end|></s>]]");
   const Tokenizer tokenizer(dir_.path());
   const Ids prompt = make_prompt(tokenizer, TemplateKind::kChat, "Hi");
   EXPECT_EQ(std::count(prompt.begin(), prompt.end(), 400), 2);
@@ -72,17 +75,21 @@ TEST_F(Chats, ChatMlsMarkersAreTokensAndTheEndIsTrained) {
 
 TEST_F(Chats, Llama3AndZephyr) {
   EXPECT_EQ(shown(config("<|start_header_id|>")),
-            "<s><|start_header_id|>system<|end_header_id|>\n\nBe brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
-            "<|start_header_id|>assistant<|end_header_id|>\n\n[[Hello<|eot_id|>]]<|start_header_id|>user<|end_header_id|>\n\nBye<|eot_id|>"
+            "<s><|start_header_id|>system<|end_header_id|>\n\nBe "
+            "brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n[[Hello<|eot_id|>]]<|start_header_id|>user<|end_header_id|>\n\nBye<"
+            "|eot_id|>"
             "<|start_header_id|>assistant<|end_header_id|>\n\n[[So long<|eot_id|></s>]]");
   EXPECT_EQ(shown(config("<|user|>")),
-            "<s><|system|>\nBe brief.</s>\n<|user|>\nHi</s>\n<|assistant|>\n[[Hello</s>]]\n<|user|>\nBye</s>\n<|assistant|>\n[[So long</s>]]");
+            "<s><|system|>\nBe "
+            "brief.</s>\n<|user|>\nHi</s>\n<|assistant|>\n[[Hello</s>]]\n<|user|>\nBye</s>\n<|assistant|>\n[[So long</s>]]");
 }
 
 TEST_F(Chats, UnderAlpacaAndNoneTheBlockRepeats) {
   EXPECT_EQ(shown("{\"legacy\": false}", TemplateKind::kAlpaca),
             "<s>Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-            "### Instruction:\nBe brief.\n\nHi\n\n### Response:\n[[Hello</s>]]\n\n### Instruction:\nBye\n\n### Response:\n[[So long</s>]]");
+            "### Instruction:\nBe brief.\n\nHi\n\n### Response:\n[[Hello</s>]]\n\n### Instruction:\nBye\n\n### Response:\n[[So "
+            "long</s>]]");
   EXPECT_EQ(shown("{\"legacy\": false}", TemplateKind::kNone), "<s>Be brief.\nHi[[ Hello</s>]]\nBye[[ So long</s>]]");
 }
 
@@ -120,7 +127,8 @@ TEST_F(Chats, GenerationSeesTheTrainingPrompt) {
 TEST_F(Chats, MarkersInsideAContentStayText) {
   write_tiny_tokenizer(dir_.path(), config("<|im_start|>"));
   const Tokenizer tokenizer(dir_.path());
-  const Ids plain = make_prompt(tokenizer, TemplateKind::kChat, "x"), sly = make_prompt(tokenizer, TemplateKind::kChat, "<|im_end|><|im_start|>");
+  const Ids plain = make_prompt(tokenizer, TemplateKind::kChat, "x"),
+            sly = make_prompt(tokenizer, TemplateKind::kChat, "<|im_end|><|im_start|>");
   EXPECT_EQ(std::count(sly.begin(), sly.end(), 401), std::count(plain.begin(), plain.end(), 401));
   EXPECT_EQ(std::count(sly.begin(), sly.end(), 400), std::count(plain.begin(), plain.end(), 400));
 }
@@ -134,7 +142,8 @@ TEST(LlamaChats, HaveNoSplitBlanks) {
   Record record;
   record.turns = {{"user", "Hi"}, {"assistant", "Hello"}, {"user", "Bye"}, {"assistant", "So long"}};
   const Example example = make_example(tokenizer, record, {.kind = TemplateKind::kChat});
-  EXPECT_EQ(example.input_ids, tokenizer.encode("[INST] Hi [/INST] Hello </s><s>[INST] Bye [/INST] So long </s>", {.add_bos = true, .parse_special = true}));
+  EXPECT_EQ(example.input_ids, tokenizer.encode("[INST] Hi [/INST] Hello </s><s>[INST] Bye [/INST] So long </s>",
+                                                {.add_bos = true, .parse_special = true}));
 }
 
 }  // namespace

@@ -51,8 +51,12 @@ class DatasetFiles : public testing::Test {
 };
 
 TEST_F(DatasetFiles, TheSameRecordsInEveryContainer) {
-  const std::string array = "[\n  {\"instruction\": \"a, \\\"b\\\"\", \"input\": \"x\\ny\", \"output\": \"c\"},\n  {\"instruction\": \"d\",\n   \"output\": \"e\"}\n]\n";
-  const std::string lines = "{\"instruction\": \"a, \\\"b\\\"\", \"input\": \"x\\ny\", \"output\": \"c\"}\n\n{\"instruction\": \"d\", \"output\": \"e\"}";
+  const std::string array =
+      "[\n  {\"instruction\": \"a, \\\"b\\\"\", \"input\": \"x\\ny\", \"output\": \"c\"},\n  {\"instruction\": \"d\",\n   "
+      "\"output\": \"e\"}\n]\n";
+  const std::string lines =
+      "{\"instruction\": \"a, \\\"b\\\"\", \"input\": \"x\\ny\", \"output\": \"c\"}\n\n{\"instruction\": \"d\", \"output\": "
+      "\"e\"}";
   const std::string csv = "instruction,input,output\n\"a, \"\"b\"\"\",\"x\ny\",c\nd,,e\n";
   const Dataset sets[] = {open("a.json", array), open("a.jsonl", lines), open("a.csv", csv)};
   const int64_t second_line[] = {3, 3, 4};
@@ -196,7 +200,8 @@ TEST_F(DatasetFiles, FilesThatAreSomethingElse) {
 }
 
 TEST_F(DatasetFiles, WhenNothingIsLeftTheFirstReasonIsSaid) {
-  const std::string what = error_of<DataError>([&] { open("a.jsonl", "{\"instruction\": 1, \"output\": \"b\"}\n{}\n", /*skip=*/true); });
+  const std::string what =
+      error_of<DataError>([&] { open("a.jsonl", "{\"instruction\": 1, \"output\": \"b\"}\n{}\n", /*skip=*/true); });
   EXPECT_CONTAINS(what, "all 2 are bad");
   EXPECT_CONTAINS(what, "line 1");
 }
@@ -213,11 +218,13 @@ TEST_F(DatasetFiles, AFileChangedMeanwhileIsNoticed) {
 
 TEST_F(DatasetFiles, ARecordOver64MiBIsBadAndTheRestIsRead) {
   const std::string huge(100 << 20, 'x');
-  const Dataset lines = open("a.jsonl", std::string(kGood) + "\n{\"instruction\": \"a\", \"output\": \"" + huge + "\"}\n" + kGood, true);
+  const Dataset lines =
+      open("a.jsonl", std::string(kGood) + "\n{\"instruction\": \"a\", \"output\": \"" + huge + "\"}\n" + kGood, true);
   EXPECT_EQ(lines.size(), 2);
   ASSERT_EQ(lines.bad().size(), 1u);
   EXPECT_CONTAINS(lines.bad()[0].reason, "the limit is 67108864");
-  const Dataset array = open("a.json", std::string("[") + kGood + ",\n{\"instruction\": \"a\", \"output\": \"" + huge + "\"},\n" + kGood + "]", true);
+  const Dataset array = open(
+      "a.json", std::string("[") + kGood + ",\n{\"instruction\": \"a\", \"output\": \"" + huge + "\"},\n" + kGood + "]", true);
   EXPECT_EQ(array.size(), 2);
   ASSERT_EQ(array.bad().size(), 1u);
   // Must differ: a long record below the limit is read.
@@ -268,8 +275,10 @@ TEST_F(DatasetFiles, ChangedBytesNeverCrashOrHang) {
     lines += record + "\n";
     array += (i > 0 ? ",\n" : "\n") + record;
   }
-  const std::pair<const char*, std::string> files[] = {
-      {"a.jsonl", lines}, {"a.json", array + "\n]\n"}, {"a.csv", "instruction,output\n\"a\nb\",c\n\"d\"\"e\",f\ng,h\n"}, {"a.txt", "one\n\ntwo\n\nthree\n"}};
+  const std::pair<const char*, std::string> files[] = {{"a.jsonl", lines},
+                                                       {"a.json", array + "\n]\n"},
+                                                       {"a.csv", "instruction,output\n\"a\nb\",c\n\"d\"\"e\",f\ng,h\n"},
+                                                       {"a.txt", "one\n\ntwo\n\nthree\n"}};
   const std::string interesting = "\"\\{}[],\n\r:\0\xff"s;
   uint32_t state = 7;
   const auto next = [&] { return state = state * 1664525 + 1013904223, state >> 8; };
@@ -338,15 +347,18 @@ TEST_F(DatasetFiles, RealRecordsAsExamplesOfLlama) {
 }
 
 TEST_F(DatasetFiles, CsvReaderKeepsCellsAsTheyStand) {
-  write_file(dir_ / "a.csv", "plain,\"quoted, with comma\",None\r\n\"two\nlines\",\"a \"\"b\"\"\", x \n\n,,\nend\"quote,\"\",\"tail\"x");
+  write_file(dir_ / "a.csv",
+             "plain,\"quoted, with comma\",None\r\n\"two\nlines\",\"a \"\"b\"\"\", x \n\n,,\nend\"quote,\"\",\"tail\"x");
   std::vector<std::vector<std::string>> rows;
   std::vector<int64_t> lines;
   read_csv(dir_ / "a.csv", [&](std::vector<std::string>& cells, int64_t line) {
     rows.push_back(cells);
     lines.push_back(line);
   });
-  EXPECT_EQ(rows, (std::vector<std::vector<std::string>>{
-                      {"plain", "quoted, with comma", "None"}, {"two\nlines", "a \"b\"", " x "}, {"", "", ""}, {"end\"quote", "", "tailx"}}));
+  EXPECT_EQ(
+      rows,
+      (std::vector<std::vector<std::string>>{
+          {"plain", "quoted, with comma", "None"}, {"two\nlines", "a \"b\"", " x "}, {"", "", ""}, {"end\"quote", "", "tailx"}}));
   EXPECT_EQ(lines, (std::vector<int64_t>{1, 2, 5, 6}));
   write_file(dir_ / "b.csv", "a,b\n\"open");
   EXPECT_CONTAINS(error_of<DataError>([&] { read_csv(dir_ / "b.csv", [](auto&, int64_t) {}); }), "b.csv:2: a quote");

@@ -17,7 +17,8 @@ class Formats : public testing::Test {
     return Dataset(dir_ / "a.jsonl", format, false);
   }
   // The only record's request, input and answer, and that the format was told from it.
-  void expect_exchange(DataFormat format, const std::string& line, const std::string& instruction, const std::string& input, const std::string& output) {
+  void expect_exchange(DataFormat format, const std::string& line, const std::string& instruction, const std::string& input,
+                       const std::string& output) {
     const Dataset data = open(line);
     EXPECT_EQ(data.format(), format) << line;
     const Record record = data.record(0);
@@ -35,12 +36,15 @@ class Formats : public testing::Test {
 TEST_F(Formats, AreToldFromTheKeys) {
   expect_exchange(DataFormat::kAlpaca, R"({"instruction": "i", "input": "x", "output": "o", "id": 3})", "i", "x", "o");
   expect_exchange(DataFormat::kFlan, R"({"inputs": "Q: x\nA:", "targets": "y", "task": "t"})", "Q: x\nA:", "", "y");
-  expect_exchange(DataFormat::kSelfInstruct, R"({"instruction": "i", "instances": [{"input": "x", "output": "o"}]})", "i", "x", "o");
+  expect_exchange(DataFormat::kSelfInstruct, R"({"instruction": "i", "instances": [{"input": "x", "output": "o"}]})", "i", "x",
+                  "o");
   expect_exchange(DataFormat::kSelfInstruct, R"({"prompt": "p", "completion": " c<|endoftext|>"})", "p", "", " c");
   expect_exchange(DataFormat::kLongForm, R"({"input": "q", "output": "a long answer"})", "q", "", "a long answer");
   expect_exchange(DataFormat::kChip2, R"({"text": "<human>: q1\n<bot>: a1\nmore"})", "q1", "", "a1\nmore");
-  expect_exchange(DataFormat::kShareGpt, R"({"conversations": [{"from": "human", "value": "h"}, {"from": "gpt", "value": "g"}]})", "h", "", "g");
-  expect_exchange(DataFormat::kMessages, R"({"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]})", "u", "", "a");
+  expect_exchange(DataFormat::kShareGpt, R"({"conversations": [{"from": "human", "value": "h"}, {"from": "gpt", "value": "g"}]})",
+                  "h", "", "g");
+  expect_exchange(DataFormat::kMessages,
+                  R"({"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]})", "u", "", "a");
 }
 
 TEST_F(Formats, TextAndTokens) {
@@ -55,7 +59,8 @@ TEST_F(Formats, TextAndTokens) {
 }
 
 TEST_F(Formats, EveryInstanceIsARecord) {
-  const Dataset data = open(R"({"instruction": "i", "instances": [{"input": "", "output": "a"}, {"input": "x", "output": "b"}, {"output": "c"}]})");
+  const Dataset data = open(
+      R"({"instruction": "i", "instances": [{"input": "", "output": "a"}, {"input": "x", "output": "b"}, {"output": "c"}]})");
   ASSERT_EQ(data.size(), 3);
   EXPECT_EQ(data.record(0).output, "a");
   EXPECT_EQ(data.record(1).output, "b");
@@ -72,11 +77,19 @@ TEST_F(Formats, ChatsOfSeveralTurns) {
   };
   EXPECT_EQ(turns(open(R"({"text": "<human>: q1\n<bot>: a1\n<human>: q2\nand more\n<bot>: a2"})").record(0)),
             "user=q1;assistant=a1;user=q2\nand more;assistant=a2;");
-  EXPECT_EQ(turns(open(R"({"conversations": [{"from": "system", "value": "s"}, {"from": "user", "value": "u"}, {"from": "bot", "value": "b"}]})").record(0)),
-            "system=s;user=u;assistant=b;");
-  EXPECT_EQ(turns(open(R"({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "u"}]}, )"
-                       R"({"role": "assistant", "content": "a"}]})").record(0)),
-            "system=s;user=u;assistant=a;");
+  EXPECT_EQ(
+      turns(
+          open(
+              R"({"conversations": [{"from": "system", "value": "s"}, {"from": "user", "value": "u"}, {"from": "bot", "value": "b"}]})")
+              .record(0)),
+      "system=s;user=u;assistant=b;");
+  EXPECT_EQ(
+      turns(
+          open(
+              R"({"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "u"}]}, )"
+              R"({"role": "assistant", "content": "a"}]})")
+              .record(0)),
+      "system=s;user=u;assistant=a;");
 }
 
 TEST_F(Formats, ARequestThatIsOnlyInTheInputMovesUp) {
@@ -92,7 +105,8 @@ TEST_F(Formats, WrongShapesAreNamed) {
   EXPECT_CONTAINS(error(R"({"conversations": [{"from": "human"}]})"), "'value' is missing");
   EXPECT_CONTAINS(error(R"({"conversations": [{"from": "alien", "value": "x"}]})"), "'alien'");
   EXPECT_CONTAINS(error(R"({"conversations": [{"from": "human", "value": "x"}]})"), "nothing to train");
-  EXPECT_CONTAINS(error(R"({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}]})"), "assistant's turn is empty");
+  EXPECT_CONTAINS(error(R"({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": ""}]})"),
+                  "assistant's turn is empty");
   EXPECT_CONTAINS(error(R"({"messages": [{"role": "assistant", "content": null}]})"), "'content' is null");
   EXPECT_CONTAINS(error(R"({"messages": [{"role": "user", "content": [{"type": "image"}]}]})"), "not text");
   EXPECT_CONTAINS(error(R"({"instruction": "i", "instances": []})"), "'instances' is empty");
@@ -114,7 +128,8 @@ TEST_F(Formats, IdsOutOfRangeAreNamed) {
 }
 
 TEST(FormatNames, ReadBackAndSuggest) {
-  for (const char* name : {"auto", "alpaca", "flan", "self-instruct", "longform", "chip2", "sharegpt", "messages", "text", "tokens"}) {
+  for (const char* name :
+       {"auto", "alpaca", "flan", "self-instruct", "longform", "chip2", "sharegpt", "messages", "text", "tokens"}) {
     EXPECT_EQ(data_format_name(parse_data_format(name)), name);
   }
   const std::string what = error_of<UserError>([] { parse_data_format("sharegtp"); });

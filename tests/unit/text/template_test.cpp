@@ -48,13 +48,15 @@ TEST(RenderPrompt, IsStanfordAlpacasToTheByte) {
   EXPECT_EQ(render_prompt(TemplateKind::kAlpaca, "Name a colour.", ""),
             "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
             "### Instruction:\nName a colour.\n\n### Response:\n");
-  EXPECT_EQ(render_prompt(TemplateKind::kAlpaca, "Translate.", "Haus"),
-            "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that "
-            "appropriately completes the request.\n\n### Instruction:\nTranslate.\n\n### Input:\nHaus\n\n### Response:\n");
+  EXPECT_EQ(
+      render_prompt(TemplateKind::kAlpaca, "Translate.", "Haus"),
+      "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that "
+      "appropriately completes the request.\n\n### Instruction:\nTranslate.\n\n### Input:\nHaus\n\n### Response:\n");
 }
 
 TEST(RenderPrompt, ThePapersEndsWithABlank) {
-  const std::string paper = render_prompt(TemplateKind::kAlpacaPaper, "Translate.", "Haus"), plain = render_prompt(TemplateKind::kAlpaca, "Translate.", "Haus");
+  const std::string paper = render_prompt(TemplateKind::kAlpacaPaper, "Translate.", "Haus"),
+                    plain = render_prompt(TemplateKind::kAlpaca, "Translate.", "Haus");
   EXPECT_TRUE(paper.ends_with("### Input:\nHaus\n\n### Response: "));
   EXPECT_NE(paper, plain);
   EXPECT_EQ(paper.substr(0, paper.size() - 1), plain.substr(0, plain.size() - 1));
@@ -93,7 +95,8 @@ TEST_F(Examples, OnlyTheAnswerAndItsEndAreTrained) {
     EXPECT_EQ(trained_text(tokenizer, example), (kind == TemplateKind::kAlpaca ? "" : " ") + record.output);
     EXPECT_EQ(example.trained_tokens(), std::ssize(trained(example)));
     // Read as a whole it is the prompt and the answer.
-    const std::string text = render_prompt(kind, record.instruction, record.input) + (kind == TemplateKind::kAlpaca ? "" : " ") + record.output;
+    const std::string text =
+        render_prompt(kind, record.instruction, record.input) + (kind == TemplateKind::kAlpaca ? "" : " ") + record.output;
     EXPECT_EQ(tokenizer.decode(example.input_ids), text);
     EXPECT_EQ(example.input_ids, tokenizer.encode(text, {.add_bos = true, .add_eos = true})) << template_name(kind);
     // Must differ: with the prompt trained too.
@@ -113,7 +116,8 @@ TEST_F(Examples, GenerationSeesTheTrainingPrompt) {
     for (const auto kind : {TemplateKind::kAlpaca, TemplateKind::kAlpacaPaper, TemplateKind::kNone, TemplateKind::kChat}) {
       for (const std::string answer : {"the", " the", "\nthe", "\U0001F680", "####"}) {
         const Example example = make_example(tokenizer, request("Do ##", "", answer), {.kind = kind});
-        EXPECT_EQ(untrained_front(example), make_prompt(tokenizer, kind, "Do ##")) << template_name(kind) << " '" << answer << "'";
+        EXPECT_EQ(untrained_front(example), make_prompt(tokenizer, kind, "Do ##"))
+            << template_name(kind) << " '" << answer << "'";
       }
     }
   }

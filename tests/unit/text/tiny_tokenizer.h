@@ -15,7 +15,9 @@ inline std::string varint(uint64_t value) {
   for (; value >= 0x80; value >>= 7) bytes += static_cast<char>(value | 0x80);
   return bytes + static_cast<char>(value);
 }
-inline std::string bytes_field(int number, const std::string& bytes) { return varint(number << 3 | 2) + varint(bytes.size()) + bytes; }
+inline std::string bytes_field(int number, const std::string& bytes) {
+  return varint(number << 3 | 2) + varint(bytes.size()) + bytes;
+}
 inline std::string number_field(int number, uint64_t value) { return varint(number << 3) + varint(value); }
 
 enum PieceType { kNormal = 1, kUnknown = 2, kControl = 3, kUserDefined = 4, kByte = 6 };
@@ -35,11 +37,13 @@ inline std::string tiny_model(bool dummy_prefix = true) {
     model += piece_field(name, 0, kByte);
   }
   float score = 0;
-  for (const char* piece : {"\u2581t", "he", "\u2581the", "\u2581a", "ll", "in", "##", "###"}) model += piece_field(piece, -(score += 1), kNormal);
+  for (const char* piece : {"\u2581t", "he", "\u2581the", "\u2581a", "ll", "in", "##", "###"})
+    model += piece_field(piece, -(score += 1), kNormal);
   model += piece_field("\u2581", -(score += 1), kNormal);
   for (char c = '!'; c <= '~'; ++c) model += piece_field(std::string(1, c), -(score += 1), kNormal);
   model += bytes_field(2, number_field(3, 2) + number_field(35, 1));
-  return model + bytes_field(3, bytes_field(1, "identity") + number_field(3, dummy_prefix) + number_field(4, 0) + number_field(5, 1));
+  return model +
+         bytes_field(3, bytes_field(1, "identity") + number_field(3, dummy_prefix) + number_field(4, 0) + number_field(5, 1));
 }
 
 // A folder with a tokenizer.model and, where given, its tokenizer_config.json.

@@ -105,8 +105,10 @@ TEST_F(LlamaTokenizer, ContinuationIsWhatStandsBehindOtherText) {
   EXPECT_EQ(tokenizer.encode_continuation("A"), Ids{29909});
   EXPECT_EQ(tokenizer.encode_continuation(" A"), Ids{319});
   EXPECT_NE(tokenizer.encode_continuation("A"), tokenizer.encode("A", {}));
-  for (const std::string text : {" Hello", "  two blanks", "\nline", "\n\n  x", "\U0001F999", "\u00e9t\u00e9", "\t", "a b", " "}) {
-    EXPECT_EQ(joined(tokenizer.encode("x:\n", {}), tokenizer.encode_continuation(text)), tokenizer.encode("x:\n" + text, {})) << text;
+  for (const std::string text :
+       {" Hello", "  two blanks", "\nline", "\n\n  x", "\U0001F999", "\u00e9t\u00e9", "\t", "a b", " "}) {
+    EXPECT_EQ(joined(tokenizer.encode("x:\n", {}), tokenizer.encode_continuation(text)), tokenizer.encode("x:\n" + text, {}))
+        << text;
   }
 }
 
@@ -119,7 +121,8 @@ TEST_F(LlamaTokenizer, SpeaksAsLmEvalDoes) {
   int compared = 0;
   for (const json& row : scores["rows"]) {
     const auto same = [&](const json& p) {
-      return p["protocol"] == "lm_eval" && p["subject"] == row["subject"] && p["index"] == row["index"] && p["shots"] == row["shots"];
+      return p["protocol"] == "lm_eval" && p["subject"] == row["subject"] && p["index"] == row["index"] &&
+             p["shots"] == row["shots"];
     };
     const auto prompt = std::find_if(list.begin(), list.end(), same);
     ASSERT_NE(prompt, list.end());
@@ -161,13 +164,14 @@ TEST_F(TinyTokenizer, NeverTwoBos) {
 
 TEST_F(TinyTokenizer, RoundTripsAnyText) {
   const Tokenizer tokenizer = make();
-  const std::vector<std::string> texts = {"the", " the", "  the", "a\nb", "\n", "tab\tx", "\u00fc\u4e2d\U0001F680", "x  y   z ", "</s> <s>",
-                                          "nul\0x"s};
+  const std::vector<std::string> texts = {"the",       " the",     "  the",  "a\nb", "\n", "tab\tx", "\u00fc\u4e2d\U0001F680",
+                                          "x  y   z ", "</s> <s>", "nul\0x"s};
   for (const std::string& text : texts) {
     const Ids ids = tokenizer.encode(text, {.add_bos = true, .add_eos = true});
     EXPECT_EQ(tokenizer.decode(ids), text);
     EXPECT_EQ(streamed(tokenizer, ids), text);
-    EXPECT_EQ(joined(tokenizer.encode("ab", {}), tokenizer.encode_continuation(text)), tokenizer.encode("ab" + text, {})) << "'" << text << "'";
+    EXPECT_EQ(joined(tokenizer.encode("ab", {}), tokenizer.encode_continuation(text)), tokenizer.encode("ab" + text, {}))
+        << "'" << text << "'";
   }
 }
 
@@ -312,7 +316,8 @@ TEST_F(BadTokenizer, NamesTheKeyOfAWrongRule) {
   EXPECT_CONTAINS(error("tokenizer_config.json", "[]"), "array");
   EXPECT_CONTAINS(error("tokenizer_config.json", R"({"legacy": "no"})"), "'legacy'");
   EXPECT_CONTAINS(error("tokenizer_config.json", R"({"bos_token": 7})"), "'bos_token'");
-  EXPECT_CONTAINS(error("tokenizer_config.json", R"({"added_tokens_decoder": {"99999999999": {"content": "x"}}})"), "99999999999");
+  EXPECT_CONTAINS(error("tokenizer_config.json", R"({"added_tokens_decoder": {"99999999999": {"content": "x"}}})"),
+                  "99999999999");
   fs::remove(dir_ / "tokenizer_config.json");
   EXPECT_CONTAINS(error("added_tokens.json", R"({"x": -4})"), "-4");
   fs::remove(dir_ / "added_tokens.json");

@@ -21,7 +21,8 @@ Ids whole(const fs::path& folder, const std::string& text) {
 
 // Words, runs of blanks, the blank mark itself, line breaks, broken UTF-8 and NUL in any order.
 std::vector<std::string> mixed_texts() {
-  const std::vector<std::string> parts = {" ", "  ", "the", "a", "\n", "\u2581", "\u2581\u2581", "in", "ll", "\t", "\xff", "\xe4", "\u4e2d", "##", "."};
+  const std::vector<std::string> parts = {" ",  "  ",   "the",  "a",      "\n", "\u2581", "\u2581\u2581", "in", "ll",
+                                          "\t", "\xff", "\xe4", "\u4e2d", "##", "."};
   std::vector<std::string> texts = {"", " ", "   ", "\u2581", "\u2581 ", " \u2581", "the \u2581 the", "a\u2581 a", "nul\0 x"s};
   uint32_t state = 3;
   const auto next = [&] { return state = state * 1664525 + 1013904223, state >> 8; };
@@ -55,7 +56,8 @@ TEST(WordEncoder, GivesTheLibrarysIdsForLlama) {
   copy_llama_tokenizer(dir.path());
   std::vector<std::string> texts = mixed_texts();
   const std::string wiki = read_file(shared_dir() / "data/text/wiki_demo.txt");
-  for (size_t at = 0; at < std::min<size_t>(wiki.size(), 400'000); at += 3'001) texts.push_back(wiki.substr(at, 3'000));  // cuts characters too
+  for (size_t at = 0; at < std::min<size_t>(wiki.size(), 400'000); at += 3'001)
+    texts.push_back(wiki.substr(at, 3'000));  // cuts characters too
   expect_the_librarys_ids(dir.path(), texts);
 }
 
