@@ -153,6 +153,7 @@ json inspect_file(const fs::path& path) {
   if (name == "metrics.jsonl" || start.starts_with("{\"event\"")) return inspect_metrics(path);
   const bool data = extension == ".json" || extension == ".jsonl" || extension == ".csv" || extension == ".txt";
   if (data) return inspect_data(path, start);
+  QALORA_REQUIRE(extension != ".model", DataError, path.string(), ": a tokenizer is read under the name tokenizer.model, in its own folder");
   QALORA_REQUIRE(!start.starts_with("GGUF"), DataError, path.string(), ": a GGUF file, which this version does not read");
   const bool pickle = start.starts_with("PK\x03\x04") || start.starts_with("\x80\x02");
   QALORA_REQUIRE(!pickle, DataError, path.string(), ": probably a PyTorch checkpoint, which this version does not read; convert it to safetensors");
@@ -162,31 +163,34 @@ json inspect_file(const fs::path& path) {
 
 std::string cell(const std::string& key, const json& value) {
   if (value.is_string()) return value.get<std::string>();
-  const bool bytes = key == "bytes" || key.ends_with("_bytes") || key.find("bytes") != std::string::npos;
-  if (value.is_number_integer() && bytes) return format_bytes(value.get<uint64_t>());
+  if (value.is_number_integer() && key.find("bytes") != std::string::npos) return format_bytes(value.get<uint64_t>());
   if (value.is_number_integer() && value.get<int64_t>() >= 10000) return format_count(value.get<int64_t>());
-  if (value.is_number_float()) return format_number(value.get<double>());
+  if (value.is_number_float()) return message(value.get<double>());  // six digits are enough to read
   return value.dump();
 }
 
 // One row a fact; objects one level down become "outer, inner".
-void add_rows(std::vector<std::vector<std::string>>& rows, const std::string& prefix, const json& object) {
+void add_rows(std::vector<std::pair<std::string, std::string>>& rows, const std::string& prefix, const json& object) {
   for (const auto& [key, value] : object.items()) {
     if (key == "kind" || key == "tensors" || key == "path") continue;
     std::string name = prefix + key;
     std::replace(name.begin(), name.end(), '_', ' ');
     if (value.is_object()) {
       add_rows(rows, (prefix.empty() ? key : prefix + key) + ", ", value);
-    } else if (!value.is_null()) {
-      rows.push_back({name, cell(prefix + key, value)});
+    } else if (!value.is_null() && value != json::array()) {
+      rows.emplace_back(name, cell(prefix + key, value));
     }
   }
 }
 
 void print_human(const json& document) {
-  std::vector<std::vector<std::string>> rows = {{document["path"].get<std::string>(), document["kind"].get<std::string>()}};
+  std::vector<std::pair<std::string, std::string>> rows;
   add_rows(rows, "", document);
-  print(format_table(rows));
+  size_t width = 0;
+  for (const auto& [name, value] : rows) width = std::max(width, name.size());
+  std::string text = document["path"].get<std::string>() + ": " + document["kind"].get<std::string>() + "\n";
+  for (const auto& [name, value] : rows) text += "  " + name + std::string(width + 2 - name.size(), ' ') + value + "\n";
+  print(text);
   if (!document.contains("tensors")) return;
   std::vector<std::vector<std::string>> tensors = {{"tensor", "dtype", "shape"}};
   for (const auto& tensor : document["tensors"]) {

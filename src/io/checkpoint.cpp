@@ -16,7 +16,7 @@ constexpr const char* kIndexFile = "model.safetensors.index.json";
 
 // Why a folder without model.safetensors cannot be read, with what to do.
 std::string explain_missing(const fs::path& folder) {
-  std::set<std::string> found;
+  std::set<std::string> found, others;
   for (const auto& entry : fs::directory_iterator(folder)) {
     const std::string name = entry.path().filename().string();
     if (name == "adapter_model.safetensors" || name == "adapter_config.json") {
@@ -26,8 +26,9 @@ std::string explain_missing(const fs::path& folder) {
     if (torch) found.insert("PyTorch weights (" + name + ")");
     if (name.ends_with(".gguf")) found.insert("a GGUF file (" + name + ")");
     if (name.ends_with(".npz") || name.ends_with(".msgpack") || name.ends_with(".h5") || name.ends_with(".onnx")) found.insert(name);
-    if (name.ends_with(".safetensors")) found.insert(name);
+    if (name.ends_with(".safetensors")) others.insert(name);
   }
+  if (found.empty()) found = others;
   if (found.empty()) return message("expected ", kSingleFile, " or ", kIndexFile, " in it");
   return message("it holds ", join({found.begin(), found.end()}, ", "), ", which this version does not read; expected ", kSingleFile,
                  " or ", kIndexFile, "; convert the model to safetensors first (transformers: save_pretrained)");
