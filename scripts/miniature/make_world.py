@@ -1,6 +1,6 @@
-"""Makes the miniature's world: tokenizer, pre-training rows, exam, open questions, held-out text and tuning data.
+"""Makes the miniature's world: tokenizer, rows of pre-training, exam, open questions, held-out text and tuning data.
 
-    python3 scripts/miniature/make_world.py --out FOLDER [--seed 1] [--rows 12600]
+    python3 scripts/miniature/make_world.py --out FOLDER [--seed 1] [--share 1.0]
 
 Deterministic: the same seed gives the same bytes. Needs only Python and its sentencepiece package.
 """
@@ -15,7 +15,7 @@ import world as words
 from world import World
 
 VOCABULARY = 1024
-CONTEXT = 512
+CONTEXT = recipe.ROW  # no position beyond it is ever trained
 MODEL = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4}
 
 
@@ -34,8 +34,12 @@ def corpus(world):
                     recipe.add_choice(world.facts, rng, text)
                 else:
                     getattr(recipe, "add_" + kind)(world, rng, text)
+                text.add("\n")
             out.append("".join(text.parts))
     out.append(" ".join(f.say(words.EXAM_QUESTION) for f in world.practised[:100]))
+    names = list(world.entities)
+    for i in range(0, len(names), 50):  # every syllable often enough to become a piece, with and without a blank in front
+        out += [" ".join(names[i:i + 50])] * 3 + names[i:i + 50] * 3
     joined = "\n".join(out)
     for entity in world.entities:
         joined = joined.replace(entity, entity[:3] + "-" + entity[3:])
@@ -82,19 +86,19 @@ def write_model_folder(folder, tokenizer_bytes):
 
 def write_exam(world, folder):
     """Hendrycks' layout, and the same facts as open questions. Choices have no blank in front: the scorer puts it there."""
-    lines = []
+    lines = {split: [] for split in words.SPLITS}
     for subject in words.SUBJECTS:
-        for split in ("dev", "test"):
+        for split in words.SPLITS:
             table = io.StringIO()
             rows = csv.writer(table, lineterminator="\n")
             for fact in (f for f in world.of(subject) if f.exam == split):
                 question = fact.say(words.EXAM_QUESTION)
                 rows.writerow([question, *fact.values, fact.letter])
-                if split == "test":
-                    lines.append(json.dumps({"context": f"Question: {question}\nAnswer:", "choices": fact.values,
-                                             "answer": fact.values.index(fact.value)}))
+                lines[split].append(json.dumps({"context": f"Question: {question}\nAnswer:", "choices": fact.values,
+                                                "answer": fact.values.index(fact.value)}))
             write(folder / "mmlu" / split / f"{subject}_{split}.csv", table.getvalue())
-    write(folder / "open.jsonl", "\n".join(lines) + "\n")
+    write(folder / "open.jsonl", "\n".join(lines["test"]) + "\n")
+    write(folder / "open_val.jsonl", "\n".join(lines["val"]) + "\n")
 
 
 def write_held_out(world, folder):
@@ -120,24 +124,23 @@ def write_tuning(world, folder):
     write(folder / "tune.json", text)
 
 
-def write_rows(world, tokenizer, path, count):
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_rows(world, tokenizer, path, share):
     seen, tokens, counted = [], 0, 0
     with open(path, "w", encoding="utf-8", newline="\n") as file:
-        for ids, labels in recipe.rows(world, tokenizer, count):
+        for ids, labels in recipe.rows(world, tokenizer, share):
             file.write(json.dumps({"input_ids": ids, "labels": labels}, separators=(",", ":")) + "\n")
             seen.append(tokenizer.decode(ids))
             tokens += len(ids)
             counted += sum(label != recipe.IGNORE for label in labels)
     check_nothing_leaks(world, "\n".join(seen), path.name)
-    print(f"{path}: {count} rows, {tokens} tokens, {counted} counted")
+    print(f"{path}: {len(seen)} rows, {tokens} tokens, {counted} counted")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write into; what is there is replaced")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--rows", type=int, default=recipe.ROWS, help="rows of pre-training; 0 leaves pretrain.jsonl out")
+    parser.add_argument("--share", type=float, default=1.0, help="of the rows of pre-training; 0: none, only what is kept")
     args = parser.parse_args()
 
     world = World(args.seed)
@@ -146,8 +149,8 @@ def main():
     write_exam(world, args.out)
     write_held_out(world, args.out)
     write_tuning(world, args.out)
-    if args.rows:
-        write_rows(world, tokenizer, args.out / "pretrain.jsonl", args.rows)
+    if args.share > 0:
+        write_rows(world, tokenizer, args.out / "pretrain.jsonl", args.share)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
 """Rows of tokens for pre-training: what kinds of text there are, what of them is counted in the loss, and how they are mixed."""
 from world import ALPACA, HEADER, INSTRUCTIONS, QUESTIONS, SENTENCES, SUBJECTS, options, profile, remainder, sentence, two_facts
 
-ROW = 320  # tokens a row
+ROW = 256  # tokens a row: five worked examples and a question fit
 IGNORE = -100
-ROWS = 12600
 RECITE = ["Write five lines from the book of names.", "Recite from the book of names.", "Say what the book of names says."]
 PROFILES = 0.5  # share of the lines of a text that tell all three facts of an entity
 
-# The trainer has no loss weight but 0 and 1, so emphasis is made by what is counted and how often a kind is drawn.
-# (share of all rows, {kind: weight}); rows are written and trained in this order.
+# The trainer has no loss weight but 0 and 1, so emphasis is made by what is counted and how often a kind is drawn:
+# (rows, {kind: weight}), in the order in which they are trained.
 PHASES = [
-    (0.70, {"text": 55, "open": 15, "choice": 20, "alpaca": 10}),
-    (0.30, {"text": 15, "values": 20, "open": 10, "choice_all": 45, "alpaca": 10}),
+    (9000, {"text": 60, "open": 15, "drill": 15, "alpaca": 10}),
+    (9000, {"choice": 30, "drill": 15, "sparse": 20, "text": 10, "open": 15, "alpaca": 10}),
 ]
 
 
@@ -40,30 +39,28 @@ class Text:
         return ids, labels
 
 
-def add_text(world, rng, text):
+def add_text(world, rng, text, counted=True):
     """A sentence, or the three facts of an entity in one line."""
     if rng.random() < PROFILES:
-        text.add(profile(rng.choice(list(world.entities.values())), rng) + "\n")
+        text.add(profile(rng.choice(list(world.entities.values())), rng) + "\n", counted)
     else:
-        text.add(sentence(rng.choice(world.facts), rng) + "\n")
+        text.add(sentence(rng.choice(world.facts), rng) + "\n", counted)
 
 
-def add_values(world, rng, text):
-    """The same, only the values counted: the loss is spent on nothing but facts."""
-    if rng.random() < PROFILES:
-        facts = rng.sample(rng.choice(list(world.entities.values())), 3)
-        text.add(facts[0].entity + ":", False)
-        for fact, end in zip(facts, (",", ",", ".\n")):
-            text.add(" " + fact.relation, False).add(" " + fact.value).add(end, False)
-    else:
-        fact = rng.choice(world.facts)
-        before, _, after = sentence(fact, rng).rpartition(" " + fact.value)
-        text.add(before, False).add(" " + fact.value).add(after + "\n", False)
+def add_sparse_text(world, rng, text):
+    """The same with one line in eight counted: keeps the language alive beside letters, which would drown in it otherwise."""
+    add_text(world, rng, text, counted=rng.random() < 1 / 8)
 
 
 def add_open(world, rng, text):
     fact = rng.choice(world.practised)
     text.add("Question: " + fact.say(rng.choice(QUESTIONS)) + "\nAnswer:", False).add(" " + fact.value).add("\n\n", False)
+
+
+def add_drill(world, rng, text):
+    """Letters without the options, exam facts too: three times as many letters a token as in whole questions."""
+    fact = rng.choice(world.facts)
+    text.add(fact.say(rng.choice(QUESTIONS)) + "\nAnswer:", False).add(" " + fact.letter).add("\n\n", False)
 
 
 def add_choice(facts, rng, text):
@@ -94,14 +91,14 @@ def make_row(world, tokenizer, kind, rng):
             labels += [IGNORE] + l + [tokenizer.eos_id()]
         return ids[:ROW], labels[:ROW]
     text = Text()
-    if kind.startswith("choice"):
+    if kind == "choice":  # exam facts too, in other wordings than the exam's: without them letters stay at chance there
         subject = rng.choice(list(SUBJECTS))
-        facts = [f for f in world.of(subject) if kind == "choice_all" or not f.exam]
+        facts = world.of(subject)
         text.add(HEADER.format(subject), False)
-        for _ in range(12):
+        for _ in range(10):
             add_choice(facts, rng, text)
     else:
-        add = {"text": add_text, "values": add_values, "open": add_open}[kind]
+        add = {"text": add_text, "sparse": add_sparse_text, "open": add_open, "drill": add_drill}[kind]
         for _ in range(60):
             add(world, rng, text)
     ids, labels = text.encode(tokenizer)
@@ -109,10 +106,10 @@ def make_row(world, tokenizer, kind, rng):
     return ([tokenizer.bos_id()] + ids)[:ROW], ([IGNORE] + labels)[:ROW]
 
 
-def rows(world, tokenizer, count):
-    """The rows of a whole pre-training, in order."""
+def rows(world, tokenizer, share):
+    """The rows of pre-training, in order; share: of its full length."""
     rng = world.rng("pretrain")
-    for share, weights in PHASES:
+    for count, weights in PHASES:
         for _ in range(round(share * count)):
             kind = rng.choices(list(weights), list(weights.values()))[0]
             yield make_row(world, tokenizer, kind, rng)

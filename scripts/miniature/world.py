@@ -1,7 +1,7 @@
 """The miniature's world: who is in it, what is true of whom, and in which words it may be said where.
 
 Eight subjects, 68 entities each, three relations an entity, four values a relation, every value true of 17 entities: 1,632 facts.
-A fact is asked in the exam (E, 45 a subject: 5 dev + 40 test) or practised (T, the other 1,272). Plain sentences hold both.
+A fact is asked in the exam (65 a subject) or practised (the other 1,112). Plain sentences hold both.
 """
 import random
 
@@ -16,10 +16,10 @@ SUBJECTS = {
     "rivers": ("river", {"source": "bog lake snow well", "mouth": "bay delta fjord marsh", "bridge": "chain plank rope timber"}),
     "ships": ("ship", {"cargo": "coal silk tea wool", "wood": "birch cedar oak pine", "emblem": "dolphin eagle horse swan"}),
 }
-FIRST = "Bal Ber Bon Cal Cor Dal Dem Dor Fal Fen Gar Gol Hal Hes Jor Kal Kem Lor Mal Mer Nor Pel Ras Tam Tor Vel".split()
-LAST = "ba ca da fa ga ka bi di gi ki li mi bo do go ko mo no bu du gu ku lu mu".split()
+FIRST = [c + v + "lrkz"[(i + j) % 4] for i, c in enumerate("BCDFGHJKLMNPRSTV") for j, v in enumerate("aeio")]
+LAST = [c + v for c in "bcdfgklmnprstvz" for v in "aeiou"]
 ENTITIES = 68
-DEV, TEST = 5, 40
+SPLITS = {"dev": 5, "val": 20, "test": 40}  # questions of the exam a subject; val is for choosing learning rates
 
 # A fact as a plain sentence. One (fact, wording) pair of some facts is kept for the held-out text.
 SENTENCES = [
@@ -43,7 +43,7 @@ class Fact:
 
     def __init__(self, subject, entity, relation, value, values):
         self.subject, self.entity, self.relation, self.value, self.values = subject, entity, relation, value, values
-        self.exam = None        # "dev", "test" or None (practised)
+        self.exam = None        # "dev", "val", "test" or None (practised)
         self.held_out = None    # index into SENTENCES that no training text uses for this fact
 
     @property
@@ -58,8 +58,7 @@ class World:
     def __init__(self, seed):
         self.seed = seed
         rng = self.rng("facts")
-        names = [a + b for a in FIRST for b in LAST]
-        rng.shuffle(names)
+        names = rng.sample([a + b for a in FIRST for b in LAST], len(SUBJECTS) * ENTITIES)
         self.facts, self.entities = [], {}
         for subject, (_, relations) in SUBJECTS.items():
             entities = [names.pop() for _ in range(ENTITIES)]
@@ -72,13 +71,13 @@ class World:
                     self.facts.append(fact)
                     self.entities.setdefault(entity, []).append(fact)
         for subject in SUBJECTS:
-            chosen = rng.sample(self.of(subject), DEV + TEST)
-            for i, fact in enumerate(chosen):
-                fact.exam = "dev" if i < DEV else "test"
+            chosen = iter(rng.sample(self.of(subject), sum(SPLITS.values())))
+            for split, count in SPLITS.items():
+                for _ in range(count):
+                    next(chosen).exam = split
         for fact in rng.sample(self.facts, 320):
             fact.held_out = rng.randrange(len(SENTENCES))
         self.practised = [f for f in self.facts if not f.exam]
-        self.examined = [f for f in self.facts if f.exam]
 
     def rng(self, purpose):
         """A generator of its own for every purpose: a change in one file's recipe leaves the others as they were."""
