@@ -26,7 +26,7 @@ mkdir -p "$work"
 score dense models/miniature
 for bits in 4 3 2; do
   base=$work/int$bits run=$work/run-int$bits merged=$work/int$bits-tuned
-  show "$qalora" quantize --model models/miniature --out "$base" --bits $bits --group-size 32 -q
+  show "$qalora" quantize --model models/miniature --out "$base" --bits $bits --group-size 64 -q
   score "int$bits" "$base"
   show "$qalora" finetune --config configs/tiny/finetune.toml --model "$base" --data $data/tune.json --out "$run"
   show "$qalora" merge --model "$base" --adapter "$run" --out "$merged" -q

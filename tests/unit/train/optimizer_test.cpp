@@ -37,8 +37,8 @@ TEST(AdamW, EqualsTorch) {
     const double rate = about.at(name).at("lr");
     const at::Tensor expected = golden.read(std::string(name) + ".parameters");
     EXPECT_LE((run(initial, gradients, rate, options) - expected).abs().max().item<double>(), 1e-5);
-    options.beta2 = 0.99;  // must differ
-    EXPECT_GT((run(initial, gradients, rate, options) - expected).abs().max().item<double>(), 1e-4);
+    options.beta2 = 0.9;  // must differ
+    EXPECT_GT((run(initial, gradients, rate, options) - expected).abs().max().item<double>(), 5e-5);
   }
 }
 

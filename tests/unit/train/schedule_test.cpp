@@ -13,7 +13,7 @@ TEST(Schedule, EqualsTransformers) {
   REQUIRE_SHARED("goldens/optimizer/optimizer.safetensors");
   const io::SafetensorsFile golden(test::shared_dir() / "goldens/optimizer/optimizer.safetensors");
   // Ours on the left honours warm-up under every name; theirs has a name of its own for a constant rate with it.
-  for (const auto& [ours, theirs] : {std::pair{"constant", "constant_with_warmup"}, {"linear", "linear"}, {"cosine", "cosine"}}) {
+  for (const auto& [ours, theirs] : {std::pair{"constant", "constant_with_warmup"}, {"linear", "linear_with_warmup"}, {"cosine", "cosine_with_warmup"}}) {
     const at::Tensor rates = golden.read(std::string("schedule.") + theirs);
     for (int64_t step = 0; step < rates.size(0); ++step) {
       // Past the end their cosine turns up again; ours stays at its last value.
