@@ -1,0 +1,149 @@
+#include "qalora/eval/merge_proof.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include <limits>
+
+#include "qalora/model/merge_checkpoint.h"
+#include "unit/model/random_checkpoint.h"
+#include "unit/text/tiny_tokenizer.h"
+
+namespace qalora::eval {
+namespace {
+
+using test::TempDir;
+
+// A merged checkpoint whose offsets are `offsets(base, merged)` instead, written beside the right one.
+using Change = std::function<at::Tensor(const at::Tensor& base, const at::Tensor& merged)>;
+
+void write_changed(const fs::path& base, const fs::path& merged, const fs::path& out, const Change& change) {
+  const io::Checkpoint before(base), after(merged);
+  std::vector<io::PlannedTensor> plan;
+  for (const auto& name : after.names()) plan.push_back({name, after.info(name).dtype, after.info(name).shape});
+  fs::create_directories(out);
+  io::CheckpointWriter writer(out, plan, {});
+  for (const auto& name : after.names()) {
+    if (name.ends_with(".biases")) {
+      writer.write(name, change(before.read(name), after.read(name)).to(at::kFloat));
+    } else {
+      writer.write(name, after.bytes(name));
+    }
+  }
+  writer.finish();
+  fs::copy_file(merged / "config.json", out / "config.json");
+}
+
+struct ProofCase {
+  int bits;
+  int64_t group_size;
+  io::Pooling pooling;
+  double deviation;  // of B: how much was learnt
+};
+
+void PrintTo(const ProofCase& c, std::ostream* out) {
+  *out << c.bits << " bits, groups of " << c.group_size << ", " << io::pooling_name(c.pooling) << " pooling, B " << c.deviation;
+}
+
+class MergeProofTest : public ::testing::TestWithParam<ProofCase> {};
+
+TEST_P(MergeProofTest, TheMergePassesAndEverythingElseIsFarOutside) {
+  const ProofCase c = GetParam();
+  TempDir dir;
+  test::write_random_dense(dir / "dense");
+  test::quantize_to(dir / "dense", dir / "base", c.bits, c.group_size);
+  const io::AdapterFile adapter = test::random_adapter(dir / "base", c.pooling, c.deviation);
+  test::write_adapter_to(dir / "adapter", adapter);
+  fs::create_directories(dir / "merged");
+  model::merge_checkpoint(io::Checkpoint(dir / "base"), dir / "adapter", adapter, dir / "merged");
+  const ProofTokens tokens = proof_tokens(dir / "base", model::read_config(dir / "base"), "");
+  EXPECT_EQ(tokens.source, "pseudo-random ids");
+
+  const MergeProof right = prove_merge(dir / "base", adapter, dir / "merged", tokens);
+  RecordProperty("difference_over_tolerance", std::to_string(right.max_logit_difference / right.tolerance));
+  EXPECT_TRUE(right.verified());
+  EXPECT_LE(5 * right.max_logit_difference, right.tolerance);
+  EXPECT_GT(right.max_logit_difference, 0);
+  EXPECT_GT(right.effect, 5 * right.tolerance);
+  EXPECT_EQ(right.tokens, 256);
+
+  int count = 0;
+  const auto wrong = [&](const char* what, const Change& change) {
+    const fs::path out = dir / ("wrong" + std::to_string(count++));
+    write_changed(dir / "base", dir / "merged", out, change);
+    const MergeProof proof = prove_merge(dir / "base", adapter, out, tokens);
+    EXPECT_FALSE(proof.verified()) << what;
+    EXPECT_GT(proof.max_logit_difference, 5 * proof.tolerance) << what;
+    RecordProperty(what, std::to_string(proof.max_logit_difference / proof.tolerance));
+  };
+  wrong("wrong sign", [](const at::Tensor& base, const at::Tensor& merged) { return 2 * base - merged; });
+  wrong("not merged", [](const at::Tensor& base, const at::Tensor&) { return base; });
+  wrong("factor off by the group size", [&](const at::Tensor& base, const at::Tensor& merged) {
+    return base + (merged - base) / static_cast<double>(c.group_size == quant::kWholeRow ? 64 : c.group_size);
+  });
+  wrong("factor off by five per cent", [](const at::Tensor& base, const at::Tensor& merged) { return base + (merged - base) * 1.05; });
+  wrong("offsets in bf16", [](const at::Tensor&, const at::Tensor& merged) { return merged.to(at::kBFloat16); });
+  wrong("offsets in f16", [](const at::Tensor&, const at::Tensor& merged) { return merged.to(at::kHalf); });
+}
+
+INSTANTIATE_TEST_SUITE_P(All, MergeProofTest,
+                         ::testing::Values(ProofCase{4, 32, io::Pooling::kSum, 0.02}, ProofCase{4, 32, io::Pooling::kSum, 0.001},
+                                           ProofCase{3, 64, io::Pooling::kMean, 0.2}, ProofCase{2, 32, io::Pooling::kMean, 0.05},
+                                           ProofCase{4, quant::kWholeRow, io::Pooling::kSum, 0.02}));
+
+TEST(MergeProof, AnAdapterOnOneLayerPassesAndAMissingOneDoesNot) {
+  TempDir dir;
+  test::write_random_dense(dir / "dense");
+  test::quantize_to(dir / "dense", dir / "base", 4, 32);
+  io::AdapterFile adapter = test::random_adapter(dir / "base", io::Pooling::kSum, 0.02);
+  std::erase_if(adapter.modules, [](const auto& entry) { return entry.first != "model.layers.1.self_attn.q_proj"; });
+  test::write_adapter_to(dir / "adapter", adapter);
+  fs::create_directories(dir / "merged");
+  model::merge_checkpoint(io::Checkpoint(dir / "base"), dir / "adapter", adapter, dir / "merged");
+  const ProofTokens tokens = proof_tokens(dir / "base", model::read_config(dir / "base"), "");
+  const MergeProof right = prove_merge(dir / "base", adapter, dir / "merged", tokens);
+  EXPECT_LE(5 * right.max_logit_difference, right.tolerance);
+  EXPECT_FALSE(prove_merge(dir / "base", adapter, dir / "base", tokens).verified());
+}
+
+TEST(MergeProof, AnUntrainedAdapterChangesNothing) {
+  TempDir dir;
+  test::write_random_dense(dir / "dense");
+  test::quantize_to(dir / "dense", dir / "base", 4, 32);
+  const io::AdapterFile adapter = test::random_adapter(dir / "base", io::Pooling::kSum, 0);
+  const ProofTokens tokens = proof_tokens(dir / "base", model::read_config(dir / "base"), "");
+  const MergeProof proof = prove_merge(dir / "base", adapter, dir / "base", tokens);
+  EXPECT_EQ(proof.effect, 0);
+  EXPECT_TRUE(proof.verified());
+}
+
+TEST(MergeProof, ADifferenceThatIsNoNumberIsNotVerified) {
+  MergeProof proof;
+  proof.max_logit_difference = std::numeric_limits<double>::quiet_NaN();
+  proof.tolerance = 1;
+  EXPECT_FALSE(proof.verified());
+}
+
+TEST(ProofTokens, ComeFromTheTrainingDataWhereItCanBeRead) {
+  TempDir dir;
+  test::write_random_dense(dir / "dense");
+  const model::LlamaConfig config = model::read_config(dir / "dense");
+  test::write_file(dir / "tokens.jsonl", "{\"input_ids\": [1, 2, 3]}\n{\"input_ids\": [1, 2, 399]}\n{\"input_ids\": [1, 2, 400]}\n");
+  const ProofTokens ids = proof_tokens(dir / "dense", config, (dir / "tokens.jsonl").string());
+  EXPECT_EQ(ids.sequences, (std::vector<std::vector<int64_t>>{{1, 2, 3}, {1, 2, 399}}));  // 400 is outside the vocabulary
+  EXPECT_NE(ids.source.find("2 records of"), std::string::npos);
+
+  const fs::path alpaca = dir / "alpaca.json";
+  test::write_file(alpaca, R"([{"instruction": "say the", "input": "", "output": "all"}])");
+  EXPECT_EQ(proof_tokens(dir / "dense", config, alpaca.string()).source, "pseudo-random ids");  // no tokenizer yet
+  test::write_tiny_tokenizer(dir / "dense");
+  const ProofTokens text = proof_tokens(dir / "dense", config, alpaca.string());
+  ASSERT_EQ(text.sequences.size(), 1u);
+  EXPECT_GT(text.sequences[0].size(), 20u);
+  EXPECT_EQ(proof_tokens(dir / "dense", config, (dir / "absent.json").string()).source, "built-in text");
+  test::write_file(dir / "damaged.json", "[{]");
+  EXPECT_EQ(proof_tokens(dir / "dense", config, (dir / "damaged.json").string()).source, "built-in text");
+}
+
+}  // namespace
+}  // namespace qalora::eval
