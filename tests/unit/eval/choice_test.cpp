@@ -126,6 +126,7 @@ TEST_F(Choices, LongContextsLoseTheirBeginning) {
   for (int i = 0; i < 30; ++i) context += "word ";
   const auto cut = run(context + "end is", {"near", "far away"});
   EXPECT_GT(cut.cut_tokens, 0);
+  model_.config.context_length = 1024;
   const auto all = encode_continuations(*tokenizer_, context + "end is", {" near"}, "here");
   std::vector<int64_t> ids = all.context;
   ids.insert(ids.end(), all.tails[0].begin(), all.tails[0].end());

@@ -123,7 +123,8 @@ TEST_F(MmluRun, HendrycksDropsTheLastShots) {
   const auto cut = run(Protocol::kHendrycks, 3);
   EXPECT_EQ(cut.answers[0].shots, 2);
   EXPECT_EQ(cut.answers[0].dropped_shots, 1);
-  EXPECT_EQ(cut.answers[0].scores, two.answers[0].scores);
+  // Another context length pads to another length, and attention then sums in another order: f32 rounding, no more.
+  for (size_t i = 0; i < 4; ++i) EXPECT_NEAR(cut.answers[0].scores[i], two.answers[0].scores[i], 1e-5);
   EXPECT_GE(cut.cut_prompts, 1);
   EXPECT_EQ(run(Protocol::kHendrycks, 0).cut_prompts, 0);
   model_.config.context_length = 20;
