@@ -15,7 +15,7 @@ fs::path data(const std::string& name) { return source_dir() / "tests/data/minia
 
 // The command ends with this code and a message that contains all these words.
 void expect_error(const std::vector<std::string>& arguments, int code, const std::vector<std::string>& words) {
-  const Run run = run_qalora(arguments);
+  const Outcome run = run_qalora(arguments);
   std::string command;
   for (const std::string& argument : arguments) command += argument + " ";
   EXPECT_EQ(run.exit_code, code) << command << "\n" << run.err;
@@ -87,7 +87,7 @@ TEST_F(BadInput, Weights) {
   nan[nan.size() - 1] = '\x7f';  // the last fp16 number becomes a NaN
   nan[nan.size() - 2] = '\x01';
   write_file(file, nan);
-  const Run run = run_qalora({"eval", "--model", model(), "--task", "perplexity", "--data", data("heldout.txt")});
+  const Outcome run = run_qalora({"eval", "--model", model(), "--task", "perplexity", "--data", data("heldout.txt")});
   EXPECT_EQ(run.exit_code, 3) << run.err;
   EXPECT_NE(run.err.find("NaN"), std::string::npos) << run.err;
   fs::remove(file);
@@ -109,7 +109,7 @@ TEST_F(BadInput, IndexNamingAMissingShard) {
 }
 
 TEST_F(BadInput, TokenizerLargerThanTheEmbedding) {
-  const Run run = run_qalora({"finetune", "--model", model(), "--data", data("tune.json"), "--out", dir_ / "run", "--method", "lora", "--dry-run",
+  const Outcome run = run_qalora({"finetune", "--model", model(), "--data", data("tune.json"), "--out", dir_ / "run", "--method", "lora", "--dry-run",
                               "--sequence-length", "128"});
   EXPECT_EQ(run.exit_code, 0) << run.err;  // as it is it fits
   edit_config("vocab_size", 300);
@@ -130,7 +130,7 @@ TEST_F(BadInput, TrainingData) {
   write_file(dir_ / "ids.jsonl", "{\"input_ids\": [1, 99999], \"labels\": [1, 99999]}\n");
   expect_error(finetune(dir_ / "ids.jsonl"), 3, {"ids.jsonl:1", "99999"});
   EXPECT_FALSE(fs::exists(dir_ / "run"));
-  const Run skipping = run_qalora({"finetune", "--model", model(), "--data", dir_ / "typed.jsonl", "--method", "lora", "--sequence-length", "128",
+  const Outcome skipping = run_qalora({"finetune", "--model", model(), "--data", dir_ / "typed.jsonl", "--method", "lora", "--sequence-length", "128",
                                    "--skip-bad-records", "true", "--dry-run", "--json"});
   ASSERT_EQ(skipping.exit_code, 0) << skipping.err;
   EXPECT_EQ(json::parse(skipping.out).at("bad_records"), 1);
@@ -168,7 +168,7 @@ TEST_F(BadInput, AdaptersOfAnotherBase) {
   for (const char* bits : {"4", "3"}) {
     ASSERT_EQ(run_qalora({"quantize", "--model", model(), "--out", dir_ / ("int" + std::string(bits)), "--bits", bits, "-q"}).exit_code, 0);
   }
-  const Run trained = run_qalora({"finetune", "--model", dir_ / "int4", "--data", data("tune.json"), "--out", dir_ / "run", "--steps", "2", "--batch-size",
+  const Outcome trained = run_qalora({"finetune", "--model", dir_ / "int4", "--data", data("tune.json"), "--out", dir_ / "run", "--steps", "2", "--batch-size",
                                   "2", "--rank", "4", "--sequence-length", "128", "-q"});
   ASSERT_EQ(trained.exit_code, 0) << trained.err;
   expect_error({"merge", "--model", dir_ / "int3", "--adapter", dir_ / "run", "--out", dir_ / "merged"}, 3, {"fingerprint"});

@@ -15,13 +15,13 @@ using Json = nlohmann::json;
 // Runs the program, which must succeed, and reads its one JSON document.
 Json run_json(std::vector<std::string> arguments) {
   arguments.push_back("--json");
-  const Run run = run_qalora(arguments);
+  const Outcome run = run_qalora(arguments);
   EXPECT_EQ(run.exit_code, 0) << run.err;
   return Json::parse(run.out, nullptr, false);
 }
 
 void expect_failure(const std::vector<std::string>& arguments, int exit_code, const std::string& part) {
-  const Run run = run_qalora(arguments);
+  const Outcome run = run_qalora(arguments);
   EXPECT_EQ(run.exit_code, exit_code) << run.err;
   EXPECT_NE(run.err.find(part), std::string::npos) << "'" << part << "' is not in: " << run.err;
   EXPECT_EQ(run.out, "");
@@ -131,7 +131,7 @@ TEST_F(QuantizeMerge, InspectKnowsFilesByWhatTheyHold) {
   EXPECT_EQ(run_json({"inspect", at("choice.jsonl")})["questions"], 1);
   EXPECT_EQ(run_json({"inspect", at("metrics.jsonl")})["last_step"]["loss"], 2.0);
   EXPECT_EQ(run_json({"inspect", at("config.toml")})["keys"]["steps"], "5");
-  const Run human = run_qalora({"inspect", at("dense")});
+  const Outcome human = run_qalora({"inspect", at("dense")});
   EXPECT_NE(human.out.find("bits per weight"), std::string::npos);
   EXPECT_NE(human.out.find("model.layers.1.mlp.up_proj.weight  F16    160 x 64"), std::string::npos) << human.out;
   expect_failure({"inspect", at("what.bin")}, 3, "not a kind of file");

@@ -24,7 +24,7 @@ class Road : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
     dir_ = new TempDir();
-    const Run run = run_qalora({"quantize", "--model", (source_dir() / "models/miniature").string(), "--out", (*dir_ / "int2"), "--bits", "2", "--json"});
+    const Outcome run = run_qalora({"quantize", "--model", (source_dir() / "models/miniature").string(), "--out", (*dir_ / "int2"), "--bits", "2", "--json"});
     ASSERT_EQ(run.exit_code, 0) << run.err;
     quantized_ = json::parse(run.out);
   }
@@ -61,12 +61,12 @@ TEST_F(Road, QuantizeSaysWhatItDid) {
   EXPECT_EQ(quantized_.at("layers").size(), 28u);
   EXPECT_TRUE(quantized_.at("layers")[0].at("loss").is_null());
   EXPECT_GT(quantized_.at("layers")[0].at("error").get<double>(), 0.05);  // two bits do lose something
-  EXPECT_DOUBLE_EQ(quantized_.at("bits_per_weight").get<double>(), 2 + 2 * 32.0 / 32);  // fp32 scale and offset a group of 32
+  EXPECT_DOUBLE_EQ(quantized_.at("bits_per_weight").get<double>(), 2 + 2 * 32.0 / 32);  // an fp32 scale and offset a group of 32
 }
 
 TEST_F(Road, TunedAndMergedAnswerAlike) {
   const fs::path run_folder = *dir_ / "run", merged = *dir_ / "merged";
-  const Run run = run_qalora(finetune(run_folder, {"--steps", "12", "--log-interval", "5"}));
+  const Outcome run = run_qalora(finetune(run_folder, {"--steps", "12", "--log-interval", "5"}));
   ASSERT_EQ(run.exit_code, 0) << run.err;
   const std::vector<json> events = lines(run.out);
   EXPECT_EQ(events.front().at("event"), "start");
@@ -81,7 +81,7 @@ TEST_F(Road, TunedAndMergedAnswerAlike) {
   EXPECT_EQ(lines(read_file(run_folder / "metrics.jsonl")).size(), 4u);  // three steps and the checkpoint
   EXPECT_NE(read_file(run_folder / "loss.svg").find("<svg"), std::string::npos);
 
-  const Run merge = run_qalora({"merge", "--model", base(), "--adapter", run_folder, "--out", merged, "--json", "-q"});
+  const Outcome merge = run_qalora({"merge", "--model", base(), "--adapter", run_folder, "--out", merged, "--json", "-q"});
   ASSERT_EQ(merge.exit_code, 0) << merge.err;
   const json proof = json::parse(merge.out);
   EXPECT_EQ(proof.at("verified"), true);
@@ -93,7 +93,7 @@ TEST_F(Road, TunedAndMergedAnswerAlike) {
   const auto answers = [&](const std::vector<std::string>& model, const std::string& name) {
     std::vector<std::string> words = {"eval", "--task", "choice", "--data", data("open.jsonl"), "--details", *dir_ / name, "--force", "--json", "-q"};
     words.insert(words.end(), model.begin(), model.end());
-    const Run eval = run_qalora(words);
+    const Outcome eval = run_qalora(words);
     EXPECT_EQ(eval.exit_code, 0) << eval.err;
     std::vector<int> predictions;
     for (const json& line : lines(read_file(*dir_ / name))) predictions.push_back(line.at("prediction").get<int>());
@@ -108,7 +108,7 @@ TEST_F(Road, ResumedRunsEqualUninterruptedOnesByFileHash) {
   const fs::path whole = *dir_ / "whole", parts = *dir_ / "parts", other = *dir_ / "other";
   ASSERT_EQ(run_qalora(finetune(whole, {"--steps", "8", "--eval-examples", "6", "--eval-interval", "3", "--log-interval", "1"})).exit_code, 0);
   ASSERT_EQ(run_qalora(finetune(parts, {"--steps", "4", "--eval-examples", "6", "--checkpoint-interval", "2"})).exit_code, 0);
-  const Run resumed = run_qalora(finetune(parts, {"--steps", "8", "--eval-examples", "6", "--eval-interval", "2", "--log-interval", "3", "--resume"}));
+  const Outcome resumed = run_qalora(finetune(parts, {"--steps", "8", "--eval-examples", "6", "--eval-interval", "2", "--log-interval", "3", "--resume"}));
   ASSERT_EQ(resumed.exit_code, 0) << resumed.err;
   ASSERT_EQ(run_qalora(finetune(other, {"--steps", "8", "--eval-examples", "6", "--seed", "43"})).exit_code, 0);
   for (const char* file : {"adapter/adapter_model.safetensors", "checkpoints/step-8/adapter_model.safetensors", "checkpoints/step-8/adapter_config.json",
@@ -117,7 +117,7 @@ TEST_F(Road, ResumedRunsEqualUninterruptedOnesByFileHash) {
   }
   EXPECT_NE(digest(whole / "adapter/adapter_model.safetensors"), digest(other / "adapter/adapter_model.safetensors"));
   // Another setting that decides the numbers is refused, and named.
-  const Run changed = run_qalora(finetune(parts, {"--steps", "9", "--eval-examples", "6", "--resume", "--learning-rate", "0.5"}));
+  const Outcome changed = run_qalora(finetune(parts, {"--steps", "9", "--eval-examples", "6", "--resume", "--learning-rate", "0.5"}));
   EXPECT_EQ(changed.exit_code, 3);
   EXPECT_NE(changed.err.find("learning_rate=0.5"), std::string::npos) << changed.err;
 }
@@ -125,17 +125,17 @@ TEST_F(Road, ResumedRunsEqualUninterruptedOnesByFileHash) {
 TEST_F(Road, ConfigOfARunRepeatsIt) {
   const fs::path first = *dir_ / "first", again = *dir_ / "again";
   ASSERT_EQ(run_qalora(finetune(first, {"--steps", "2"})).exit_code, 0);
-  const Run repeat = run_qalora({"finetune", "--config", first / "config.toml", "--out", again, "-q"});
+  const Outcome repeat = run_qalora({"finetune", "--config", first / "config.toml", "--out", again, "-q"});
   ASSERT_EQ(repeat.exit_code, 0) << repeat.err;
   EXPECT_EQ(digest(first / "adapter/adapter_model.safetensors"), digest(again / "adapter/adapter_model.safetensors"));
-  const Run dump = run_qalora({"finetune", "--config", first / "config.toml", "--dump-config"});
+  const Outcome dump = run_qalora({"finetune", "--config", first / "config.toml", "--dump-config"});
   EXPECT_EQ(dump.out, read_file(first / "config.toml"));
 }
 
 TEST_F(Road, ScoresDoNotDependOnTheBatchSize) {
   const auto details = [&](const std::string& tokens) {
     const fs::path file = *dir_ / ("batch" + tokens + ".jsonl");
-    const Run run = run_qalora({"eval", "--model", base(), "--task", "mmlu", "--data", data("mmlu"), "--shots", "2", "--limit", "6", "--batch-tokens",
+    const Outcome run = run_qalora({"eval", "--model", base(), "--task", "mmlu", "--data", data("mmlu"), "--shots", "2", "--limit", "6", "--batch-tokens",
                                 tokens, "--details", file, "-q"});
     EXPECT_EQ(run.exit_code, 0) << run.err;
     return read_file(file);
@@ -148,7 +148,7 @@ TEST_F(Road, PackingEqualsPaddingUpToRounding) {
   const auto loss = [&](const fs::path& out, const std::vector<std::string>& more) {
     std::vector<std::string> words = {"--steps", "1", "--shuffle", "false", "--dropout", "0", "--log-interval", "1"};
     words.insert(words.end(), more.begin(), more.end());
-    const Run run = run_qalora(finetune(out, words));
+    const Outcome run = run_qalora(finetune(out, words));
     EXPECT_EQ(run.exit_code, 0) << run.err;
     for (const json& event : lines(run.out)) {
       if (event.at("event") == "step") return event;

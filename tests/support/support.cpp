@@ -47,7 +47,7 @@ void write_file(const fs::path& path, const std::string& content) {
   if (!out) throw std::runtime_error("cannot write " + path.string());
 }
 
-Run run_qalora(const std::vector<std::string>& arguments, const std::vector<std::string>& env) {
+Outcome run_qalora(const std::vector<std::string>& arguments, const std::vector<std::string>& env) {
   TempDir dir;
   const fs::path out = dir / "out", err = dir / "err";
   std::vector<std::string> words = {QALORA_BINARY};
@@ -72,7 +72,7 @@ Run run_qalora(const std::vector<std::string>& arguments, const std::vector<std:
   if (failed != 0) throw std::runtime_error("cannot start " QALORA_BINARY);
   int status = 0;
   waitpid(child, &status, 0);
-  Run run;
+  Outcome run;
   run.exit_code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
   run.out = read_file(out);
   run.err = read_file(err);

@@ -35,11 +35,11 @@ fs::path source_dir();
 std::string read_file(const fs::path& path);
 void write_file(const fs::path& path, const std::string& content);
 
-struct Run {
+struct Outcome {
   int exit_code = 0;  // 128 + signal when killed by one
   std::string out, err;
 };
 // Runs the built qalora with these arguments; stdin is empty. env: "NAME=value" entries added to the environment.
-Run run_qalora(const std::vector<std::string>& arguments, const std::vector<std::string>& env = {});
+Outcome run_qalora(const std::vector<std::string>& arguments, const std::vector<std::string>& env = {});
 
 }  // namespace qalora::test
