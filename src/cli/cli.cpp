@@ -54,12 +54,13 @@ int usage_error(const CLI::ParseError& error, const CLI::App& app, int argc, cha
   for (const CLI::App* sub : app.get_subcommands([](const CLI::App*) { return true; })) names.push_back(sub->get_name());
   if (command == &app && argc > 1 && argv[1][0] != '-') {
     text = message("'", argv[1], "' is not a command", did_you_mean(argv[1], names), "; there are ", join(names, ", "));
-  } else if (dynamic_cast<const CLI::ExtrasError*>(&error) != nullptr) {
+  } else if (!command->remaining(/*recurse=*/true).empty()) {  // before what is missing: a misspelt flag is both
     std::vector<std::string> flags;
     for (const CLI::Option* option : command->get_options()) {
       for (const std::string& name : option->get_lnames()) flags.push_back("--" + name);
     }
-    for (const std::string& word : command->remaining(/*recurse=*/true)) text = message("'", word, "' is not a flag of ", command->get_name(), did_you_mean(word, flags));
+    const std::string word = command->remaining(/*recurse=*/true).front();
+    text = message("'", word, "' is not a flag of ", command->get_name(), did_you_mean(word, flags));
   }
   const std::string help = command == &app ? "qalora --help" : "qalora " + command->get_name() + " --help";
   return fail(text + "\nsee '" + help + "'", ExitCode::kUsage);

@@ -27,6 +27,12 @@ at::Tensor attend_cached(const at::Tensor& q, const at::Tensor& keys, const at::
   return out.transpose(1, 2).reshape({fresh, q.size(1) * q.size(2)});
 }
 
+void require_known_ids(const at::Tensor& ids, int64_t vocab_size) {
+  const int64_t low = ids.min().item<int64_t>(), high = ids.max().item<int64_t>();
+  QALORA_REQUIRE(low >= 0 && high < vocab_size, DataError, "token id ", low < 0 ? low : high, " is outside the model's vocabulary of ", vocab_size,
+                 "; does the tokenizer belong to this model?");
+}
+
 // Room for `needed` rows in a buffer [capacity, kv_heads, head_dim]; the first `used` rows are kept.
 void grow(at::Tensor& buffer, int64_t used, int64_t needed, const at::Tensor& like) {
   const int64_t capacity = buffer.defined() ? buffer.size(0) : 0;
@@ -67,6 +73,7 @@ at::Tensor Llama::run_layer(int64_t index, const at::Tensor& h, const at::Tensor
 }
 
 at::Tensor Llama::forward(const text::Batch& batch, const ForwardOptions& options) {
+  require_known_ids(batch.input_ids, config.vocab_size);
   const Rope& rope = rope_for(batch.length());
   const auto [cos, sin] = rope.at(batch.positions.reshape({-1}));
   at::Tensor h = at::embedding(embedding, batch.input_ids.reshape({-1})).to(at::kFloat);  // [tokens, hidden]
@@ -88,6 +95,7 @@ at::Tensor Llama::forward(const text::Batch& batch, const ForwardOptions& option
 
 at::Tensor Llama::forward_cached(const at::Tensor& ids, KvCache& cache) {
   const int64_t tokens = ids.size(0), total = cache.length + tokens;
+  require_known_ids(ids, config.vocab_size);
   const Rope& rope = rope_for(total);
   const auto [cos, sin] = rope.at(at::arange(cache.length, total, at::kLong));
   cache.keys.resize(config.layers);

@@ -38,6 +38,16 @@ void require_valid(const TrainConfig& config) {
   QALORA_REQUIRE(problems.empty(), UserError, join(problems, "\n"));
 }
 
+// What can be known from config.json and the tokenizer, before the data are read.
+void require_base(const TrainConfig& config, const model::LlamaConfig& model, const std::optional<text::Tokenizer>& tokenizer) {
+  QALORA_REQUIRE(config.method != "qalora" || model.quantization, UserError, config.model,
+                 ": is a dense checkpoint, method 'qalora' trains on a quantised one; run 'qalora quantize' first, or set method = \"lora\"");
+  QALORA_REQUIRE(config.method == "qalora" || !model.quantization, UserError, config.model, ": is quantised, method '", config.method,
+                 "' needs a dense checkpoint; give that, or set method = \"qalora\"");
+  QALORA_REQUIRE(!tokenizer || tokenizer->vocab_size() <= model.vocab_size, DataError, config.model, ": the tokenizer has ",
+                 tokenizer->vocab_size(), " pieces, more than the ", model.vocab_size, " rows of the embedding; do they belong together?");
+}
+
 void require_context(const TrainConfig& config, const model::LlamaConfig& model) {
   QALORA_REQUIRE(config.sequence_length <= model.context_length, UserError, "sequence_length is ", config.sequence_length, ", but ", config.model,
                  " reads at most ", model.context_length, " tokens; set sequence_length to that or less");
@@ -224,6 +234,7 @@ DryRun dry_run(const TrainConfig& config) {
   const model::LlamaConfig model = model::read_config(config.model);
   require_context(config, model);
   const auto tokenizer = find_tokenizer(config.model);
+  require_base(config, model, tokenizer);
   const TrainingData data(config, tokenizer ? &*tokenizer : nullptr, model.vocab_size);
   DryRun result;
   result.report = data.report();
@@ -252,7 +263,9 @@ void finetune(const TrainConfig& config, const RunOptions& options) {
   QALORA_REQUIRE(!config.out.empty(), UserError, "out is missing: the run folder (--out DIR)");
   const model::LlamaConfig model_config = model::read_config(config.model);
   require_context(config, model_config);
+  RunFolder::require_usable(config.out, options.resume, options.force);
   const auto tokenizer = find_tokenizer(config.model);
+  require_base(config, model_config, tokenizer);
   const TrainingData data(config, tokenizer ? &*tokenizer : nullptr, model_config.vocab_size);
   const DataReport& report = data.report();
   log::info(message(config.data, ": ", format_count(report.examples), " examples (format ", text::data_format_name(data.dataset().format()),

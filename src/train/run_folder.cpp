@@ -18,19 +18,20 @@ constexpr const char* kOwn[] = {"config.toml", kMetrics, "loss.svg", "checkpoint
 
 }  // namespace
 
-RunFolder::RunFolder(const fs::path& path, bool resume, bool force) : path_(path) {
+void RunFolder::require_usable(const fs::path& path, bool resume, bool force) {
   std::error_code error;
   QALORA_REQUIRE(!fs::exists(path, error) || fs::is_directory(path, error), UserError, path.string(), ": is a file, expected a run folder");
   const bool holds_run = fs::exists(path / "config.toml") || fs::exists(path / "checkpoints");
-  if (resume) {
-    QALORA_REQUIRE(holds_run, UserError, path.string(), ": holds no run to resume; leave --resume out to start one");
-    return;
-  }
-  QALORA_REQUIRE(!holds_run || force, UserError, path.string(),
+  QALORA_REQUIRE(!resume || holds_run, UserError, path.string(), ": holds no run to resume; leave --resume out to start one");
+  QALORA_REQUIRE(resume || !holds_run || force, UserError, path.string(),
                  ": holds a run already; continue it with --resume, start over with --force, or choose another --out");
-  if (holds_run) {
-    for (const char* name : kOwn) fs::remove_all(path / name);
-  }
+}
+
+RunFolder::RunFolder(const fs::path& path, bool resume, bool force) : path_(path) {
+  require_usable(path, resume, force);
+  if (resume) return;
+  for (const char* name : kOwn) fs::remove_all(path / name);
+  std::error_code error;
   fs::create_directories(path / "checkpoints", error);
   QALORA_REQUIRE(!error, IoError, path.string(), ": cannot create the run folder: ", error.message());
 }

@@ -40,10 +40,6 @@ at::ScalarType save_dtype(const TrainConfig& config) {
 TrainingSubject::TrainingSubject(const TrainConfig& config, at::ScalarType compute) : full_(config.full()), source_(config.model) {
   config_json_ = io::read_json_file(fs::path(config.model) / "config.json");
   const model::LlamaConfig shape = model::read_config(config.model);
-  QALORA_REQUIRE(config.method != "qalora" || shape.quantization, UserError, config.model,
-                 ": is a dense checkpoint, method 'qalora' trains on a quantised one; run 'qalora quantize' first, or set method = \"lora\"");
-  QALORA_REQUIRE(config.method == "qalora" || !shape.quantization, UserError, config.model, ": is quantised, method '", config.method,
-                 "' needs a dense checkpoint; give that, or set method = \"qalora\"");
   if (config.initialize == "random") {
     QALORA_REQUIRE(!fs::exists(fs::path(config.model) / "model.safetensors") && !fs::exists(fs::path(config.model) / "model.safetensors.index.json"),
                    UserError, config.model, ": holds weights, which initialize = \"random\" would ignore; give a folder with config.json and the tokenizer only");

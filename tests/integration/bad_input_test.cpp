@@ -172,7 +172,7 @@ TEST_F(BadInput, AdaptersOfAnotherBase) {
                                   "2", "--rank", "4", "--sequence-length", "128", "-q"});
   ASSERT_EQ(trained.exit_code, 0) << trained.err;
   expect_error({"merge", "--model", dir_ / "int3", "--adapter", dir_ / "run", "--out", dir_ / "merged"}, 3, {"fingerprint"});
-  expect_error({"merge", "--model", model(), "--adapter", dir_ / "run", "--out", dir_ / "merged"}, 3, {"quantise"});
+  expect_error({"merge", "--model", model(), "--adapter", dir_ / "run", "--out", dir_ / "merged"}, 2, {"dense"});
   EXPECT_FALSE(fs::exists(dir_ / "merged"));
   expect_error({"finetune", "--model", dir_ / "int4", "--data", data("tune.json"), "--out", dir_ / "run", "--sequence-length", "128"}, 2, {"--resume"});
 }

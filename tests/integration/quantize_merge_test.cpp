@@ -133,7 +133,7 @@ TEST_F(QuantizeMerge, InspectKnowsFilesByWhatTheyHold) {
   EXPECT_EQ(run_json({"inspect", at("config.toml")})["keys"]["steps"], "5");
   const Outcome human = run_qalora({"inspect", at("dense")});
   EXPECT_NE(human.out.find("bits per weight"), std::string::npos);
-  EXPECT_NE(human.out.find("model.layers.1.mlp.up_proj.weight  F16    160 x 64"), std::string::npos) << human.out;
+  EXPECT_NE(human.out.find("model.layers.1.mlp.up_proj.weight"), std::string::npos) << human.out;
   expect_failure({"inspect", at("what.bin")}, 3, "not a kind of file");
   expect_failure({"inspect", at("absent")}, 2, "no such file");
   fs::create_directories(dir_ / "empty");

@@ -13,6 +13,8 @@ namespace qalora::train {
 
 class RunFolder {
  public:
+  // The checks of the constructor alone; nothing is created or removed.
+  static void require_usable(const fs::path& path, bool resume, bool force);
   // Fresh run: creates the folder; one that holds a run already is a UserError (resume, or force to start over: then
   // what the old run wrote is removed). Resume: the folder must hold a run.
   RunFolder(const fs::path& path, bool resume, bool force);
