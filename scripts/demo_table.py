@@ -6,7 +6,8 @@ from pathlib import Path
 
 NOTE = """exam: 4-letter questions in MMLU's format, 0-shot; it holds out the wording of its questions, not the facts.
 open: 'Question: .. Answer:', the value with the largest log-likelihood of four. 25 % is chance for both.
-tuned: base and adapter beside it; merged: one quantised model. Same answers: questions of exam and open they answer alike."""
+tuned: base and adapter beside it; merged: one quantised model. Same answers: questions of exam and open they answer alike.
+The tuning set holds sentences and no letters, so a model this small forgets letters while it wins back facts and perplexity."""
 
 
 def read(path):

@@ -10,7 +10,7 @@ PROFILES = 0.5  # share of the lines of a text that tell all three facts of an e
 # (rows, {kind: weight}), in the order in which they are trained.
 PHASES = [
     (9000, {"text": 60, "open": 15, "drill": 15, "alpaca": 10}),
-    (9000, {"choice": 30, "drill": 15, "sparse": 20, "text": 10, "open": 15, "alpaca": 10}),
+    (15000, {"choice": 35, "drill": 25, "sparse": 15, "text": 5, "open": 15, "alpaca": 5}),
 ]
 
 

@@ -17,7 +17,7 @@ SUBJECTS = {
     "ships": ("ship", {"cargo": "coal silk tea wool", "wood": "birch cedar oak pine", "emblem": "dolphin eagle horse swan"}),
 }
 FIRST = [c + v + "lrkz"[(i + j) % 4] for i, c in enumerate("BCDFGHJKLMNPRSTV") for j, v in enumerate("aeio")]
-LAST = [c + v for c in "bcdfgklmnprstvz" for v in "aeiou"]
+LAST = [c + v for c in "bcfgklmnprstvz" for v in "aeiou"]
 ENTITIES = 68
 SPLITS = {"dev": 5, "val": 20, "test": 40}  # questions of the exam a subject; val is for choosing learning rates
 

@@ -45,14 +45,17 @@ void run(CompareOptions& options) {
   QALORA_REQUIRE(text::Tokenizer::exists(options.model), UserError, options.model,
                  ": no tokenizer.model in it; copy the one that belongs to the model into the folder");
   const text::Tokenizer tokenizer{fs::path(options.model)};
-  if (text::Tokenizer::exists(options.other) && text::Tokenizer(fs::path(options.other)).fingerprint() != tokenizer.fingerprint()) {
-    log::warn(message("the tokenizers of ", options.model, " and ", options.other, " differ; both models read the ids of the first"));
+  if (text::Tokenizer::exists(options.other) &&
+      text::Tokenizer(fs::path(options.other)).fingerprint() != tokenizer.fingerprint()) {
+    log::warn(
+        message("the tokenizers of ", options.model, " and ", options.other, " differ; both models read the ids of the first"));
   }
   model::LoadOptions load;
   load.compute = options.common->compute;
   model::Llama model = model::load_model_with_adapter(options.model, options.adapter, load);
   model::Llama other = model::load_model(options.other, load);
-  const int64_t length = eval::block_length(options.context_length, model.config.context_length < other.config.context_length ? model.config : other.config);
+  const int64_t length = eval::block_length(
+      options.context_length, model.config.context_length < other.config.context_length ? model.config : other.config);
   const auto blocks = eval::read_blocks(options.data, tokenizer, length, options.limit);
   const eval::CompareResult result = eval::compare_models(model, other, blocks, options.batch_tokens);
   const nlohmann::json json = eval::to_json(result);

@@ -43,10 +43,10 @@ struct Binder {
   CLI::App& app;
   const Key& key;
 
-  CLI::Option* operator()(int64_t* value) const { return app.add_option(flag_of(key.name), *value, key.help)->type_name("N"); }
-  CLI::Option* operator()(double* value) const { return app.add_option(flag_of(key.name), *value, key.help)->type_name("X"); }
-  CLI::Option* operator()(bool* value) const { return app.add_option(flag_of(key.name), *value, key.help)->type_name("true|false"); }
-  CLI::Option* operator()(std::string* value) const { return app.add_option(flag_of(key.name), *value, key.help)->type_name("TEXT"); }
+  CLI::Option* operator()(int64_t* value) const { return app.add_option(flag_of(key.name), *value, key.help)->type_name("N")->take_last(); }
+  CLI::Option* operator()(double* value) const { return app.add_option(flag_of(key.name), *value, key.help)->type_name("X")->take_last(); }
+  CLI::Option* operator()(bool* value) const { return app.add_option(flag_of(key.name), *value, key.help)->type_name("true|false")->take_last(); }
+  CLI::Option* operator()(std::string* value) const { return app.add_option(flag_of(key.name), *value, key.help)->type_name("TEXT")->take_last(); }
   CLI::Option* operator()(std::vector<std::string>* value) const {
     return app.add_option(flag_of(key.name), *value, key.help)->type_name("A,B,..")->delimiter(',');
   }

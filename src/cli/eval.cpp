@@ -1,8 +1,8 @@
-#include <chrono>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "qalora/cli/command.h"
@@ -61,7 +61,8 @@ std::string mmlu_table(const eval::MmluResult& result) {
     rows.push_back({"all " + eval::category_name(category), eval::category_name(category), format_count(accuracy.questions),
                     percent(accuracy.value())});
   }
-  rows.push_back({"all, mean of questions", "", format_count(summary.micro.questions), percent(summary.micro.value(), summary.micro_error)});
+  rows.push_back(
+      {"all, mean of questions", "", format_count(summary.micro.questions), percent(summary.micro.value(), summary.micro_error)});
   rows.push_back({"all, mean of subjects", "", format_count(summary.micro.questions), percent(summary.macro_subjects)});
   return format_table(rows);
 }
@@ -148,20 +149,26 @@ void check(const EvalOptions& options) {
   QALORA_REQUIRE(ids || !options.data.empty(), UserError, "--data is missing: what to run the task on");
   QALORA_REQUIRE(!ids || options.data.empty(), UserError, "--data and --token-ids: give one of them");
   QALORA_REQUIRE(ids || fs::exists(options.data), UserError, "--data: ", options.data, " does not exist");
-  QALORA_REQUIRE(!ids || options.task == "perplexity", UserError, "--token-ids belongs to --task perplexity, got --task ", options.task);
+  QALORA_REQUIRE(!ids || options.task == "perplexity", UserError, "--token-ids belongs to --task perplexity, got --task ",
+                 options.task);
   QALORA_REQUIRE(options.save_logits.empty() || ids, UserError, "--save-logits needs --token-ids");
   QALORA_REQUIRE(options.context_length == 0 || (options.task == "perplexity" && !ids), UserError,
                  "--context-length belongs to --task perplexity with --data");
-  QALORA_REQUIRE(options.details.empty() || options.task != "perplexity", UserError, "--details belongs to --task mmlu and --task choice");
+  QALORA_REQUIRE(options.details.empty() || options.task != "perplexity", UserError,
+                 "--details belongs to --task mmlu and --task choice");
   QALORA_REQUIRE(options.task == "mmlu" || (options.shots < 0 && options.subjects.empty()), UserError,
                  "--shots and --subjects belong to --task mmlu, got --task ", options.task);
   QALORA_REQUIRE(options.limit >= 0, UserError, "--limit: expected 0 (all) or more, got ", options.limit);
   QALORA_REQUIRE(options.batch_tokens > 0, UserError, "--batch-tokens: expected 1 or more, got ", options.batch_tokens);
-  for (const std::string& out : {options.details, options.save_logits}) {
-    if (!out.empty()) require_output(out, options.common->force, {options.model, options.data, options.token_ids});
+  for (const auto& [flag, out] : {std::pair{"--details", options.details}, std::pair{"--save-logits", options.save_logits}}) {
+    if (out.empty()) continue;
+    QALORA_REQUIRE(options.common->force || !fs::exists(out), UserError, flag, " ", out,
+                   ": exists already; choose another place or give --force to replace it");
+    require_output(out, true, {options.model, options.data, options.token_ids});
   }
   QALORA_REQUIRE(ids || text::Tokenizer::exists(options.model), UserError, options.model,
-                 ": no tokenizer.model in it, and --task ", options.task, " needs one; copy the one that belongs to the model into the folder");
+                 ": no tokenizer.model in it, and --task ", options.task,
+                 " needs one; copy the one that belongs to the model into the folder");
   if (options.task == "mmlu") eval::parse_protocol(options.protocol);
 }
 
@@ -184,19 +191,25 @@ Command make_eval(CLI::App& root) {
   auto options = std::make_shared<EvalOptions>();
   app->add_option("--model", options->model, "folder of a checkpoint, dense or quantised")->required();
   app->add_option("--adapter", options->adapter, "adapter, checkpoint or run folder to put on the model");
-  app->add_option("--task", options->task, "mmlu, choice or perplexity")->required()->check(CLI::IsMember({"mmlu", "choice", "perplexity"}));
+  app->add_option("--task", options->task, "mmlu, choice or perplexity")
+      ->required()
+      ->check(CLI::IsMember({"mmlu", "choice", "perplexity"}));
   app->add_option("--data", options->data,
-                  "mmlu: the folder with dev/ and test/, or QLoRA's JSON-Lines file; choice: JSON Lines; perplexity: text, or .jsonl with \"text\"");
+                  "mmlu: the folder with dev/ and test/, or QLoRA's JSON-Lines file; choice: JSON Lines; perplexity: text, or "
+                  ".jsonl with \"text\"");
   app->add_option("--protocol", options->protocol, "mmlu: hendrycks, qlora or lm-eval")->capture_default_str();
   app->add_option("--shots", options->shots, "mmlu: worked examples in front of a question (default: 5; a QLoRA file: its own)")
       ->check(CLI::NonNegativeNumber);
   app->add_option("--subjects", options->subjects, "mmlu: only these, separated by commas")->delimiter(',');
   app->add_option("--limit", options->limit, "only the first N questions (mmlu: of each subject) or blocks of text");
   app->add_option("--details", options->details, "mmlu, choice: write one JSON line a question to this file");
-  app->add_option("--context-length", options->context_length, "perplexity: tokens a block (default: 2048 or the model's context)");
-  app->add_option("--token-ids", options->token_ids, "perplexity: a JSON list of ids, or a list of lists of one length, instead of --data");
+  app->add_option("--context-length", options->context_length,
+                  "perplexity: tokens a block (default: 2048 or the model's context)");
+  app->add_option("--token-ids", options->token_ids,
+                  "perplexity: a JSON list of ids, or a list of lists of one length, instead of --data");
   app->add_option("--save-logits", options->save_logits, "perplexity: write the logits of --token-ids to this safetensors file");
-  app->add_option("--batch-tokens", options->batch_tokens, "tokens computed at a time: memory and speed; scores do not depend on it (float32, CPU)")
+  app->add_option("--batch-tokens", options->batch_tokens,
+                  "tokens computed at a time: memory and speed; scores do not depend on it (float32, CPU)")
       ->capture_default_str();
   options->common = add_common(*app, kComputes);
   app->add_flag("--force", options->common->force, "replace an existing output file");

@@ -1,5 +1,3 @@
-#include <cstdio>
-#include <fstream>
 #include <iostream>
 #include <iterator>
 #include <memory>
@@ -61,7 +59,8 @@ void run(PromptOptions& options, bool has_prompt) {
   if (show) print(rest + "\n");
 
   const auto rate = [](int64_t tokens, double seconds) { return seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0; };
-  const double prefill = rate(result.prompt_tokens, result.prefill_seconds), decode = rate(result.decode_steps, result.decode_seconds);
+  const double prefill = rate(result.prompt_tokens, result.prefill_seconds),
+               decode = rate(result.decode_steps, result.decode_seconds);
   const int64_t tokens = static_cast<int64_t>(result.ids.size());
   if (options.common->json) {
     print_json({{"prompt", prompt},
@@ -88,8 +87,10 @@ Command make_generate(CLI::App& root) {
   app->add_option("--prompt-file", options->prompt_file, "file with the prompt; - reads standard input");
   app->add_option("--template", options->kind, "none, alpaca, alpaca-paper or chat")->capture_default_str();
   app->add_option("--max-tokens", options->generate.max_tokens, "longest answer")->capture_default_str();
-  app->add_option("--temperature", sampler.temperature, "0 takes the most likely token; higher is more varied")->capture_default_str();
-  app->add_option("--top-p", sampler.top_p, "sample from the likeliest tokens that reach this probability")->capture_default_str();
+  app->add_option("--temperature", sampler.temperature, "0 takes the most likely token; higher is more varied")
+      ->capture_default_str();
+  app->add_option("--top-p", sampler.top_p, "sample from the likeliest tokens that reach this probability")
+      ->capture_default_str();
   app->add_option("--top-k", sampler.top_k, "sample from the k likeliest tokens; 0: all")->capture_default_str();
   app->add_option("--seed", sampler.seed, "of the random numbers")->capture_default_str();
   options->common = add_common(*app, kComputes);

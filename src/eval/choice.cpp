@@ -30,12 +30,15 @@ ChoiceQuestion parse_question(const nlohmann::json& row, const std::string& wher
   QALORA_REQUIRE(answer != row.end() && answer->is_number_integer(), DataError, where,
                  ": \"answer\" must be the index of the right choice, from 0");
   const int64_t count = static_cast<int64_t>(question.choices.size());
-  QALORA_REQUIRE(*answer >= 0 && *answer < count, DataError, where, ": \"answer\" must be 0 to ", count - 1, ", got ", answer->dump());
+  QALORA_REQUIRE(*answer >= 0 && *answer < count, DataError, where, ": \"answer\" must be 0 to ", count - 1, ", got ",
+                 answer->dump());
   question.answer = answer->get<int64_t>();
   return question;
 }
 
-int64_t first_largest(const std::vector<double>& values) { return std::max_element(values.begin(), values.end()) - values.begin(); }
+int64_t first_largest(const std::vector<double>& values) {
+  return std::max_element(values.begin(), values.end()) - values.begin();
+}
 
 }  // namespace
 

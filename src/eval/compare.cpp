@@ -44,8 +44,9 @@ void add_positions(Sums& sums, const at::Tensor& logits, const at::Tensor& other
 
 CompareResult compare_models(model::Llama& model, model::Llama& other, const TokenBlocks& blocks, int64_t batch_tokens) {
   at::NoGradGuard no_grad;
-  QALORA_REQUIRE(model.config.vocab_size == other.config.vocab_size, DataError, "the models cannot be compared: one has a vocabulary of ",
-                 model.config.vocab_size, " tokens, the other of ", other.config.vocab_size);
+  QALORA_REQUIRE(model.config.vocab_size == other.config.vocab_size, DataError,
+                 "the models cannot be compared: one has a vocabulary of ", model.config.vocab_size, " tokens, the other of ",
+                 other.config.vocab_size);
   const auto start = std::chrono::steady_clock::now();
   std::vector<ScoreRequest> requests;
   int64_t total = 0;

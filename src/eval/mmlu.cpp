@@ -29,7 +29,8 @@ class Letters {
  public:
   explicit Letters(const text::Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
 
-  const std::vector<std::vector<int64_t>>& after(const std::vector<int64_t>& ids, const std::string& prompt, const std::string& where) {
+  const std::vector<std::vector<int64_t>>& after(const std::vector<int64_t>& ids, const std::string& prompt,
+                                                 const std::string& where) {
     const auto found = tails_.find(ids.back());
     if (found != tails_.end()) return found->second;
     return tails_[ids.back()] = encode_continuations(tokenizer_, prompt, letter_texts(), where).tails;
@@ -43,10 +44,13 @@ class Letters {
 std::vector<int64_t> single_tokens(const std::vector<std::vector<int64_t>>& tails, Protocol protocol, const std::string& where) {
   std::vector<int64_t> ids;
   for (size_t i = 0; i < tails.size(); ++i) {
-    QALORA_REQUIRE(tails[i].size() == 1, DataError, where, ": --protocol ", protocol_name(protocol), " compares one token a letter, but "
-                   "this tokenizer writes '", letter_texts()[i], "' with ", tails[i].size(), "; use --protocol lm-eval");
+    QALORA_REQUIRE(tails[i].size() == 1, DataError, where, ": --protocol ", protocol_name(protocol),
+                   " compares one token a letter, but "
+                   "this tokenizer writes '",
+                   letter_texts()[i], "' with ", tails[i].size(), "; use --protocol lm-eval");
     QALORA_REQUIRE(std::find(ids.begin(), ids.end(), tails[i][0]) == ids.end(), DataError, where, ": two letters share token ",
-                   tails[i][0], ", so their scores could not differ; the tokenizer does not fit --protocol ", protocol_name(protocol));
+                   tails[i][0], ", so their scores could not differ; the tokenizer does not fit --protocol ",
+                   protocol_name(protocol));
     ids.push_back(tails[i][0]);
   }
   return ids;
@@ -59,8 +63,8 @@ struct Prepared {
 
 // Encodes a question as its protocol asks. Too long: hendrycks drops the last worked example and tries again, qlora cuts the
 // end, question and all; lm-eval's cut happens when it is scored.
-Continuations prepare(const text::Tokenizer& tokenizer, Letters& letters, const MmluSubject& subject, const MmluQuestion& question,
-                      Protocol protocol, int64_t context_length, MmluAnswer& answer) {
+Continuations prepare(const text::Tokenizer& tokenizer, Letters& letters, const MmluSubject& subject,
+                      const MmluQuestion& question, Protocol protocol, int64_t context_length, MmluAnswer& answer) {
   size_t shots = subject.examples.size();
   std::string prompt = mmlu_prompt(subject, question, shots);
   Continuations out;
@@ -69,8 +73,8 @@ Continuations prepare(const text::Tokenizer& tokenizer, Letters& letters, const 
   if (protocol == Protocol::kHendrycks) {
     while (static_cast<int64_t>(out.context.size()) > context_length) {
       QALORA_REQUIRE(shots > 0, DataError, question.where, ": subject '", subject.name, "', row ", question.index,
-                     ": the question alone does not fit: ", out.context.size(), " tokens, and the model's context is ", context_length,
-                     "; use --protocol lm-eval, which cuts such prompts on the left");
+                     ": the question alone does not fit: ", out.context.size(), " tokens, and the model's context is ",
+                     context_length, "; use --protocol lm-eval, which cuts such prompts on the left");
       prompt = mmlu_prompt(subject, question, --shots);
       out.context = tokenizer.encode(prompt, {.add_bos = tokenizer.adds_bos()});
     }

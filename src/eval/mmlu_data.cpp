@@ -24,21 +24,22 @@ struct CategorySubjects {
 const std::vector<CategorySubjects>& category_table() {
   static const std::vector<CategorySubjects> table = {
       {Category::kHumanities,
-       {"formal_logic", "high_school_european_history", "high_school_us_history", "high_school_world_history", "international_law",
-        "jurisprudence", "logical_fallacies", "moral_disputes", "moral_scenarios", "philosophy", "prehistory", "professional_law",
-        "world_religions"}},
+       {"formal_logic", "high_school_european_history", "high_school_us_history", "high_school_world_history",
+        "international_law", "jurisprudence", "logical_fallacies", "moral_disputes", "moral_scenarios", "philosophy",
+        "prehistory", "professional_law", "world_religions"}},
       {Category::kStem,
-       {"abstract_algebra", "astronomy", "college_biology", "college_chemistry", "college_computer_science", "college_mathematics",
-        "college_physics", "computer_security", "conceptual_physics", "electrical_engineering", "elementary_mathematics",
-        "high_school_biology", "high_school_chemistry", "high_school_computer_science", "high_school_mathematics",
-        "high_school_physics", "high_school_statistics", "machine_learning"}},
+       {"abstract_algebra", "astronomy", "college_biology", "college_chemistry", "college_computer_science",
+        "college_mathematics", "college_physics", "computer_security", "conceptual_physics", "electrical_engineering",
+        "elementary_mathematics", "high_school_biology", "high_school_chemistry", "high_school_computer_science",
+        "high_school_mathematics", "high_school_physics", "high_school_statistics", "machine_learning"}},
       {Category::kSocialSciences,
        {"econometrics", "high_school_geography", "high_school_government_and_politics", "high_school_macroeconomics",
         "high_school_microeconomics", "high_school_psychology", "human_sexuality", "professional_psychology", "public_relations",
         "security_studies", "sociology", "us_foreign_policy"}},
       {Category::kOther,
-       {"anatomy", "business_ethics", "clinical_knowledge", "college_medicine", "global_facts", "human_aging", "management", "marketing",
-        "medical_genetics", "miscellaneous", "nutrition", "professional_accounting", "professional_medicine", "virology"}},
+       {"anatomy", "business_ethics", "clinical_knowledge", "college_medicine", "global_facts", "human_aging", "management",
+        "marketing", "medical_genetics", "miscellaneous", "nutrition", "professional_accounting", "professional_medicine",
+        "virology"}},
   };
   return table;
 }
@@ -67,7 +68,8 @@ std::vector<CsvRow> read_questions(const fs::path& path, Protocol protocol) {
   text::read_csv(path, [&](std::vector<std::string>& cells, int64_t line) {
     if (cells.size() == 1 && cells[0].empty()) return;  // a blank line
     const std::string where = message(path.string(), ":", line);
-    QALORA_REQUIRE(cells.size() == 6, DataError, where, ": expected 6 cells (question, four choices, answer letter), got ", cells.size());
+    QALORA_REQUIRE(cells.size() == 6, DataError, where, ": expected 6 cells (question, four choices, answer letter), got ",
+                   cells.size());
     const std::string& letter = cells[5];
     QALORA_REQUIRE(letter.size() == 1 && letter[0] >= 'A' && letter[0] <= 'D', DataError, where,
                    ": the answer must be A, B, C or D, got '", letter, "'");
@@ -167,8 +169,10 @@ MmluQuestion parse_qlora_row(const nlohmann::json& row, const std::string& where
 }
 
 std::vector<MmluSubject> read_qlora_file(const MmluSource& source) {
-  QALORA_REQUIRE(source.protocol == Protocol::kQlora, UserError, "--data ", source.data.string(), " is a file: only --protocol qlora "
-                 "reads QLoRA's JSON-Lines file; --protocol ", protocol_name(source.protocol), " needs MMLU's folder with dev/ and test/");
+  QALORA_REQUIRE(source.protocol == Protocol::kQlora, UserError, "--data ", source.data.string(),
+                 " is a file: only --protocol qlora "
+                 "reads QLoRA's JSON-Lines file; --protocol ",
+                 protocol_name(source.protocol), " needs MMLU's folder with dev/ and test/");
   const int64_t shots = source.shots.value_or(0);
   std::vector<MmluSubject> subjects;
   std::vector<std::string> known;

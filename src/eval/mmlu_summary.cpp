@@ -41,7 +41,9 @@ MmluSummary summarise(const MmluResult& result) {
 
 nlohmann::json to_json(const MmluResult& result) {
   const MmluSummary summary = summarise(result);
-  const auto optional_number = [](const std::optional<double>& value) { return value ? nlohmann::json(*value) : nlohmann::json(); };
+  const auto optional_number = [](const std::optional<double>& value) {
+    return value ? nlohmann::json(*value) : nlohmann::json();
+  };
   nlohmann::json subjects = nlohmann::json::object();
   for (size_t i = 0; i < result.subjects.size(); ++i) {
     const Accuracy& accuracy = summary.subjects[i];

@@ -40,16 +40,17 @@ void add_document(TokenBlocks& out, const text::Tokenizer& tokenizer, std::strin
 }
 
 std::vector<int64_t> parse_ids(const nlohmann::json& list, const fs::path& path, size_t row, const model::LlamaConfig& config) {
-  QALORA_REQUIRE(list.is_array(), DataError, path.string(), ": expected one list of token ids or a list of such lists; row ", row, " is ",
-                 list.type_name());
-  QALORA_REQUIRE(list.size() >= 2, DataError, path.string(), ": row ", row, " has ", list.size(), " tokens; two are needed to predict one");
-  QALORA_REQUIRE(static_cast<int64_t>(list.size()) <= config.context_length, DataError, path.string(), ": row ", row, " has ", list.size(),
-                 " tokens; the model's context is ", config.context_length);
+  QALORA_REQUIRE(list.is_array(), DataError, path.string(), ": expected one list of token ids or a list of such lists; row ", row,
+                 " is ", list.type_name());
+  QALORA_REQUIRE(list.size() >= 2, DataError, path.string(), ": row ", row, " has ", list.size(),
+                 " tokens; two are needed to predict one");
+  QALORA_REQUIRE(static_cast<int64_t>(list.size()) <= config.context_length, DataError, path.string(), ": row ", row, " has ",
+                 list.size(), " tokens; the model's context is ", config.context_length);
   std::vector<int64_t> ids;
   for (size_t i = 0; i < list.size(); ++i) {
     const auto& id = list[i];
-    QALORA_REQUIRE(id.is_number_integer() && id >= 0 && id < config.vocab_size, DataError, path.string(), ": row ", row, ", position ", i,
-                   ": expected a token id from 0 to ", config.vocab_size - 1, ", got ", id.dump());
+    QALORA_REQUIRE(id.is_number_integer() && id >= 0 && id < config.vocab_size, DataError, path.string(), ": row ", row,
+                   ", position ", i, ": expected a token id from 0 to ", config.vocab_size - 1, ", got ", id.dump());
     ids.push_back(id.get<int64_t>());
   }
   return ids;
@@ -102,7 +103,8 @@ TokenBlocks read_blocks(const fs::path& path, const text::Tokenizer& tokenizer, 
 
 TokenBlocks read_token_ids(const fs::path& path, const model::LlamaConfig& config) {
   const nlohmann::json json = io::read_json_file(path);
-  QALORA_REQUIRE(json.is_array() && !json.empty(), DataError, path.string(), ": expected one list of token ids or a list of such lists, got ",
+  QALORA_REQUIRE(json.is_array() && !json.empty(), DataError, path.string(),
+                 ": expected one list of token ids or a list of such lists, got ",
                  json.is_array() ? "an empty list" : json.type_name());
   TokenBlocks out;
   if (json.front().is_array()) {
@@ -113,8 +115,9 @@ TokenBlocks read_token_ids(const fs::path& path, const model::LlamaConfig& confi
   out.documents = static_cast<int64_t>(out.blocks.size());
   out.block_tokens = static_cast<int64_t>(out.blocks[0].size());
   for (size_t row = 0; row < out.blocks.size(); ++row) {
-    QALORA_REQUIRE(out.blocks[row].size() == out.blocks[0].size(), DataError, path.string(), ": rows must have one length, but row 0 has ",
-                   out.block_tokens, " tokens and row ", row, " has ", out.blocks[row].size());
+    QALORA_REQUIRE(out.blocks[row].size() == out.blocks[0].size(), DataError, path.string(),
+                   ": rows must have one length, but row 0 has ", out.block_tokens, " tokens and row ", row, " has ",
+                   out.blocks[row].size());
   }
   return out;
 }
@@ -150,7 +153,8 @@ PerplexityResult run_perplexity(model::Llama& model, const TokenBlocks& blocks, 
 
 PerplexityResult save_logits(model::Llama& model, const TokenBlocks& rows, int64_t batch_tokens, const fs::path& path) {
   check_room(rows, model.config.vocab_size, path);
-  at::Tensor logits = at::empty({static_cast<int64_t>(rows.blocks.size()), rows.block_tokens, model.config.vocab_size}, at::kFloat);
+  at::Tensor logits =
+      at::empty({static_cast<int64_t>(rows.blocks.size()), rows.block_tokens, model.config.vocab_size}, at::kFloat);
   const PerplexityResult result = run_perplexity(model, rows, batch_tokens, &logits);
   io::write_safetensors(path, {{"logits", logits}});
   return result;

@@ -29,8 +29,9 @@ void check_request(const ScoreRequest& request, const model::LlamaConfig& config
   QALORA_REQUIRE(length <= config.context_length, UserError, "a sequence of ", length,
                  " tokens does not fit the model's context of ", config.context_length, " tokens");
   for (size_t i = 0; i < request.ids.size(); ++i) {
-    QALORA_REQUIRE(request.ids[i] >= 0 && request.ids[i] < config.vocab_size, DataError, "token id ", request.ids[i], " at position ",
-                   i, " is outside the model's vocabulary of ", config.vocab_size, ": the tokenizer does not belong to this model");
+    QALORA_REQUIRE(request.ids[i] >= 0 && request.ids[i] < config.vocab_size, DataError, "token id ", request.ids[i],
+                   " at position ", i, " is outside the model's vocabulary of ", config.vocab_size,
+                   ": the tokenizer does not belong to this model");
   }
 }
 
@@ -55,11 +56,13 @@ text::Batch make_batch(const std::vector<ScoreRequest>& requests, const std::vec
 
 }  // namespace
 
-std::vector<std::vector<size_t>> plan_batches(const std::vector<ScoreRequest>& requests, int64_t batch_tokens, int64_t context_length) {
+std::vector<std::vector<size_t>> plan_batches(const std::vector<ScoreRequest>& requests, int64_t batch_tokens,
+                                              int64_t context_length) {
   std::vector<size_t> order(requests.size());
   std::iota(order.begin(), order.end(), size_t{0});
   // Longest first: what needs the most memory runs at once, not after an hour.
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return requests[a].ids.size() > requests[b].ids.size(); });
+  std::stable_sort(order.begin(), order.end(),
+                   [&](size_t a, size_t b) { return requests[a].ids.size() > requests[b].ids.size(); });
   std::vector<std::vector<size_t>> batches;
   int64_t length = 0;
   for (size_t index : order) {
@@ -141,8 +144,9 @@ std::vector<double> log_likelihoods(const model::Llama& model, const at::Tensor&
     out.insert(out.end(), data, data + count);
   }
   for (size_t i = 0; i < out.size(); ++i) {
-    QALORA_REQUIRE(std::isfinite(out[i]), DataError, "the model gives token ", targets[i], " a log-likelihood of ", out[i],
-                   ": its weights or activations are not finite; check the checkpoint with 'qalora inspect', or use --dtype float32");
+    QALORA_REQUIRE(
+        std::isfinite(out[i]), DataError, "the model gives token ", targets[i], " a log-likelihood of ", out[i],
+        ": its weights or activations are not finite; check the checkpoint with 'qalora inspect', or use --dtype float32");
   }
   return out;
 }

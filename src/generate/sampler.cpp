@@ -14,9 +14,10 @@
 namespace qalora::generate {
 
 void check_sampler(const SamplerOptions& options) {
-  QALORA_REQUIRE(options.temperature >= 0 && std::isfinite(options.temperature), UserError, "--temperature: expected 0 or more, got ",
-                 options.temperature);
-  QALORA_REQUIRE(options.top_p > 0 && options.top_p <= 1, UserError, "--top-p: expected more than 0 and at most 1, got ", options.top_p);
+  QALORA_REQUIRE(options.temperature >= 0 && std::isfinite(options.temperature), UserError,
+                 "--temperature: expected 0 or more, got ", options.temperature);
+  QALORA_REQUIRE(options.top_p > 0 && options.top_p <= 1, UserError, "--top-p: expected more than 0 and at most 1, got ",
+                 options.top_p);
   QALORA_REQUIRE(options.top_k >= 0, UserError, "--top-k: expected 0 (all) or more, got ", options.top_k);
 }
 
@@ -25,8 +26,9 @@ int64_t sample(const at::Tensor& logits, const SamplerOptions& options, uint64_t
   const float* values = row.data_ptr<float>();
   const int64_t vocab = row.numel();
   for (int64_t i = 0; i < vocab; ++i) {
-    QALORA_REQUIRE(!std::isnan(values[i]) && values[i] < std::numeric_limits<float>::infinity(), DataError, "the model gives token ", i,
-                   " a logit of ", values[i], ": its weights or activations are not finite; check the checkpoint, or use --dtype float32");
+    QALORA_REQUIRE(!std::isnan(values[i]) && values[i] < std::numeric_limits<float>::infinity(), DataError,
+                   "the model gives token ", i, " a logit of ", values[i],
+                   ": its weights or activations are not finite; check the checkpoint, or use --dtype float32");
   }
   const int64_t best = std::max_element(values, values + vocab) - values;
   if (options.temperature == 0 || options.top_k == 1) return best;

@@ -34,7 +34,9 @@ TEST(GoldenMmlu, EveryPromptToTheByte) {
     auto& subjects = cache[{static_cast<int>(protocol), shots}];
     if (subjects.empty()) {
       subjects = read_mmlu({.data = protocol == Protocol::kQlora ? data() / "zero_shot_mmlu_val.json" : data(),
-                            .protocol = protocol, .shots = shots, .subjects = {}});
+                            .protocol = protocol,
+                            .shots = shots,
+                            .subjects = {}});
     }
     bool found = false;
     for (const auto& subject : subjects) {
@@ -95,7 +97,8 @@ TEST(GoldenMmlu, TokensOfTheHarness) {
         const auto found = encode_continuations(tokenizer, prompt, {" A", " B", " C", " D"}, question.where);
         EXPECT_EQ(found.tails, row["continuation_ids"].get<std::vector<std::vector<int64_t>>>());
         if (row["truncated_on_the_left"].get<bool>()) continue;  // the golden shows the ends of what is left
-        const auto first = row["first_context_ids"].get<std::vector<int64_t>>(), last = row["last_context_ids"].get<std::vector<int64_t>>();
+        const auto first = row["first_context_ids"].get<std::vector<int64_t>>(),
+                   last = row["last_context_ids"].get<std::vector<int64_t>>();
         EXPECT_TRUE(std::equal(first.begin(), first.end(), found.context.begin()));
         EXPECT_TRUE(std::equal(last.rbegin(), last.rend(), found.context.rbegin()));
       }
@@ -109,7 +112,11 @@ TEST(GoldenMmlu, OriginalProtocolOnTheSameModel) {
   REQUIRE_SHARED("data/mmlu/test");
   model::Llama model = model::load_model(goldens() / "model", {});
   const text::Tokenizer tokenizer(goldens() / "model");
-  const MmluSource source{.data = data(), .protocol = Protocol::kHendrycks, .shots = 5, .subjects = {"college_computer_science", "anatomy"}, .limit = 4};
+  const MmluSource source{.data = data(),
+                          .protocol = Protocol::kHendrycks,
+                          .shots = 5,
+                          .subjects = {"college_computer_science", "anatomy"},
+                          .limit = 4};
   const MmluResult result = run_mmlu(model, tokenizer, source, kDefaultBatchTokens);
   ASSERT_EQ(result.answers.size(), 8u);
   EXPECT_GT(result.cut_prompts, 0);

@@ -14,10 +14,10 @@ TEST(Blanks, CountsBytesAtBothEnds) {
 }
 
 TEST(Blanks, KnowsPythonsWiderOnes) {
-  EXPECT_EQ(trailing_blanks("that\xC2\x85"), 2u);       // occurs in MMLU's sociology
+  EXPECT_EQ(trailing_blanks("that\xC2\x85"), 2u);  // occurs in MMLU's sociology
   EXPECT_EQ(leading_blanks("\xE3\x80\x80 \xC2\xA0x"), 6u);
   EXPECT_EQ(leading_blanks("\x1Cx"), 1u);
-  EXPECT_EQ(leading_blanks("\xE2\x80\x8Bx"), 0u);       // zero width space is none for Python either
+  EXPECT_EQ(leading_blanks("\xE2\x80\x8Bx"), 0u);  // zero width space is none for Python either
 }
 
 }  // namespace

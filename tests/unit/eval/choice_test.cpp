@@ -61,7 +61,8 @@ class Choices : public testing::Test {
   double by_hand(const std::vector<int64_t>& ids, size_t from) {
     at::NoGradGuard no_grad;
     model::KvCache cache;
-    const at::Tensor logits = model_.logits(model_.forward_cached(at::tensor(at::IntArrayRef(ids), at::kLong), cache)).to(at::kDouble);
+    const at::Tensor logits =
+        model_.logits(model_.forward_cached(at::tensor(at::IntArrayRef(ids), at::kLong), cache)).to(at::kDouble);
     double sum = 0;
     for (size_t t = from; t < ids.size(); ++t) {
       const double* row = logits.data_ptr<double>() + static_cast<int64_t>(t - 1) * logits.size(1);
@@ -100,7 +101,10 @@ TEST_F(Choices, ABlankIsBroughtOnce) {
 TEST_F(Choices, BatchDoesNotMatter) {
   std::vector<ChoiceQuestion> questions;
   for (int i = 0; i < 12; ++i) {
-    questions.push_back({"Question " + std::string(static_cast<size_t>(3 * i), 'x'), {"one", "two words", std::string(static_cast<size_t>(i + 1), 'y')}, i % 3, "here"});
+    questions.push_back({"Question " + std::string(static_cast<size_t>(3 * i), 'x'),
+                         {"one", "two words", std::string(static_cast<size_t>(i + 1), 'y')},
+                         i % 3,
+                         "here"});
   }
   const auto small = run_choices(model_, *tokenizer_, questions, 1), large = run_choices(model_, *tokenizer_, questions, 100000);
   for (size_t i = 0; i < questions.size(); ++i) EXPECT_EQ(small.answers[i].scores, large.answers[i].scores);

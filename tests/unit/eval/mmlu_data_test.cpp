@@ -91,18 +91,24 @@ TEST(MmluData, QloraFileWithItsOwnShotsOrOurs) {
   TempDir dir;
   write_folder(dir);
   const std::string header = "The following are multiple choice questions (with answers) about  anatomy.\\n\\n";
-  write_file(dir / "zero.json", R"({"subject":"anatomy","input":")" + header + R"(x?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:","output":"C"})" "\n");
+  write_file(dir / "zero.json", R"({"subject":"anatomy","input":")" + header +
+                                    R"(x?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:","output":"C"})"
+                                    "\n");
   write_file(dir / "one.json", R"({"subject":"anatomy","input":")" + header +
-                                   R"(w?\nAnswer: A\n\nx?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:","output":"C"})" "\n");
+                                   R"(w?\nAnswer: A\n\nx?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:","output":"C"})"
+                                   "\n");
   const auto plain = read_mmlu({.data = dir / "zero.json", .protocol = Protocol::kQlora})[0];
   const auto shown = read_mmlu({.data = dir / "zero.json", .protocol = Protocol::kQlora, .shots = 2})[0];
   const std::string head = "The following are multiple choice questions (with answers) about  anatomy.\n\n";
   EXPECT_EQ(mmlu_prompt(plain, plain.questions[0], 0), head + "x?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:");
-  EXPECT_EQ(mmlu_prompt(shown, shown.questions[0], 2), head + "one\nA. a\nB. b\nC. c\nD. d\nAnswer: B\n\ntwo\nA. a\nB. b\nC. c\nD. d\nAnswer: B\n\n"
-                                                          "x?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:");
+  EXPECT_EQ(mmlu_prompt(shown, shown.questions[0], 2),
+            head +
+                "one\nA. a\nB. b\nC. c\nD. d\nAnswer: B\n\ntwo\nA. a\nB. b\nC. c\nD. d\nAnswer: B\n\n"
+                "x?\nA. 1\nB. 2\nC. 3\nD. 4\nAnswer:");
   EXPECT_EQ(plain.questions[0].answer, 2);
   EXPECT_EQ(read_mmlu({.data = dir / "one.json", .protocol = Protocol::kQlora})[0].questions[0].own_shots, 1);
-  EXPECT_NE(error_of<DataError>({.data = dir / "one.json", .protocol = Protocol::kQlora, .shots = 2}).find("one.json:1: the prompt already holds 1"),
+  EXPECT_NE(error_of<DataError>({.data = dir / "one.json", .protocol = Protocol::kQlora, .shots = 2})
+                .find("one.json:1: the prompt already holds 1"),
             std::string::npos);
   EXPECT_NE(error_of<UserError>({.data = dir / "zero.json"}).find("--protocol qlora"), std::string::npos);
   write_file(dir / "bad.json", R"({"subject":"anatomy","input":"x","output":"AB"})");
@@ -123,7 +129,8 @@ TEST(MmluData, CategoriesAreThoseOfTheOriginal) {
 }
 
 TEST(MmluData, ProtocolNames) {
-  for (Protocol protocol : {Protocol::kHendrycks, Protocol::kQlora, Protocol::kLmEval}) EXPECT_EQ(parse_protocol(protocol_name(protocol)), protocol);
+  for (Protocol protocol : {Protocol::kHendrycks, Protocol::kQlora, Protocol::kLmEval})
+    EXPECT_EQ(parse_protocol(protocol_name(protocol)), protocol);
   EXPECT_THROW(parse_protocol("hendryks"), UserError);
 }
 

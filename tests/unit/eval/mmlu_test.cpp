@@ -33,11 +33,13 @@ MmluResult result_of(const std::vector<std::pair<std::string, std::vector<bool>>
 }
 
 TEST(MmluSummary, MicroMacroAndCategories) {
-  const auto result = result_of({{"anatomy", {true, false, true, true}}, {"virology", {false, false}}, {"astronomy", {true}}, {"mine", {false}}});
+  const auto result =
+      result_of({{"anatomy", {true, false, true, true}}, {"virology", {false, false}}, {"astronomy", {true}}, {"mine", {false}}});
   const MmluSummary summary = summarise(result);
   EXPECT_DOUBLE_EQ(summary.micro.value(), 4.0 / 8);
   EXPECT_DOUBLE_EQ(summary.macro_subjects, (0.75 + 0 + 1 + 0) / 4);
-  EXPECT_DOUBLE_EQ(summary.categories[static_cast<size_t>(Category::kOther)].value(), 0.5);  // its six questions, not two subjects
+  EXPECT_DOUBLE_EQ(summary.categories[static_cast<size_t>(Category::kOther)].value(),
+                   0.5);  // its six questions, not two subjects
   EXPECT_EQ(summary.categories[static_cast<size_t>(Category::kHumanities)].questions, 0);
   const auto json = to_json(result);
   EXPECT_TRUE(json["categories"]["humanities"].is_null());
@@ -71,10 +73,13 @@ class MmluRun : public testing::Test {
     folder_ = test::shared_dir() / "goldens/mmlu/model";
     tokenizer_ = std::make_unique<text::Tokenizer>(folder_);
     model_ = model::load_model(folder_, {});
-    write_file(dir_ / "test/anatomy_test.csv", "Which bone is long?,rib,femur,skull,toe,B\nWhich is short?,rib,femur,skull,toe,D\n");
+    write_file(dir_ / "test/anatomy_test.csv",
+               "Which bone is long?,rib,femur,skull,toe,B\nWhich is short?,rib,femur,skull,toe,D\n");
     write_file(dir_ / "dev/anatomy_dev.csv", "One plus one?,1,2,3,4,B\nTwo plus one?,1,2,3,4,C\nTwo plus two?,1,2,3,4,D\n");
   }
-  MmluSource source(Protocol protocol, int64_t shots) const { return {.data = dir_.path(), .protocol = protocol, .shots = shots, .subjects = {}}; }
+  MmluSource source(Protocol protocol, int64_t shots) const {
+    return {.data = dir_.path(), .protocol = protocol, .shots = shots, .subjects = {}};
+  }
   MmluResult run(Protocol protocol, int64_t shots, int64_t batch_tokens = 512) {
     return run_mmlu(model_, *tokenizer_, source(protocol, shots), batch_tokens);
   }
@@ -163,7 +168,8 @@ TEST_F(MmluRun, DetailsInTheOrderOfTheFile) {
   EXPECT_EQ(line["shots"], 0);
   EXPECT_EQ(line["scores"].size(), 4u);
   EXPECT_EQ(line["scores"][0].get<double>(), result.answers[1].scores[0]);
-  const size_t best = std::max_element(result.answers[1].scores.begin(), result.answers[1].scores.end()) - result.answers[1].scores.begin();
+  const size_t best =
+      std::max_element(result.answers[1].scores.begin(), result.answers[1].scores.end()) - result.answers[1].scores.begin();
   EXPECT_EQ(line["prediction"], std::string(1, static_cast<char>('A' + best)));
 }
 

@@ -36,7 +36,8 @@ TEST(Perplexity, EqualsAPlainLoopInDouble) {
   int64_t tokens = 0;
   for (const auto& ids : blocks.blocks) {
     model::KvCache cache;
-    const at::Tensor logits = model.logits(model.forward_cached(at::tensor(at::IntArrayRef(ids), at::kLong), cache)).to(at::kDouble);
+    const at::Tensor logits =
+        model.logits(model.forward_cached(at::tensor(at::IntArrayRef(ids), at::kLong), cache)).to(at::kDouble);
     for (size_t t = 0; t + 1 < ids.size(); ++t, ++tokens) {
       const double* row = logits.data_ptr<double>() + static_cast<int64_t>(t) * logits.size(1);
       double total = 0;
@@ -108,7 +109,8 @@ TEST(SaveLogits, WritesWhatTheModelComputes) {
   at::NoGradGuard no_grad;
   for (int64_t row = 0; row < 2; ++row) {
     model::KvCache cache;
-    const at::Tensor expected = model.logits(model.forward_cached(at::tensor(at::IntArrayRef(rows.blocks[static_cast<size_t>(row)]), at::kLong), cache));
+    const at::Tensor expected =
+        model.logits(model.forward_cached(at::tensor(at::IntArrayRef(rows.blocks[static_cast<size_t>(row)]), at::kLong), cache));
     EXPECT_TRUE(at::allclose(logits[row], expected, 0, 1e-4));       // f32, another order of summation
     EXPECT_FALSE(at::allclose(logits[1 - row], expected, 0, 1e-1));  // rows are not swapped
   }
@@ -158,7 +160,8 @@ TEST_F(Texts, OneBosAndBlocksInOrder) {
 }
 
 TEST_F(Texts, DocumentsOfJsonLinesStandApart) {
-  write_file(dir_ / "t.jsonl", "{\"text\": \"One document.\"}\n\n{\"text\": \"\"}\n{\"text\": \"Another one, longer than it.\"}\n");
+  write_file(dir_ / "t.jsonl",
+             "{\"text\": \"One document.\"}\n\n{\"text\": \"\"}\n{\"text\": \"Another one, longer than it.\"}\n");
   const auto blocks = read_blocks(dir_ / "t.jsonl", *tokenizer_, 100, 0);
   EXPECT_EQ(blocks.documents, 3);
   ASSERT_EQ(blocks.blocks.size(), 2u);

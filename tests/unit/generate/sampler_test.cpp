@@ -17,7 +17,8 @@ at::Tensor logits() { return at::log(at::tensor({0.125f, 0.5f, 0.0625f, 0.25f, 0
 
 std::vector<double> shares(const SamplerOptions& options, int draws = 20000) {
   std::vector<double> counts(5);
-  for (int step = 0; step < draws; ++step) counts[static_cast<size_t>(sample(logits(), options, static_cast<uint64_t>(step)))] += 1.0 / draws;
+  for (int step = 0; step < draws; ++step)
+    counts[static_cast<size_t>(sample(logits(), options, static_cast<uint64_t>(step)))] += 1.0 / draws;
   return counts;
 }
 
