@@ -23,8 +23,8 @@ struct ChoiceQuestion {
 std::vector<ChoiceQuestion> read_choices(const fs::path& path, int64_t limit);  // limit 0: all
 
 struct ChoiceAnswer {
-  std::vector<double> scores;      // log-likelihood of each choice
-  std::vector<double> normalised;  // per UTF-8 byte of the choice, the blank in front not counted
+  std::vector<double> scores;                               // log-likelihood of each choice
+  std::vector<double> normalised;                           // per UTF-8 byte of the choice, the blank in front not counted
   int64_t prediction = 0, prediction_norm = 0, answer = 0;  // of equal scores the first wins
   int64_t prompt_tokens = 0, cut_tokens = 0;
 };

@@ -13,8 +13,8 @@ struct CompareResult {
   double kl_mean = 0, kl_max = 0;  // KL(model || other) in nats, over positions
   double top1_agreement = 0;       // share of positions whose most likely token is the same
   double max_logit_difference = 0;
-  double nll = 0, other_nll = 0;   // mean, nats
-  int64_t tokens = 0;              // predicted positions
+  double nll = 0, other_nll = 0;  // mean, nats
+  int64_t tokens = 0;             // predicted positions
   double seconds = 0;
 };
 

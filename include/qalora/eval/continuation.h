@@ -21,8 +21,8 @@ struct Continuations {
 // Context and context + text are encoded with the same options and the tail is what the second has more: looking a text up on
 // its own would give LLaMA's tokenizer another first token. Blanks at the context's end move to the texts. DataError naming
 // `where` when the context's ids are not a prefix.
-Continuations encode_continuations(const text::Tokenizer& tokenizer, std::string_view context, const std::vector<std::string>& texts,
-                                   const std::string& where);
+Continuations encode_continuations(const text::Tokenizer& tokenizer, std::string_view context,
+                                   const std::vector<std::string>& texts, const std::string& where);
 
 struct ContinuationScores {
   std::vector<double> log_likelihoods;  // one a tail

@@ -16,27 +16,28 @@
 namespace qalora::eval {
 
 struct MmluAnswer {
-  size_t subject = 0;           // into MmluResult::subjects
-  int64_t index = 0;            // MmluQuestion::index
-  int64_t prompt_tokens = 0;    // as run, after any cut
-  int64_t cut_tokens = 0;       // qlora: taken off the right; lm-eval: off the left
-  int64_t shots = 0;            // those that fitted
-  int64_t dropped_shots = 0;    // hendrycks
+  size_t subject = 0;              // into MmluResult::subjects
+  int64_t index = 0;               // MmluQuestion::index
+  int64_t prompt_tokens = 0;       // as run, after any cut
+  int64_t cut_tokens = 0;          // qlora: taken off the right; lm-eval: off the left
+  int64_t shots = 0;               // those that fitted
+  int64_t dropped_shots = 0;       // hendrycks
   std::array<double, 4> scores{};  // hendrycks, qlora: logits of the letters; lm-eval: summed log-likelihoods
   int prediction = 0, answer = 0;  // 0 .. 3; of equal scores the first wins
 };
 
 struct MmluResult {
   Protocol protocol = Protocol::kHendrycks;
-  int64_t shots = 0;                  // asked for
+  int64_t shots = 0;  // asked for
   std::vector<std::string> subjects;
-  std::vector<MmluAnswer> answers;    // in the order of the files
-  int64_t cut_prompts = 0;            // prompts that lost tokens or worked examples
-  int64_t tokens = 0;                 // of all prompts, as run
+  std::vector<MmluAnswer> answers;  // in the order of the files
+  int64_t cut_prompts = 0;          // prompts that lost tokens or worked examples
+  int64_t tokens = 0;               // of all prompts, as run
   double seconds = 0;
 };
 
-// DataError where a question alone does not fit (hendrycks), a letter is not one token (hendrycks, qlora), or a score is not finite.
+// DataError where a question alone does not fit (hendrycks), a letter is not one token (hendrycks, qlora), or a score is not
+// finite.
 MmluResult run_mmlu(model::Llama& model, const text::Tokenizer& tokenizer, const MmluSource& source, int64_t batch_tokens);
 
 // Right answers among questions.
@@ -51,7 +52,7 @@ struct MmluSummary {
   Accuracy micro;
   double macro_subjects = 0;
   std::optional<double> micro_error;
-  std::vector<Accuracy> subjects;                        // as MmluResult::subjects
+  std::vector<Accuracy> subjects;                           // as MmluResult::subjects
   std::array<Accuracy, std::size(kCategories)> categories;  // questions == 0: absent
 };
 MmluSummary summarise(const MmluResult& result);

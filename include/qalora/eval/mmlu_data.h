@@ -13,12 +13,12 @@ namespace qalora::eval {
 
 // hendrycks: the original evaluate.py. qlora: the callback of QLoRA and QA-LoRA. lm-eval: the lm-evaluation-harness.
 enum class Protocol { kHendrycks, kQlora, kLmEval };
-std::string protocol_name(Protocol protocol);      // "hendrycks", "qlora", "lm-eval"
-Protocol parse_protocol(std::string_view name);    // UserError with the nearest name
+std::string protocol_name(Protocol protocol);    // "hendrycks", "qlora", "lm-eval"
+Protocol parse_protocol(std::string_view name);  // UserError with the nearest name
 
 enum class Category { kHumanities, kStem, kSocialSciences, kOther };
 inline constexpr Category kCategories[] = {Category::kHumanities, Category::kStem, Category::kSocialSciences, Category::kOther};
-std::string category_name(Category category);      // "humanities", "stem", "social_sciences", "other"
+std::string category_name(Category category);  // "humanities", "stem", "social_sciences", "other"
 // As in the original categories.py; nothing for a subject outside the 57.
 std::optional<Category> category_of(std::string_view subject);
 

@@ -39,7 +39,8 @@ struct PerplexityResult {
 };
 
 // logits: null, or [blocks, positions, vocab] f32 on the CPU to fill (all blocks of one length).
-PerplexityResult run_perplexity(model::Llama& model, const TokenBlocks& blocks, int64_t batch_tokens, at::Tensor* logits = nullptr);
+PerplexityResult run_perplexity(model::Llama& model, const TokenBlocks& blocks, int64_t batch_tokens,
+                                at::Tensor* logits = nullptr);
 
 // Runs and writes `logits` [rows, positions, vocab] f32. MemoryError or IoError before the run when there is no room for it.
 PerplexityResult save_logits(model::Llama& model, const TokenBlocks& rows, int64_t batch_tokens, const fs::path& path);

@@ -27,7 +27,8 @@ void run_requests(model::Llama& model, const std::vector<ScoreRequest>& requests
 
 // The two halves of run_requests, for callers that show a batch to several models. A batch is a list of request indices whose
 // lengths round up to the same padded length, so that what a request's attention sees is a function of that request alone.
-std::vector<std::vector<size_t>> plan_batches(const std::vector<ScoreRequest>& requests, int64_t batch_tokens, int64_t context_length);
+std::vector<std::vector<size_t>> plan_batches(const std::vector<ScoreRequest>& requests, int64_t batch_tokens,
+                                              int64_t context_length);
 // -> [batch.size(), padded length, hidden] f32
 at::Tensor run_batch(model::Llama& model, const std::vector<ScoreRequest>& requests, const std::vector<size_t>& batch);
 
