@@ -17,13 +17,14 @@ using torch::autograd::tensor_list;
 // because a frozen weight needs no gradient and dX = dY . W does not contain x.
 class PackedProduct : public torch::autograd::Function<PackedProduct> {
  public:
-  // x: [tokens, in_features] -> [tokens, out_features]
+  // x: [tokens, in_features] -> [tokens, out_features] f32
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x, const quant::PackedWeight& weight) {
     ctx->save_for_backward({weight.codes, weight.scales, weight.offsets});
     ctx->saved_data["in_features"] = weight.in_features;
     ctx->saved_data["group_size"] = weight.group_size;
     ctx->saved_data["bits"] = static_cast<int64_t>(weight.bits);
-    return x.matmul(weight.dequantize(x.scalar_type()).t());
+    ctx->saved_data["compute"] = x.scalar_type();
+    return weight.multiply(x);
   }
 
   static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
@@ -32,7 +33,8 @@ class PackedProduct : public torch::autograd::Function<PackedProduct> {
     weight.in_features = ctx->saved_data["in_features"].toInt();
     weight.group_size = ctx->saved_data["group_size"].toInt();
     weight.bits = static_cast<int>(ctx->saved_data["bits"].toInt());
-    return {grads[0].matmul(weight.dequantize(grads[0].scalar_type())), at::Tensor()};
+    const at::ScalarType compute = ctx->saved_data["compute"].toScalarType();
+    return {grads[0].to(compute).matmul(weight.dequantize(compute)), at::Tensor()};
   }
 };
 
@@ -44,11 +46,9 @@ at::Tensor dense_product(const at::Tensor& x, const at::Tensor& weight) {
 // pool(x): [tokens, in_features] -> [tokens, groups] f32. Autograd keeps nothing of x here: the gradient of a sum is its
 // gradient repeated. Differs from the official code (AvgPool1d) in offering the paper's sum as well.
 at::Tensor pool(const at::Tensor& x, int64_t group_size, io::Pooling pooling) {
-  const int64_t in_features = x.size(1), groups = kernels::groups_per_row(in_features, group_size);
-  const int64_t missing = groups * group_size - in_features;
-  const at::Tensor padded = missing == 0 ? x : at::constant_pad_nd(x, {0, missing});
-  at::Tensor sums = padded.reshape({x.size(0), groups, group_size}).sum(-1, /*keepdim=*/false, at::kFloat);
+  const at::Tensor sums = quant::pool_sums(x, group_size);
   if (pooling == io::Pooling::kSum) return sums;
+  const int64_t groups = sums.size(1), missing = groups * group_size - x.size(1);
   if (missing == 0) return sums / static_cast<double>(group_size);
   at::Tensor lengths = at::full({groups}, static_cast<double>(group_size), at::kFloat);
   lengths[groups - 1] = static_cast<double>(group_size - missing);
@@ -69,7 +69,7 @@ uint64_t Linear::weight_bytes() const { return packed_ ? packed_->bytes() : dens
 at::Tensor Linear::forward(const at::Tensor& x, const DropoutKey& dropout) const {
   at::Tensor y = packed_ ? PackedProduct::apply(x, *packed_) : dense_product(x, dense_);  // [tokens, out_features]
   if (bias.defined()) y = y + bias.to(y.scalar_type());
-  if (!adapter) return y;
+  if (!adapter) return y.to(x.scalar_type());
   // The adapter runs in f32 beside the base whatever the compute dtype: folded into bf16 weights its small numbers drown.
   const bool pooled = adapter->pooling != io::Pooling::kNone;
   at::Tensor inputs = pooled ? pool(x, adapter->group_size, adapter->pooling) : x.to(at::kFloat);  // [tokens, groups]

@@ -3,6 +3,9 @@
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 
+#include <algorithm>
+#include <cmath>
+
 #include "qalora/core/error.h"
 
 namespace qalora::quant {
@@ -23,6 +26,39 @@ at::Tensor checked_floats(const std::string& name, const char* part, const at::T
   return widened;
 }
 
+// Up to here the weights are read straight from their codes; above, unpacking them once for all tokens is cheaper.
+constexpr int64_t kMatvecTokens = 4;
+
+// Rows of `packed` as a dense matrix [out_features, in_features], by all threads.
+at::Tensor dense_rows(const kernels::PackedView& packed, at::ScalarType dtype) {
+  QALORA_CHECK(dtype == at::kFloat || dtype == at::kBFloat16, "dequantising to ", c10::toString(dtype));
+  const at::Tensor dense = at::empty({packed.out_features, packed.in_features}, at::dtype(dtype));
+  void* out = dense.data_ptr();
+  const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, packed.in_features));  // a thread's start is worth some rows
+  at::parallel_for(0, packed.out_features, grain, [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * packed.in_features;
+    const kernels::Status status = dtype == at::kFloat
+                                       ? kernels::dequantize_rows(packed, begin, end, static_cast<float*>(out) + first)
+                                       : kernels::dequantize_rows_bf16(packed, begin, end, static_cast<uint16_t*>(out) + first);
+    QALORA_CHECK(status == kernels::Status::kOk, "dequantising rows ", begin, " to ", end, " of [", packed.out_features, ", ",
+                 packed.in_features, "], bits ", packed.bits, ", group size ", packed.group_size);
+  });
+  return dense;
+}
+
+// x: [tokens, in_features] f32 -> [tokens, out_features] f32
+at::Tensor matvec(const kernels::PackedView& packed, const at::Tensor& x) {
+  const at::Tensor inputs = x.contiguous(), y = at::empty({x.size(0), packed.out_features}, at::kFloat);
+  const int64_t grain = std::max<int64_t>(1, 131072 / std::max<int64_t>(1, packed.in_features));
+  at::parallel_for(0, packed.out_features, grain, [&](int64_t begin, int64_t end) {
+    const kernels::Status status =
+        kernels::matvec_rows(packed, inputs.const_data_ptr<float>(), inputs.size(0), begin, end, y.data_ptr<float>());
+    QALORA_CHECK(status == kernels::Status::kOk, "multiplying by rows ", begin, " to ", end, " of [", packed.out_features, ", ",
+                 packed.in_features, "], bits ", packed.bits, ", group size ", packed.group_size);
+  });
+  return y;
+}
+
 }  // namespace
 
 kernels::PackedView PackedWeight::view() const {
@@ -39,21 +75,25 @@ kernels::PackedView PackedWeight::view() const {
 
 uint64_t PackedWeight::bytes() const { return codes.nbytes() + scales.nbytes() + offsets.nbytes(); }
 
-at::Tensor PackedWeight::dequantize(at::ScalarType dtype) const {
-  QALORA_CHECK(dtype == at::kFloat || dtype == at::kBFloat16, "dequantising to ", c10::toString(dtype));
-  const at::Tensor dense = at::empty({out_features(), in_features}, at::dtype(dtype));
-  const kernels::PackedView packed = view();
-  void* out = dense.data_ptr();
-  const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, in_features));  // a thread's start is worth some rows
-  at::parallel_for(0, packed.out_features, grain, [&](int64_t begin, int64_t end) {
-    const int64_t first = begin * packed.in_features;
-    const kernels::Status status = dtype == at::kFloat
-                                       ? kernels::dequantize_rows(packed, begin, end, static_cast<float*>(out) + first)
-                                       : kernels::dequantize_rows_bf16(packed, begin, end, static_cast<uint16_t*>(out) + first);
-    QALORA_CHECK(status == kernels::Status::kOk, "dequantising rows ", begin, " to ", end, " of [", packed.out_features, ", ",
-                 packed.in_features, "], bits ", packed.bits, ", group size ", packed.group_size);
-  });
-  return dense;
+at::Tensor PackedWeight::dequantize(at::ScalarType dtype) const { return dense_rows(view(), dtype); }
+
+at::Tensor PackedWeight::multiply(const at::Tensor& x) const {
+  if (x.size(0) <= kMatvecTokens) return matvec(view(), x.to(at::kFloat));
+  if (x.scalar_type() == at::kFloat) return x.matmul(dequantize(at::kFloat).t());
+  // w = scale * (code - centre) + (offset + scale * centre): the first part has small numbers that do not know of any merge.
+  const double centre = (std::ldexp(1.0, bits) - 1) / 2;
+  const at::Tensor centred = scales * -centre, rest = offsets - centred;  // [out_features, groups]
+  kernels::PackedView packed = view();
+  packed.offsets = centred.const_data_ptr<float>();
+  const at::Tensor y = x.matmul(dense_rows(packed, x.scalar_type()).t()).to(at::kFloat);  // [tokens, out_features]
+  return at::addmm(y, pool_sums(x, group_size), rest.t());
+}
+
+at::Tensor pool_sums(const at::Tensor& x, int64_t group_size) {
+  const int64_t in_features = x.size(1), groups = kernels::groups_per_row(in_features, group_size);
+  const int64_t missing = groups * group_size - in_features;
+  const at::Tensor padded = missing == 0 ? x : at::constant_pad_nd(x, {0, missing});
+  return padded.reshape({x.size(0), groups, group_size}).sum(-1, /*keepdim=*/false, at::kFloat);
 }
 
 PackedWeight make_packed_weight(const std::string& name, const at::Tensor& codes, const at::Tensor& scales, const at::Tensor& offsets,

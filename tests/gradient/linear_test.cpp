@@ -38,7 +38,7 @@ double reference_sum(const Linear& linear, const at::Tensor& x, const at::Tensor
   const at::Tensor xd = x.to(at::kDouble).contiguous();
   std::vector<double> y(kTokens * kOut), pooled(kTokens * 3);
   kernels::reference::matmul(view, xd.data_ptr<double>(), kTokens, y.data());
-  const auto pooling = linear.adapter->pooling == io::Pooling::kSum ? kernels::Pooling::kSum : kernels::Pooling::kMean;
+  const auto pooling = linear.adapter->pooling == io::Pooling::kSum ? kernels::reference::Pooling::kSum : kernels::reference::Pooling::kMean;
   kernels::reference::pool(xd.data_ptr<double>(), kTokens, kIn, kGroup, pooling, pooled.data());
   const at::Tensor z = at::from_blob(pooled.data(), {kTokens, 3}, at::kDouble);
   const at::Tensor total = at::from_blob(y.data(), {kTokens, kOut}, at::kDouble) +

@@ -48,11 +48,6 @@ Status dequantize_rows_bf16(const PackedView& view, int64_t row_begin, int64_t r
 // x: [tokens, in_features] f32 -> y: [tokens, out_features] f32
 Status matvec_rows(const PackedView& view, const float* x, int64_t tokens, int64_t row_begin, int64_t row_end, float* y);
 
-// Sums of each group of inputs, or their means (divided by the group's own length, also where the last one is shorter).
-// x: [tokens, in_features] f32 -> out: [tokens, groups] f32. The order of the sums is fixed: same input, same bits.
-enum class Pooling { kSum, kMean };
-void pool_rows(const float* x, int64_t tokens, int64_t in_features, int64_t group_size, Pooling pooling, float* out);
-
 // Which instruction set dequantize_rows uses: "scalar", "avx2", "avx512". QALORA_FORCE_ISA chooses one; an unknown or missing
 // one makes force_isa_error() return a sentence.
 const char* active_isa();

@@ -24,9 +24,17 @@ struct PackedWeight {
   kernels::PackedView view() const;
   uint64_t bytes() const;
 
-  // [out_features, in_features] in dtype f32 or bf16, by all threads.
+  // [out_features, in_features] in dtype f32 or bf16, by all threads. In bf16 a small change of the offsets is rounded away:
+  // for gradients only; products use multiply.
   at::Tensor dequantize(at::ScalarType dtype) const;
+
+  // x . W^T. x: [tokens, in_features] f32 or bf16 -> [tokens, out_features] f32. With bf16 inputs the codes' part is a bf16
+  // product and the offsets' part stays f32, so that what a merge put into them is not lost (kernels.md, fact 6).
+  at::Tensor multiply(const at::Tensor& x) const;
 };
+
+// Sums of each group of inputs. x: [tokens, in_features] f32 or bf16 -> [tokens, groups] f32; the last group may be shorter.
+at::Tensor pool_sums(const at::Tensor& x, int64_t group_size);
 
 // group_size as written in files: a positive number, or kWholeRow.
 inline constexpr int64_t kWholeRow = -1;

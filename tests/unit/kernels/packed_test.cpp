@@ -77,50 +77,5 @@ TEST(Packed, UnpackTakesAnyAddress) {
   }
 }
 
-struct PoolCase {
-  int64_t in_features, group_size;
-};
-
-TEST(Pool, AgreesWithDoublePrecision) {
-  for (const PoolCase& c :
-       {PoolCase{64, 32}, {65, 32}, {100, 64}, {7, 32}, {33, 33}, {257, 128}, {96, 1}, {40, 5}, {4096, 256}}) {
-    for (Pooling pooling : {Pooling::kSum, Pooling::kMean}) {
-      constexpr int64_t kTokens = 3;
-      std::mt19937 random(11);
-      std::normal_distribution<float> normal;
-      std::vector<float> x(static_cast<size_t>(kTokens * c.in_features));
-      for (auto& value : x) value = normal(random);
-      const std::vector<double> exact(x.begin(), x.end());
-      const auto groups = groups_per_row(c.in_features, c.group_size);
-      std::vector<float> out(static_cast<size_t>(kTokens * groups) + 1, 77);
-      std::vector<double> expected(static_cast<size_t>(kTokens * groups));
-      pool_rows(x.data(), kTokens, c.in_features, c.group_size, pooling, out.data());
-      reference::pool(exact.data(), kTokens, c.in_features, c.group_size, pooling, expected.data());
-      EXPECT_EQ(out.back(), 77) << "wrote behind the output";
-      // A sum of n numbers below 6 in size errs by at most n rounding steps of half an ulp of the largest partial sum (6 n).
-      const double n = static_cast<double>(c.group_size);
-      const double tolerance = n * 6 * n * 0x1p-24 / (pooling == Pooling::kMean ? std::min<double>(n, 1) : 1);
-      for (size_t i = 0; i < expected.size(); ++i) {
-        ASSERT_NEAR(out[i], expected[i], tolerance) << c.in_features << " by " << c.group_size << " at " << i;
-      }
-    }
-  }
-}
-
-TEST(Pool, ExactOnWholeNumbersAndMeanUsesTheLastGroupsOwnLength) {
-  std::vector<float> x(40);
-  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i);
-  float out[2];
-  pool_rows(x.data(), 1, 40, 32, Pooling::kSum, out);
-  EXPECT_EQ(out[0], 496.0f);  // 0 + ... + 31
-  EXPECT_EQ(out[1], 284.0f);  // 32 + ... + 39
-  pool_rows(x.data(), 1, 40, 32, Pooling::kMean, out);
-  EXPECT_EQ(out[0], 15.5f);
-  EXPECT_EQ(out[1], 35.5f);  // by 8, not by 32
-  x[39] += 1;
-  pool_rows(x.data(), 1, 40, 32, Pooling::kSum, out);
-  EXPECT_NE(out[1], 284.0f);
-}
-
 }  // namespace
 }  // namespace qalora::kernels

@@ -41,9 +41,9 @@ TEST(Reference, MatmulBackward) {
 TEST(Reference, Pool) {
   const std::vector<double> x = {1, 2, 3, 4, 5, 6};
   std::vector<double> out(4);
-  reference::pool(x.data(), 2, 3, 2, Pooling::kSum, out.data());
+  reference::pool(x.data(), 2, 3, 2, reference::Pooling::kSum, out.data());
   EXPECT_EQ(out, (std::vector<double>{3, 3, 9, 6}));
-  reference::pool(x.data(), 2, 3, 2, Pooling::kMean, out.data());
+  reference::pool(x.data(), 2, 3, 2, reference::Pooling::kMean, out.data());
   EXPECT_EQ(out, (std::vector<double>{1.5, 3, 4.5, 6}));
 }
 
@@ -53,7 +53,7 @@ TEST(Reference, AnOffsetAddsTheGroupsSum) {
   const std::vector<double> x = {2, 3, 7};
   std::vector<double> before(2), after(2), sums(2);
   reference::matmul(small.view, x.data(), 1, before.data());
-  reference::pool(x.data(), 1, 3, 2, Pooling::kSum, sums.data());
+  reference::pool(x.data(), 1, 3, 2, reference::Pooling::kSum, sums.data());
   std::vector<float> offsets(small.offsets, small.offsets + 4);
   offsets[0] += 0.25f;
   PackedView moved = small.view;

@@ -47,7 +47,7 @@ at::Tensor product(const PackedWeight& weight, const at::Tensor& x) {
 // base + scaling * pool(x) . A^T . B^T in double loops
 at::Tensor adapted(const Case& c) {
   at::Tensor pooled = at::empty({kTokens, c.base.groups()}, at::kDouble);
-  const auto pooling = c.config.pooling == io::Pooling::kSum ? kernels::Pooling::kSum : kernels::Pooling::kMean;
+  const auto pooling = c.config.pooling == io::Pooling::kSum ? kernels::reference::Pooling::kSum : kernels::reference::Pooling::kMean;
   kernels::reference::pool(c.x.data_ptr<double>(), kTokens, c.base.in_features, c.base.group_size, pooling, pooled.data_ptr<double>());
   at::Tensor y = product(c.base, c.x);
   for (int64_t token = 0; token < kTokens; ++token) {

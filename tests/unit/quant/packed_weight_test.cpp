@@ -10,6 +10,7 @@
 #include "qalora/core/error.h"
 #include "qalora/io/checkpoint.h"
 #include "qalora/kernels/reference.h"
+#include "qalora/tensor/random.h"
 #include "support/support.h"
 
 namespace qalora::quant {
@@ -55,6 +56,64 @@ TEST(PackedWeight, DequantisesAsTheDefinitionSays) {
       EXPECT_LE(max_difference(weight.dequantize(at::kFloat), exact), largest * std::ldexp(1.0, -23)) << bits << " bits, " << in_features;
       EXPECT_TRUE(at::equal(weight.dequantize(at::kBFloat16), weight.dequantize(at::kFloat).to(at::kBFloat16)));
     }
+  }
+}
+
+at::Tensor exact_product(const PackedWeight& weight, const at::Tensor& x) {
+  const at::Tensor xd = x.to(at::kDouble).contiguous(), y = at::empty({x.size(0), weight.out_features()}, at::kDouble);
+  kernels::reference::matmul(weight.view(), xd.data_ptr<double>(), x.size(0), y.data_ptr<double>());
+  return y;
+}
+
+TEST(PackedWeight, MultipliesFewAndManyTokensAlike) {
+  for (int bits : {2, 3, 4}) {
+    const PackedWeight weight = random_weight(bits, 33, 100, 32);
+    for (int64_t tokens : {1, 3, 4, 5, 20}) {  // up to four are multiplied straight from the codes
+      const at::Tensor x = tensor::RandomStream(1, "x").normal_tensor({tokens, 100}, 1);
+      const at::Tensor exact = exact_product(weight, x), y = weight.multiply(x);
+      EXPECT_EQ(y.scalar_type(), at::kFloat);
+      // 100 products and the two roundings of each weight: 102 half-ulps of the sum of the sizes, of which |w| is a part.
+      const at::Tensor sizes = exact_product(weight, x.abs()).abs() + exact.abs() + x.abs().sum(1, true).to(at::kDouble) * 300;
+      EXPECT_TRUE((y.to(at::kDouble) - exact).abs().le(sizes * 102 * std::ldexp(1.0, -24)).all().item<bool>()) << tokens;
+      EXPECT_GT(max_difference(y, exact_product(weight, x + 1e-2)), 0.1);
+    }
+  }
+}
+
+TEST(PackedWeight, InBfloat16TheOffsetsKeepTheirPrecision) {
+  // A merge that moves offsets by a hundredth of a step: a bf16 weight of size 8 steps has a spacing of 2^-5 steps and drowns it.
+  for (int bits : {2, 3, 4}) {
+    PackedWeight base = random_weight(bits, 48, 256, 32);
+    base.offsets = base.scales * (-0.5 * std::ldexp(1.0, bits));
+    PackedWeight merged = base;
+    const at::Tensor change = base.scales * 0.01 * tensor::RandomStream(2, "change").normal_tensor(base.offsets.sizes(), 1);
+    merged.offsets = base.offsets + change;
+    const at::Tensor x = tensor::RandomStream(3, "x").normal_tensor({24, 256}, 1).to(at::kBFloat16);
+    const at::Tensor wanted = pool_sums(x, 32).to(at::kDouble).matmul(change.to(at::kDouble).t());
+    const auto loss = [&](const at::Tensor& before, const at::Tensor& after) {
+      return ((after.to(at::kDouble) - before.to(at::kDouble) - wanted).norm() / wanted.norm()).item<double>();
+    };
+    // Both share the codes' product to the bit; what differs are f32 sums of size |y|: about 2^-24 |y| / |change|, far below 1e-3.
+    EXPECT_LE(loss(base.multiply(x), merged.multiply(x)), 1e-3) << bits;
+    // Must differ: one bf16 matrix for codes and offsets together.
+    const auto rounded = [&](const PackedWeight& weight) { return x.to(at::kFloat).matmul(weight.dequantize(at::kBFloat16).to(at::kFloat).t()); };
+    EXPECT_GT(loss(rounded(base), rounded(merged)), 0.1) << bits;
+    // And the product itself is as near as bf16 weights and outputs allow: 2^-9 each of the codes' part.
+    const at::Tensor exact = exact_product(merged, x);
+    EXPECT_LE(((merged.multiply(x).to(at::kDouble) - exact).norm() / exact.norm()).item<double>(), std::ldexp(1.0, -8)) << bits;
+  }
+}
+
+TEST(PoolSums, AgreeWithTheDoubleReferenceAlsoInAShorterLastGroup) {
+  for (const auto& [in_features, group_size] : {std::pair<int64_t, int64_t>{64, 32}, {65, 32}, {100, 64}, {7, 32}, {257, 128}, {40, 5}}) {
+    const at::Tensor x = tensor::RandomStream(4, "x").normal_tensor({3, in_features}, 1), xd = x.to(at::kDouble);
+    const int64_t groups = kernels::groups_per_row(in_features, group_size);
+    const at::Tensor exact = at::empty({3, groups}, at::kDouble);
+    kernels::reference::pool(xd.data_ptr<double>(), 3, in_features, group_size, kernels::reference::Pooling::kSum, exact.data_ptr<double>());
+    // A sum of n numbers below 6 errs by at most n half-ulps of the largest partial sum.
+    const double n = static_cast<double>(group_size);
+    EXPECT_LE(max_difference(pool_sums(x, group_size), exact), 6 * n * n * std::ldexp(1.0, -24)) << in_features;
+    EXPECT_GT(max_difference(pool_sums(x + 1e-2, group_size), exact), 1e-3);
   }
 }
 
