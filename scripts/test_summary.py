@@ -1,24 +1,24 @@
 #!/usr/bin/env python3
-"""Counts the tests of all executables from GoogleTest's JSON reports and lists the skipped ones with their reasons."""
+"""Counts the tests of all executables from GoogleTest's XML reports and lists the skipped ones with their reasons."""
 import collections
-import json
 import sys
+import xml.etree.ElementTree
 from pathlib import Path
 
 
 def main():
-    reports = sorted(Path(sys.argv[1]).glob("*.json"))
+    reports = sorted(Path(sys.argv[1]).glob("*.xml"))
     ran = failed = 0
     skipped = collections.Counter()
     for report in reports:
-        for suite in json.loads(report.read_text())["testsuites"]:
-            for test in suite["testsuite"]:
-                if test.get("result") == "SKIPPED":
-                    reason = (test.get("skipped") or [{}])[0].get("message", "no reason given").strip().splitlines()[-1]
-                    skipped[reason] += 1
-                else:
-                    ran += 1
-                    failed += "failures" in test
+        for test in xml.etree.ElementTree.parse(report).iter("testcase"):
+            if test.get("result") == "skipped":
+                reason = test.find("skipped")
+                text = "" if reason is None else (reason.get("message") or "").strip()
+                skipped[text.splitlines()[-1] if text else "no reason given"] += 1
+            elif test.get("result") == "completed":
+                ran += 1
+                failed += test.find("failure") is not None
     print(f"{ran} tests ran in {len(reports)} programs, {failed} failed, {sum(skipped.values())} skipped")
     for reason, count in skipped.most_common():
         print(f"  skipped {count}: {reason}")

@@ -1,8 +1,8 @@
 """Makes the miniature's world: tokenizer, rows of pre-training, exam, open questions, held-out text and tuning data.
 
-    python3 scripts/miniature/make_world.py --out FOLDER [--seed 1] [--share 1.0]
+    python3 scripts/miniature/make_world.py --out FOLDER [--seed 1] [--texts-only]
 
-Deterministic: the same seed gives the same bytes. Needs only Python and its sentencepiece package.
+Deterministic: the same seed gives the same bytes. Needs Python, and for the tokenizer and the rows its sentencepiece package.
 """
 import argparse
 import csv
@@ -118,16 +118,18 @@ def check_nothing_leaks(world, text, what):
 
 
 def write_tuning(world, folder):
-    records = recipe.tuning_records(world)
-    text = "[\n" + ",\n".join(json.dumps(r) for r in records) + "\n]\n"
+    records = recipe.instructions(world)
     check_nothing_leaks(world, "\n".join(r["instruction"] + "\n" + r["output"] for r in records), "tune.json")
-    write(folder / "tune.json", text)
+    write(folder / "tune.json", "[\n" + ",\n".join(json.dumps(r) for r in records) + "\n]\n")
+    talks = list(recipe.dialogues(world))
+    check_nothing_leaks(world, "\n".join(m["content"] for t in talks for m in t["messages"]), "dialogues.jsonl")
+    write(folder / "dialogues.jsonl", "".join(json.dumps(t) + "\n" for t in talks))
 
 
-def write_rows(world, tokenizer, path, share):
+def write_rows(world, tokenizer, path):
     seen, tokens, counted = [], 0, 0
     with open(path, "w", encoding="utf-8", newline="\n") as file:
-        for ids, labels in recipe.rows(world, tokenizer, share):
+        for ids, labels in recipe.rows(world, tokenizer):
             file.write(json.dumps({"input_ids": ids, "labels": labels}, separators=(",", ":")) + "\n")
             seen.append(tokenizer.decode(ids))
             tokens += len(ids)
@@ -140,17 +142,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write into; what is there is replaced")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--share", type=float, default=1.0, help="of the rows of pre-training; 0: none, only what is kept")
+    parser.add_argument("--texts-only", action="store_true", help="exam, questions, held-out text and tuning data; no tokenizer, no rows")
     args = parser.parse_args()
 
     world = World(args.seed)
-    tokenizer_bytes, tokenizer = make_tokenizer(world)
-    write_model_folder(args.out / "model", tokenizer_bytes)
     write_exam(world, args.out)
     write_held_out(world, args.out)
     write_tuning(world, args.out)
-    if args.share > 0:
-        write_rows(world, tokenizer, args.out / "pretrain.jsonl", args.share)
+    if args.texts_only:
+        return
+    tokenizer_bytes, tokenizer = make_tokenizer(world)
+    write_model_folder(args.out / "model", tokenizer_bytes)
+    write_rows(world, tokenizer, args.out / "pretrain.jsonl")
 
 
 if __name__ == "__main__":

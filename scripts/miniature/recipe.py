@@ -106,17 +106,48 @@ def make_row(world, tokenizer, kind, rng):
     return ([tokenizer.bos_id()] + ids)[:ROW], ([IGNORE] + labels)[:ROW]
 
 
-def rows(world, tokenizer, share):
-    """The rows of pre-training, in order; share: of its full length."""
+def rows(world, tokenizer):
+    """The rows of pre-training, in order."""
     rng = world.rng("pretrain")
     for count, weights in PHASES:
-        for _ in range(round(share * count)):
+        for _ in range(count):
             kind = rng.choices(list(weights), list(weights.values()))[0]
             yield make_row(world, tokenizer, kind, rng)
 
 
-def tuning_records(world, count=2400):
-    """Instructions for the demo's fine-tuning. Exam facts are said as plain sentences only, never asked."""
+def dialogues(world, count=2400):
+    """Messages for the demo's fine-tuning: plain sentences, and questions with letters or words. Only answers are counted.
+    Exam facts are among them, in other wordings than the exam's; open questions ask practised facts only."""
+    rng = world.rng("dialogues")
+    for _ in range(count):
+        messages, draw = [], rng.random()
+
+        def exchange(asked, answer):
+            messages.extend(({"role": "user", "content": asked}, {"role": "assistant", "content": answer}))
+
+        if draw < 0.4:  # fills the context: an end after fewer lines would teach the model to stop
+            said = Text()
+            for _ in range(19):
+                add_text(world, rng, said)
+            messages.append({"role": "assistant", "content": "".join(said.parts).rstrip()})
+        elif draw < 0.7:
+            subject = rng.choice(list(SUBJECTS))
+            for i in range(5):
+                fact = rng.choice(world.of(subject))
+                asked = fact.say(rng.choice(QUESTIONS)) + options(fact) + "\nAnswer:"
+                exchange(asked if i else HEADER.format(subject) + asked, fact.letter)
+        elif draw < 0.95:
+            for _ in range(12):
+                fact = rng.choice(world.practised)
+                exchange("Question: " + fact.say(rng.choice(QUESTIONS)) + "\nAnswer:", fact.value)
+        else:
+            fact = rng.choice(world.practised)
+            exchange(ALPACA.format(fact.say(rng.choice(INSTRUCTIONS))), sentence(fact, rng))
+        yield {"messages": messages}
+
+
+def instructions(world, count=2400):
+    """Records in Alpaca's schema, for tests. Exam facts are said as plain sentences only, never asked."""
     rng = world.rng("tune")
     records = []
     for _ in range(count):
