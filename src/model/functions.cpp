@@ -51,9 +51,10 @@ class SwiGlu : public torch::autograd::Function<SwiGlu> {
 
 class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> {
  public:
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& targets, int64_t chunk) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& targets,
+                            int64_t chunk, bool with_gradients) {
     const int64_t rows = hidden.size(0);
-    const bool wants_hidden = hidden.requires_grad(), wants_head = head.requires_grad();
+    const bool wants_hidden = with_gradients && hidden.requires_grad(), wants_head = with_gradients && head.requires_grad();
     at::Tensor dhidden = wants_hidden ? at::empty_like(hidden) : at::Tensor();
     at::Tensor dhead = wants_head ? at::zeros_like(head) : at::Tensor();
     double total = 0;
@@ -75,7 +76,7 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
   static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const auto scaled = [&](const at::Tensor& gradient) { return gradient.defined() ? gradient * grads[0] : at::Tensor(); };
-    return {scaled(saved[0]), scaled(saved[1]), at::Tensor(), at::Tensor()};
+    return {scaled(saved[0]), scaled(saved[1]), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
@@ -137,7 +138,8 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
 }
 
 at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& targets, int64_t chunk) {
-  return LinearCrossEntropy::apply(hidden, head, targets, chunk);
+  // Asked here because inside a Function's forward the mode is always off.
+  return LinearCrossEntropy::apply(hidden, head, targets, chunk, c10::GradMode::is_enabled());
 }
 
 at::Tensor checkpointed(const at::Tensor& h, std::function<at::Tensor(const at::Tensor&)> run) {

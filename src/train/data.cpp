@@ -19,6 +19,23 @@ constexpr int64_t kGroupedBatches = 50;
 // Padded rows end at a multiple of this, so that few shapes occur.
 constexpr int64_t kPadMultiple = 8;
 
+void require_tokenizer(const text::Dataset& dataset, const text::Tokenizer* tokenizer, const TrainConfig& config) {
+  QALORA_REQUIRE(tokenizer != nullptr || dataset.format() == text::DataFormat::kTokens, UserError, config.model,
+                 ": has no tokenizer.model, which ", dataset.path().string(), " (data_format '", text::data_format_name(dataset.format()),
+                 "') needs; only data_format 'tokens' goes without");
+}
+
+void check_ids(const text::Dataset& dataset, const text::Example& example, int64_t index, int64_t vocab_size) {
+  for (const int64_t id : example.input_ids) {
+    QALORA_REQUIRE(id >= 0 && id < vocab_size, DataError, dataset.path().string(), ":", dataset.line(index), ": token id ", id,
+                   " is outside the model's vocabulary of ", vocab_size);
+  }
+  for (const int64_t id : example.labels) {
+    QALORA_REQUIRE(id == text::kIgnore || (id >= 0 && id < vocab_size), DataError, dataset.path().string(), ":", dataset.line(index),
+                   ": label ", id, " is neither ", text::kIgnore, " nor a token id below ", vocab_size);
+  }
+}
+
 }  // namespace
 
 TrainingData::TrainingData(const TrainConfig& config, const text::Tokenizer* tokenizer, int64_t vocab_size)
@@ -31,25 +48,14 @@ TrainingData::TrainingData(const TrainConfig& config, const text::Tokenizer* tok
   if (!config.eval_data.empty()) {
     eval_dataset_ = std::make_unique<text::Dataset>(config.eval_data, format, config.skip_bad_records);
   }
-  QALORA_REQUIRE(tokenizer != nullptr || dataset_->format() == text::DataFormat::kTokens, UserError, config.model,
-                 ": has no tokenizer.model, which data_format '", text::data_format_name(dataset_->format()),
-                 "' needs; only data_format 'tokens' goes without");
+  require_tokenizer(*dataset_, tokenizer, config);
+  if (eval_dataset_) require_tokenizer(*eval_dataset_, tokenizer, config);
   measure(vocab_size);
   hold_out();
+  if (eval_dataset_) measure_held_out(vocab_size);
   QALORA_REQUIRE(!used_.empty(), DataError, config.data, ": none of its ", report_.records, " records is left to train on (",
                  report_.without_target, " without a target within sequence_length ", config.sequence_length, ", ", report_.held_out,
                  " held out)");
-}
-
-void TrainingData::check_ids(const text::Example& example, int64_t index, int64_t vocab_size) const {
-  for (const int64_t id : example.input_ids) {
-    QALORA_REQUIRE(id >= 0 && id < vocab_size, DataError, config_.data, ":", dataset_->line(index), ": token id ", id,
-                   " is outside the model's vocabulary of ", vocab_size);
-  }
-  for (const int64_t id : example.labels) {
-    QALORA_REQUIRE(id == text::kIgnore || (id >= 0 && id < vocab_size), DataError, config_.data, ":", dataset_->line(index), ": label ", id,
-                   " is neither ", text::kIgnore, " nor a token id below ", vocab_size);
-  }
 }
 
 void TrainingData::measure(int64_t vocab_size) {
@@ -61,7 +67,7 @@ void TrainingData::measure(int64_t vocab_size) {
   for (int64_t i = 0; i < dataset_->size(); ++i) {
     if (i % 64 == 0) throw_if_stopped();
     const text::Example example = example_of(*dataset_, i);
-    check_ids(example, i, vocab_size);
+    check_ids(*dataset_, example, i, vocab_size);
     progress.add();
     report_.cut += example.cut ? 1 : 0;
     report_.cut_tokens += example.cut_tokens;
@@ -89,11 +95,30 @@ void TrainingData::hold_out() {
                    count, " examples; keep some for training");
     const auto order = tensor::RandomStream(static_cast<uint64_t>(config_.seed), "held-out").permutation(count);
     for (int64_t i = 0; i < config_.eval_examples; ++i) held_out_.push_back(used_[order[i]]);
+    for (const int64_t index : held_out_) {  // the report's tokens are those of one training epoch
+      report_.tokens -= lengths_[index];
+      report_.trained_tokens -= example_of(*dataset_, index).trained_tokens();
+    }
     std::sort(held_out_.begin(), held_out_.end());
     std::erase_if(used_, [&](int64_t index) { return std::binary_search(held_out_.begin(), held_out_.end(), index); });
   }
   report_.examples = static_cast<int64_t>(used_.size());
-  report_.held_out = eval_dataset_ ? eval_dataset_->size() : static_cast<int64_t>(held_out_.size());
+  report_.held_out = static_cast<int64_t>(held_out_.size());
+}
+
+// Reads all of the held-out file before the run starts: a bad id in it must not end the run at its first evaluation.
+void TrainingData::measure_held_out(int64_t vocab_size) {
+  Progress progress("tokenising held-out", eval_dataset_->size(), "records");
+  for (int64_t i = 0; i < eval_dataset_->size(); ++i) {
+    if (i % 64 == 0) throw_if_stopped();
+    const text::Example example = example_of(*eval_dataset_, i);
+    check_ids(*eval_dataset_, example, i, vocab_size);
+    if (example.trained_tokens() > 0) held_out_.push_back(i);
+    progress.add();
+  }
+  QALORA_REQUIRE(!held_out_.empty(), DataError, config_.eval_data, ": none of its ", eval_dataset_->size(),
+                 " records has a token to score within sequence_length ", config_.sequence_length);
+  report_.held_out = static_cast<int64_t>(held_out_.size());
 }
 
 text::Example TrainingData::example_of(const text::Dataset& dataset, int64_t index) const {
@@ -181,20 +206,14 @@ std::vector<int64_t> TrainingData::lines(int64_t step) const {
   return result;
 }
 
-std::vector<text::Batch> TrainingData::held_out() const {
-  const text::Dataset& dataset = eval_dataset_ ? *eval_dataset_ : *dataset_;
-  std::vector<int64_t> indices = held_out_;
-  if (eval_dataset_) {
-    indices.resize(eval_dataset_->size());
-    for (size_t i = 0; i < indices.size(); ++i) indices[i] = static_cast<int64_t>(i);
-  }
-  std::vector<text::Batch> result;
-  for (size_t begin = 0; begin < indices.size(); begin += config_.micro_batch_size) {
-    std::vector<text::Example> examples;
-    for (size_t i = begin; i < std::min(indices.size(), begin + config_.micro_batch_size); ++i) examples.push_back(example_of(dataset, indices[i]));
-    result.push_back(text::pad_batch(examples, 1));
-  }
-  return result;
+int64_t TrainingData::held_out_batches() const { return ceil_div(std::ssize(held_out_), config_.micro_batch_size); }
+
+text::Batch TrainingData::held_out_batch(int64_t index) const {
+  const int64_t begin = index * config_.micro_batch_size;
+  const int64_t end = std::min<int64_t>(std::ssize(held_out_), begin + config_.micro_batch_size);
+  std::vector<text::Example> examples;
+  for (int64_t i = begin; i < end; ++i) examples.push_back(example_of(held_out_dataset(), held_out_[i]));
+  return text::pad_batch(examples, 1);
 }
 
 int64_t TrainingData::first_example() const { return used_.front(); }

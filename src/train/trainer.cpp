@@ -64,8 +64,9 @@ double Trainer::held_out_loss() {
   const c10::NoGradGuard no_grad;
   double sum = 0;
   int64_t tokens = 0;
-  for (const text::Batch& batch : data_.held_out()) {
+  for (int64_t i = 0; i < data_.held_out_batches(); ++i) {
     throw_if_stopped();
+    const text::Batch batch = data_.held_out_batch(i);
     sum += model_.loss_sum(model_.forward(batch), batch.targets.reshape({-1})).item<double>();
     tokens += batch.trained_tokens;
   }

@@ -33,15 +33,16 @@ struct DataReport {
 class TrainingData {
  public:
   // tokenizer may be null only for data_format "tokens". Tokenises everything once (with progress) for lengths and the report.
-  // vocab_size bounds every id. DataError when nothing can be trained on.
+  // vocab_size bounds every id, held-out ones included. DataError when nothing can be trained or scored on.
   TrainingData(const TrainConfig& config, const text::Tokenizer* tokenizer, int64_t vocab_size);
 
   // The micro-batches of optimizer step `step` (0 first), micro_batch_size rows each.
   std::vector<text::Batch> step(int64_t step) const;
   // Lines of the training file that step `step` is made of, for naming a bad one.
   std::vector<int64_t> lines(int64_t step) const;
-  // Batches of the held-out examples; empty when there are none.
-  std::vector<text::Batch> held_out() const;
+  // The held-out examples in batches of micro_batch_size rows, made one at a time: a held-out file may be of any size.
+  int64_t held_out_batches() const;
+  text::Batch held_out_batch(int64_t index) const;
 
   const DataReport& report() const { return report_; }
   const text::Dataset& dataset() const { return *dataset_; }
@@ -59,7 +60,8 @@ class TrainingData {
   text::Example example_of(const text::Dataset& dataset, int64_t index) const;
   void measure(int64_t vocab_size);
   void hold_out();
-  void check_ids(const text::Example& example, int64_t index, int64_t vocab_size) const;
+  void measure_held_out(int64_t vocab_size);
+  const text::Dataset& held_out_dataset() const { return eval_dataset_ ? *eval_dataset_ : *dataset_; }
   text::Batch make_batch(const std::vector<std::vector<int64_t>>& rows, const text::Dataset& dataset) const;
 
   TrainConfig config_;
@@ -67,7 +69,7 @@ class TrainingData {
   text::ExampleOptions options_;
   std::unique_ptr<text::Dataset> dataset_, eval_dataset_;
   std::vector<int64_t> used_;      // dataset indices trained on, in file order
-  std::vector<int64_t> held_out_;  // dataset indices kept out
+  std::vector<int64_t> held_out_;  // indices kept out, into eval_dataset_ where there is one
   std::vector<int32_t> lengths_;   // tokens of each example of the dataset, 0 for a dropped one
   DataReport report_;
   mutable std::map<int64_t, Rows> epochs_;      // cache of the last two
