@@ -5,7 +5,9 @@
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
 #include "qalora/core/log.h"
+#include "qalora/tensor/dtype.h"
 #include "qalora/train/finetune.h"
+#include "qalora/train/run_folder.h"
 
 namespace qalora::cli {
 
@@ -66,8 +68,25 @@ std::vector<Key> keys_of(train::TrainConfig& c) {
   };
 }
 
-std::string resolved(FinetuneOptions& options) {
-  return to_toml(keys_of(options.config), "Resolved configuration of a run; 'qalora finetune --config' takes it back.");
+// What config.toml holds: the keys, and the dtype, which is a flag of every command but decides the numbers of a run.
+std::vector<Key> file_keys(FinetuneOptions& options) {
+  std::vector<Key> keys = keys_of(options.config);
+  keys.push_back({"dtype", &options.common->dtype, "float32 or bfloat16: of matrix products", "The machine"});
+  return keys;
+}
+
+std::string resolved(FinetuneOptions& options) { return to_toml(file_keys(options), train::RunFolder::kConfigHeading); }
+
+// After the configuration file, which may name a dtype too; where nobody does it is this machine's, and written down as such.
+void resolve_dtype(CommonOptions& common) {
+  if (!common.dtype.empty()) common.compute = tensor::parse_compute_dtype(common.dtype);
+  common.dtype = tensor::dtype_name(common.compute);
+}
+
+json spans_json(const std::vector<train::ExampleSpan>& spans) {
+  json result = json::array();
+  for (const train::ExampleSpan& span : spans) result.push_back({{"trained", span.trained}, {"text", span.text}});
+  return result;
 }
 
 json dry_run_json(const train::DryRun& dry) {
@@ -76,7 +95,8 @@ json dry_run_json(const train::DryRun& dry) {
           {"bad_records", r.bad_records}, {"held_out", r.held_out}, {"cut", r.cut}, {"cut_tokens", r.cut_tokens}, {"without_target", r.without_target},
           {"tokens", r.tokens}, {"trained_tokens", r.trained_tokens}, {"median_length", r.median_length}, {"p95_length", r.p95_length},
           {"longest", r.longest}, {"epochs", dry.epochs},
-          {"example", {{"prompt", dry.example_prompt}, {"answer", dry.example_answer}, {"input_ids", dry.example_ids}, {"labels", dry.example_labels}}}};
+          {"estimated_memory_bytes", dry.estimate.memory.total()}, {"estimated_seconds", dry.estimate.seconds},
+          {"example", {{"spans", spans_json(dry.example_spans)}, {"input_ids", dry.example_ids}, {"labels", dry.example_labels}}}};
 }
 
 std::string dry_run_text(const train::DryRun& dry, const train::TrainConfig& config) {
@@ -90,19 +110,35 @@ std::string dry_run_text(const train::DryRun& dry, const train::TrainConfig& con
                              "  cut             ", format_count(r.cut), " examples lose ", format_count(r.cut_tokens), " tokens to sequence_length ",
                              config.sequence_length, "\n",
                              "  left out        ", format_count(r.without_target), " examples with nothing to train on\n",
-                             "  the run         ", config.steps, " steps x ", config.batch_size, " rows = ", format_fixed(dry.epochs, 2), " epochs\n");
+                             "  the run         ", config.steps, " steps x ", config.batch_size, " rows = ", format_fixed(dry.epochs, 2),
+                             " epochs\n  memory          ", dry.estimate.memory_text(), dry.estimate.fits() ? "" : "; this may not fit", "\n",
+                             "  time            ", dry.estimate.time_text(), "\n");
   for (const std::string& bad : dry.bad_records) text += "  bad record      " + bad + "\n";
-  text += "\nOne example; only the part between >>> and <<< is trained:\n";
-  if (dry.example_prompt.empty() && dry.example_answer.empty()) return text + "  (ready-made token ids)\n";
-  return text + dry.example_prompt + log::bold(">>>") + dry.example_answer + log::bold("<<<") + "\n";
+  text += "\nOne example; only what stands between >>> and <<< is trained:\n";
+  if (dry.example_spans.empty()) return text + "  (ready-made token ids)\n";
+  for (const train::ExampleSpan& span : dry.example_spans) {
+    text += span.trained ? log::bold(">>>") + span.text + log::bold("<<<") : span.text;
+  }
+  return text + "\n";
+}
+
+std::string end_text(const json& end, const train::TrainConfig& config) {
+  const std::string written = message("wrote ", end.at("output").get<std::string>(), " and ", config.out, "/loss.svg\n");
+  const int64_t step = end.at("step");
+  if (end.at("steps_run") == 0) return message("nothing left to do at step ", step, "\n", written);
+  const std::string loss = end.at("loss").is_number() ? format_fixed(end.at("loss").get<double>(), 4) : "not finite";
+  return message("trained ", end.at("steps_run").get<int64_t>(), " steps up to step ", step, ", last loss ", loss, ", ",
+                 format_count(static_cast<int64_t>(end.at("tokens_per_second").get<double>())), " tokens/s, peak memory ",
+                 format_bytes(end.at("peak_memory_bytes").get<uint64_t>()), "\n", written);
 }
 
 void run(FinetuneOptions& options) {
   apply_common(*options.common);
-  if (!options.config_file.empty()) load_config_file(*options.app, options.config_file, keys_of(options.config));
+  if (!options.config_file.empty()) load_config_file(*options.app, options.config_file, file_keys(options));
+  resolve_dtype(*options.common);
   if (options.dump_config) return print(resolved(options));
   if (options.common->dry_run) {
-    const train::DryRun dry = train::dry_run(options.config);
+    const train::DryRun dry = train::dry_run(options.config, options.common->compute);
     return options.common->json ? print_json(dry_run_json(dry)) : print(dry_run_text(dry, options.config));
   }
   train::RunOptions run_options;
@@ -117,10 +153,7 @@ void run(FinetuneOptions& options) {
   };
   train::finetune(options.config, run_options);
   if (options.common->json) return;
-  const std::string output = end.at("output");
-  print(message("trained ", end.at("step").get<int64_t>(), " steps, last loss ", format_fixed(end.at("loss").get<double>(), 4), ", ",
-                format_count(static_cast<int64_t>(end.at("tokens_per_second").get<double>())), " tokens/s, peak memory ",
-                format_bytes(end.at("peak_memory_bytes").get<uint64_t>()), "\nwrote ", output, " and ", options.config.out, "/loss.svg\n"));
+  print(end_text(end, options.config));
   if (options.config.method == "qalora") {
     print(message("merge with: qalora merge --model ", options.config.model, " --adapter ", options.config.out, " --out DIR\n"));
   }

@@ -4,23 +4,77 @@
 
 #include <chrono>
 
+#include "qalora/core/error.h"
+#include "qalora/core/format.h"
+#include "qalora/io/adapter_file.h"
+#include "qalora/kernels/packed.h"
+#include "qalora/model/llama.h"
+#include "qalora/model/load.h"
+#include "qalora/quant/packed_weight.h"
+#include "qalora/tensor/device.h"
+
 namespace qalora::train {
 
-MemoryEstimate estimate_memory(const model::Llama& model, const TrainConfig& config, int64_t rows, int64_t length, int64_t trained_elements) {
-  const model::LlamaConfig& c = model.config;
-  const uint64_t tokens = static_cast<uint64_t>(rows * length), element = c10::elementSize(model.compute);
+namespace {
+
+bool is_target(const TrainConfig& config, const std::string& weight) {
+  return std::any_of(config.targets.begin(), config.targets.end(),
+                     [&](const std::string& target) { return weight.ends_with("." + target + ".weight"); });
+}
+
+// Numbers that pooling leaves of one token's `in_features` inputs.
+int64_t pooled_inputs(const model::LlamaConfig& model, int64_t in_features) {
+  if (!model.quantization) return in_features;
+  const int64_t group_size = model.quantization->group_size;
+  return kernels::groups_per_row(in_features, group_size == quant::kWholeRow ? in_features : group_size);
+}
+
+uint64_t packed_bytes(const model::QuantizationConfig& quantization, int64_t out_features, int64_t in_features, int64_t groups) {
+  const int64_t words = kernels::words_per_row(in_features, quantization.bits) + 2 * groups;  // codes, f32 scales and offsets
+  return static_cast<uint64_t>(out_features * words) * 4;
+}
+
+}  // namespace
+
+Workload expected_workload(const model::LlamaConfig& model, const TrainConfig& config, at::ScalarType compute) {
+  Workload workload{model, compute, 0, 0};
+  for (const model::ExpectedTensor& tensor : model::expected_tensors(model)) {
+    const int64_t elements = c10::multiply_integers(tensor.shape);
+    if (config.full()) workload.trained_elements += elements;
+    if (tensor.linear) {
+      const int64_t inputs = pooled_inputs(model, tensor.shape[1]);
+      workload.weight_bytes += model.quantization ? packed_bytes(*model.quantization, tensor.shape[0], tensor.shape[1], inputs)
+                                              : static_cast<uint64_t>(elements) * (config.full() ? 4 : c10::elementSize(compute));
+      if (!config.full() && is_target(config, tensor.name)) workload.trained_elements += config.rank * (inputs + tensor.shape[0]);
+    } else if (tensor.shape.size() == 2) {
+      const bool looked_up_only = tensor.name.find("embed_tokens") != std::string::npos && !model.tied_head && !config.full();
+      workload.weight_bytes += static_cast<uint64_t>(elements) * (looked_up_only ? 2 : 4);
+    }
+  }
+  if (config.initial_adapter.empty()) return workload;
+  workload.trained_elements = 0;
+  for (const auto& [module, weights] : io::read_adapter(config.initial_adapter).modules) {
+    workload.trained_elements += weights.a.numel() + weights.b.numel();
+  }
+  return workload;
+}
+
+MemoryEstimate estimate_memory(const Workload& workload, const TrainConfig& config, int64_t rows, int64_t length) {
+  const model::LlamaConfig& c = workload.model;
+  const uint64_t tokens = static_cast<uint64_t>(rows * length), element = c10::elementSize(workload.compute);
   const uint64_t hidden = c.hidden_size, q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim, inner = c.intermediate_size;
   MemoryEstimate result;
-  result.weights = model.weight_bytes();
+  result.weights = workload.weight_bytes;
   // Value, gradient, two moments; for "full" the value is already among the weights.
-  result.trained = static_cast<uint64_t>(trained_elements) * 4 * (config.full() ? 3 : 4);
+  result.trained = static_cast<uint64_t>(workload.trained_elements) * 4 * (config.full() ? 3 : 4);
   // Kept by a layer: two residual states in f32; q, k, v after rotation, the attention's output and its statistics, gate and
   // up. Dense products with a trained weight or an ordinary LoRA keep their inputs as well, pooled ones 1/group of them.
   uint64_t layer = 2 * 4 * hidden + element * (q + 2 * kv + q + 2 * inner) + 4 * static_cast<uint64_t>(c.heads);
   const uint64_t inputs = 2 * hidden + q + inner;
   if (config.method == "qalora") {
-    const int64_t group = c.quantization ? std::max<int64_t>(1, c.quantization->group_size) : 32;
-    layer += 4 * inputs / static_cast<uint64_t>(group) + 4 * 7 * static_cast<uint64_t>(config.rank);
+    const int64_t pooled = 2 * pooled_inputs(c, c.hidden_size) + pooled_inputs(c, c.heads * c.head_dim) +
+                           pooled_inputs(c, c.intermediate_size);
+    layer += 4 * static_cast<uint64_t>(pooled) + 4 * 7 * static_cast<uint64_t>(config.rank);
   } else {
     layer += inputs * element + (config.full() ? 0 : 4 * inputs);
   }
@@ -31,8 +85,10 @@ MemoryEstimate estimate_memory(const model::Llama& model, const TrainConfig& con
   return result;
 }
 
-double flops_per_token(const model::Llama& model, const TrainConfig& config, int64_t length) {
-  const double forward = static_cast<double>(model.forward_flops_per_token(length / 2));
+double flops_per_token(const model::LlamaConfig& model, const TrainConfig& config, int64_t length) {
+  model::Llama shape;  // no weights: the count follows from the configuration
+  shape.config = model;
+  const double forward = static_cast<double>(shape.forward_flops_per_token(length / 2));
   // A frozen base costs one product forward and one for the input's gradient; trained weights one more; recomputing one more.
   return forward * (2.0 + (config.full() ? 1.0 : 0.0) + (config.gradient_checkpointing ? 1.0 : 0.0));
 }
@@ -50,6 +106,30 @@ double measure_flops(at::ScalarType dtype, int64_t size) {
     seconds = std::chrono::duration<double>(clock::now() - start).count();
   } while (seconds < 0.05);
   return 2.0 * 256 * static_cast<double>(size) * static_cast<double>(size) * static_cast<double>(count) / seconds;
+}
+
+std::string Estimate::memory_text() const {
+  return message("about ", format_bytes(memory.total()), " (weights ", format_bytes(memory.weights), ", trained ",
+                 format_bytes(memory.trained), ", activations ", format_bytes(memory.activations), ", scratch ", format_bytes(memory.scratch), "), ",
+                 format_bytes(available_bytes), " available");
+}
+
+std::string Estimate::time_text() const {
+  return message("roughly ", format_duration(seconds), " at ", format_fixed(flops_per_second / 1e9, 0), " GFLOP/s");
+}
+
+Estimate estimate_run(const Workload& workload, const TrainConfig& config, const TrainingData& data, int64_t steps) {
+  const DataReport& report = data.report();
+  const int64_t length = config.packing ? config.sequence_length : report.longest;
+  const double mean = static_cast<double>(report.tokens) / static_cast<double>(report.examples);
+  const double row_tokens = config.packing ? static_cast<double>(config.sequence_length) : mean;
+  Estimate result;
+  result.memory = estimate_memory(workload, config, config.micro_batch_size, length);
+  result.available_bytes = tensor::available_memory_bytes();
+  result.flops_per_second = measure_flops(workload.compute, std::min<int64_t>(1024, workload.model.hidden_size * 4));
+  const double tokens = row_tokens * static_cast<double>(config.batch_size * steps);
+  result.seconds = flops_per_token(workload.model, config, length) * tokens / result.flops_per_second;
+  return result;
 }
 
 }  // namespace qalora::train

@@ -27,6 +27,14 @@ std::string dense_fingerprint(const fs::path& folder) {
   return hash.hex();
 }
 
+// Of its numbers and of what they mean, not of the paths that its configuration mentions.
+std::string adapter_fingerprint(const fs::path& folder, const io::AdapterConfig& config) {
+  Sha256 hash;
+  hash.update(MappedFile(folder / "adapter_model.safetensors").bytes());
+  hash.update(message(" ", format_number(config.scaling), " ", io::pooling_name(config.pooling), " ", config.group_size));
+  return hash.hex();
+}
+
 bool is_target(const TrainConfig& config, const std::string& module) {
   return std::any_of(config.targets.begin(), config.targets.end(), [&](const std::string& target) { return module.ends_with("." + target); });
 }
@@ -59,7 +67,9 @@ void TrainingSubject::prepare_adapter(const TrainConfig& config) {
   const bool pooled = config.method == "qalora";
   const int64_t group_size = pooled ? model_.config.quantization->group_size : 0;
   if (!config.initial_adapter.empty()) {
-    adapter_ = io::read_adapter(io::find_adapter(config.initial_adapter));
+    const fs::path folder = io::find_adapter(config.initial_adapter);
+    adapter_ = io::read_adapter(folder);
+    initial_fingerprint_ = adapter_fingerprint(folder, adapter_.config);
     const std::string pooling = io::pooling_name(adapter_.config.pooling);
     QALORA_REQUIRE(pooled == (adapter_.config.pooling != io::Pooling::kNone), UserError, config.initial_adapter, ": its pooling is '", pooling,
                    "', which method '", config.method, "' cannot continue");

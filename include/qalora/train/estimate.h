@@ -1,11 +1,14 @@
 // What a run will need, told before its first step.
 #pragma once
 
+#include <c10/core/ScalarType.h>
+
 #include <cstdint>
 #include <string>
 
-#include "qalora/model/llama.h"
+#include "qalora/model/config.h"
 #include "qalora/train/config.h"
+#include "qalora/train/data.h"
 
 namespace qalora::train {
 
@@ -17,12 +20,35 @@ struct MemoryEstimate {  // bytes
   uint64_t total() const { return weights + trained + activations + scratch; }
 };
 
-// rows x length: the largest micro-batch. trained_elements: numbers that the optimizer moves.
-MemoryEstimate estimate_memory(const model::Llama& model, const TrainConfig& config, int64_t rows, int64_t length, int64_t trained_elements);
+// What is trained on: of a loaded model, or told from its config.json alone.
+struct Workload {
+  model::LlamaConfig model;
+  at::ScalarType compute = at::kFloat;
+  uint64_t weight_bytes = 0;
+  int64_t trained_elements = 0;  // numbers that the optimizer moves
+};
 
+// No file but an initial adapter is read. An embedding that is neither trained nor the head is taken for 16 bits a number.
+Workload expected_workload(const model::LlamaConfig& model, const TrainConfig& config, at::ScalarType compute);
+
+// rows x length: the largest micro-batch.
+MemoryEstimate estimate_memory(const Workload& workload, const TrainConfig& config, int64_t rows, int64_t length);
 // Multiplications of one trained token: forward, input gradient, and what else the method needs.
-double flops_per_token(const model::Llama& model, const TrainConfig& config, int64_t length);
+double flops_per_token(const model::LlamaConfig& model, const TrainConfig& config, int64_t length);
 // Products per second of this machine in the compute dtype, measured for about 50 ms.
 double measure_flops(at::ScalarType dtype, int64_t size);
+
+struct Estimate {
+  MemoryEstimate memory;
+  uint64_t available_bytes = 0;
+  double flops_per_second = 0, seconds = 0;
+
+  bool fits() const { return memory.activations + memory.trained + memory.scratch <= available_bytes; }
+  std::string memory_text() const;
+  std::string time_text() const;
+};
+
+// steps: how many are still to be run.
+Estimate estimate_run(const Workload& workload, const TrainConfig& config, const TrainingData& data, int64_t steps);
 
 }  // namespace qalora::train

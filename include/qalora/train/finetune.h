@@ -6,9 +6,11 @@
 #include <functional>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
+#include <vector>
 
 #include "qalora/train/config.h"
 #include "qalora/train/data.h"
+#include "qalora/train/estimate.h"
 
 namespace qalora::train {
 
@@ -21,18 +23,25 @@ struct RunOptions {
   std::function<void(const nlohmann::json&)> on_event;
 };
 
+// A stretch of an example that is trained on as a whole or not at all.
+struct ExampleSpan {
+  bool trained = false;
+  std::string text;
+};
+
 struct DryRun {
   DataReport report;
   std::string format;            // "alpaca", ...
   bool format_detected = false;
   double epochs = 0;
   std::vector<std::string> bad_records;  // "FILE:LINE: reason", the first few
-  std::string example_prompt, example_answer;  // the first example, masked part and trained part; empty for format "tokens"
+  std::vector<ExampleSpan> example_spans;  // of the first example, in order; empty without a tokenizer
   std::vector<int64_t> example_ids, example_labels;
+  Estimate estimate;
 };
 
 // Reads the data and the model's config and tokenizer, no weights, and writes nothing.
-DryRun dry_run(const TrainConfig& config);
+DryRun dry_run(const TrainConfig& config, at::ScalarType compute);
 
 // Errors: UserError (configuration), DataError (files), DivergedError (three non-finite steps in a row), Interrupted (after
 // saving a checkpoint), IoError.

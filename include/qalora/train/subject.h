@@ -25,6 +25,7 @@ class TrainingSubject {
   int64_t trained_elements() const;
   // Of the quantised base's codes and scales, or of the dense one's shapes and samples of its bytes.
   const std::string& base_fingerprint() const { return fingerprint_; }
+  const std::string& initial_adapter_fingerprint() const { return initial_fingerprint_; }  // "" for a fresh one
 
   Trained trained() const;
   // The current adapter, or the model in f32, into an existing folder.
@@ -40,7 +41,7 @@ class TrainingSubject {
   nlohmann::json config_json_;
   model::Llama model_;
   io::AdapterFile adapter_;
-  std::string fingerprint_;
+  std::string fingerprint_, initial_fingerprint_;
 };
 
 }  // namespace qalora::train
