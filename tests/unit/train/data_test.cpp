@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <fstream>
 #include <set>
 
@@ -16,15 +17,9 @@ class DataTest : public ::testing::Test {
  protected:
   // Record i has 4 + i % 5 tokens that all are i + 10; the first is not counted.
   void SetUp() override {
-    std::ofstream out(file());
-    for (int i = 0; i < 23; ++i) {
-      std::string ids = "[1", labels = "[-100";
-      for (int t = 0; t < 3 + i % 5; ++t) {
-        ids += "," + std::to_string(i + 10);
-        labels += "," + std::to_string(i + 10);
-      }
-      out << "{\"input_ids\": " << ids << "], \"labels\": " << labels << "]}\n";
-    }
+    std::vector<int> lengths;
+    for (int i = 0; i < 23; ++i) lengths.push_back(4 + i % 5);
+    write_lengths(file(), lengths);
   }
 
   std::string file() const { return dir_ / "data.jsonl"; }
@@ -37,6 +32,49 @@ class DataTest : public ::testing::Test {
     c.micro_batch_size = 2;
     c.sequence_length = 16;
     return c;
+  }
+
+  // Writes records of these lengths, record i made of ids i + 10 behind an uncounted 1.
+  void write_lengths(const std::string& path, const std::vector<int>& lengths) const {
+    std::ofstream out(path);
+    for (size_t i = 0; i < lengths.size(); ++i) {
+      std::string ids = "[1", labels = "[-100";
+      for (int t = 1; t < lengths[i]; ++t) {
+        ids += message(",", i + 10);
+        labels += message(",", i + 10);
+      }
+      out << "{\"input_ids\": " << ids << "], \"labels\": " << labels << "]}\n";
+    }
+  }
+
+  // Tokens of padding in the first `steps` steps.
+  static int64_t padding(const TrainingData& data, int64_t steps) {
+    int64_t result = 0;
+    for (int64_t step = 0; step < steps; ++step) {
+      for (const text::Batch& batch : data.step(step)) result += batch.rows() * batch.length() - batch.real_tokens;
+    }
+    return result;
+  }
+
+  // The rows of an epoch in order, by their record; batch_size 1.
+  static std::vector<int64_t> epoch_order(const TrainingData& data, int64_t epoch, int64_t count) {
+    std::vector<int64_t> order;
+    for (int64_t step = epoch * count; step < (epoch + 1) * count; ++step) order.push_back(*records(data, step).begin());
+    return order;
+  }
+
+  // The DataError that these held-out lines cause names this place.
+  void expect_bad_held_out(const std::string& lines, const std::string& place) {
+    const std::string path = dir_ / "held.jsonl";
+    std::ofstream(path) << lines;
+    TrainConfig c = config();
+    c.eval_data = path;
+    try {
+      const TrainingData data(c, nullptr, 100);
+      FAIL() << "accepted: " << lines;
+    } catch (const DataError& error) {
+      EXPECT_NE(std::string(error.what()).find(place), std::string::npos) << error.what();
+    }
   }
 
   // Which records step `step` is made of, by the ids in it.
@@ -62,14 +100,20 @@ TEST_F(DataTest, FileOrderWithoutShuffle) {
 }
 
 TEST_F(DataTest, EveryEpochSeesEachExampleOnceAndStepsAreAFunctionOfTheirNumber) {
+  TrainConfig one = config();
+  one.batch_size = one.micro_batch_size = 1;  // so that a step is a record and 23 steps are an epoch
+  const TrainingData single(one, nullptr, 100);
+  std::vector<int64_t> every(23);
+  for (int64_t i = 0; i < 23; ++i) every[i] = i;
+  std::vector<std::vector<int64_t>> orders;
+  for (int64_t epoch = 0; epoch < 3; ++epoch) {
+    orders.push_back(epoch_order(single, epoch, 23));
+    EXPECT_TRUE(std::is_permutation(every.begin(), every.end(), orders.back().begin(), orders.back().end())) << "epoch " << epoch;
+    EXPECT_NE(orders.back(), every);
+  }
+  EXPECT_NE(orders[0], orders[1]);
+  EXPECT_NE(orders[1], orders[2]);
   const TrainingData data(config(), nullptr, 100), again(config(), nullptr, 100);
-  std::multiset<int64_t> first, second;
-  for (int64_t step = 0; step < 23; ++step) {
-    for (const int64_t record : records(data, step)) (step * 4 < 46 ? first : second).insert(record);
-  }
-  for (int64_t record = 0; record < 23; ++record) {
-    EXPECT_EQ(first.count(record) + second.count(record), 4u);
-  }
   EXPECT_EQ(records(again, 17), records(data, 17));  // without having seen the steps before
   TrainConfig other = config();
   other.seed = 43;
@@ -80,13 +124,23 @@ TEST_F(DataTest, PackedRowsHoldEverythingAndKeepSegmentsApart) {
   TrainConfig c = config();
   c.packing = true;
   const TrainingData data(c, nullptr, 100);
-  const text::Batch batch = data.step(0)[0];
-  EXPECT_EQ(batch.length(), 16);
-  EXPECT_GT(batch.segments.size(), static_cast<size_t>(batch.rows()));
-  for (const auto& [begin, end] : batch.segments) {
-    EXPECT_EQ(batch.positions.reshape({-1})[begin].item<int64_t>(), 0);
-    EXPECT_EQ(batch.input_ids.reshape({-1})[begin].item<int64_t>(), 1);
+  // 23 records of 4..8 tokens fill about nine rows of 16: the first two steps of four rows and the third are the epoch and more.
+  std::multiset<int64_t> seen;
+  bool several = false;
+  for (int64_t step = 0; step < 3; ++step) {
+    for (const text::Batch& batch : data.step(step)) {
+      EXPECT_EQ(batch.length(), 16);
+      several |= batch.segments.size() > static_cast<size_t>(batch.rows());
+      for (const auto& [begin, end] : batch.segments) {
+        EXPECT_EQ(batch.positions.reshape({-1})[begin].item<int64_t>(), 0);
+        EXPECT_EQ(batch.input_ids.reshape({-1})[begin].item<int64_t>(), 1);
+        seen.insert(batch.input_ids.reshape({-1})[begin + 1].item<int64_t>() - 10);
+      }
+    }
   }
+  EXPECT_TRUE(several);
+  for (int64_t record = 0; record < 23; ++record) EXPECT_GE(seen.count(record), 1u) << record;
+  EXPECT_LE(data.epochs(3), 2.0);  // else the count above would say little
 }
 
 TEST_F(DataTest, HeldOutExamplesAreNotTrainedOn) {
@@ -94,11 +148,17 @@ TEST_F(DataTest, HeldOutExamplesAreNotTrainedOn) {
   c.eval_examples = 5;
   const TrainingData data(c, nullptr, 100);
   std::set<int64_t> held;
-  for (const text::Batch& batch : data.held_out()) {
+  for (int64_t i = 0; i < data.held_out_batches(); ++i) {
+    const text::Batch batch = data.held_out_batch(i);
+    EXPECT_LE(batch.rows(), c.micro_batch_size);
     for (const auto& [begin, end] : batch.segments) held.insert(batch.input_ids.reshape({-1})[begin + 1].item<int64_t>() - 10);
   }
   EXPECT_EQ(held.size(), 5u);
   EXPECT_EQ(data.report().examples, 18);
+  int64_t tokens = 0;
+  for (int64_t record = 0; record < 23; ++record) tokens += held.contains(record) ? 0 : 4 + record % 5;
+  EXPECT_EQ(data.report().tokens, tokens);  // of what is trained on, not of the whole file
+  EXPECT_EQ(data.report().trained_tokens, tokens - 18);
   for (int64_t step = 0; step < 18; ++step) {
     for (const int64_t record : records(data, step)) EXPECT_FALSE(held.contains(record));
   }
@@ -126,15 +186,58 @@ TEST_F(DataTest, BadIdsNameTheirLine) {
 }
 
 TEST_F(DataTest, GroupingByLengthSortsWithinASpan) {
+  std::vector<int> lengths;
+  for (int i = 0; i < 40; ++i) lengths.push_back(4 + (i * 23) % 57);  // 4..60 tokens
+  write_lengths(file(), lengths);
   TrainConfig c = config();
-  c.group_by_length = true;
-  const TrainingData data(c, nullptr, 100);
-  int64_t last = 1000;
-  for (int64_t step = 0; step < 5; ++step) {
-    for (const text::Batch& batch : data.step(step)) {
-      EXPECT_LE(batch.length(), last);
-      last = batch.length();
+  c.sequence_length = 64;
+  const auto descends = [](const TrainingData& data) {
+    int64_t last = 1000;
+    bool result = true;
+    for (int64_t step = 0; step < 10; ++step) {
+      for (const text::Batch& batch : data.step(step)) {
+        result = result && batch.length() <= last;
+        last = batch.length();
+      }
     }
+    return result;
+  };
+  const TrainingData mixed(c, nullptr, 100);
+  c.group_by_length = true;
+  const TrainingData grouped(c, nullptr, 100);
+  EXPECT_TRUE(descends(grouped));
+  EXPECT_FALSE(descends(mixed));  // must differ
+  EXPECT_LT(padding(grouped, 10), padding(mixed, 10) / 2);
+}
+
+TEST_F(DataTest, HeldOutFileIsCheckedBeforeTheRun) {
+  const std::string good = "{\"input_ids\": [1, 5, 6], \"labels\": [-100, 5, 6]}\n";
+  expect_bad_held_out(good + "{\"input_ids\": [1, 5], \"labels\": [-100, 99999]}\n", "held.jsonl:2: label 99999");
+  expect_bad_held_out(good + "{\"input_ids\": [1, 100], \"labels\": [-100, 100]}\n", "held.jsonl:2: token id 100");
+  expect_bad_held_out("{\"input_ids\": [1, 5], \"labels\": [-100, -100]}\n", "held.jsonl: none of its 1 records");
+  const std::string path = dir_ / "held.jsonl";
+  std::ofstream(path) << good << "{\"input_ids\": [1, 5], \"labels\": [-100, -100]}\n" << good << good;
+  TrainConfig c = config();
+  c.eval_data = path;
+  const TrainingData data(c, nullptr, 100);
+  EXPECT_EQ(data.report().held_out, 3);  // the one without a target has nothing to score
+  EXPECT_EQ(data.held_out_batches(), 2);
+  EXPECT_EQ(data.held_out_batch(0).trained_tokens + data.held_out_batch(1).trained_tokens, 6);
+}
+
+TEST_F(DataTest, HeldOutTextWithoutATokenizerIsRefused) {
+  const std::string path = dir_ / "held.jsonl";
+  std::ofstream(path) << "{\"instruction\": \"a\", \"output\": \"b\"}\n";
+  TrainConfig c = config();
+  c.data_format = "auto";
+  c.model = "some-model";
+  EXPECT_NO_THROW(TrainingData(c, nullptr, 100));  // the training file's ids need none
+  c.eval_data = path;
+  try {
+    const TrainingData data(c, nullptr, 100);
+    FAIL() << "text was accepted without a tokenizer";
+  } catch (const UserError& error) {
+    EXPECT_NE(std::string(error.what()).find("held.jsonl"), std::string::npos) << error.what();
   }
 }
 

@@ -1,0 +1,52 @@
+#include "qalora/train/estimate.h"
+
+#include <ATen/ATen.h>
+#include <gtest/gtest.h>
+
+#include "qalora/model/load.h"
+#include "qalora/train/subject.h"
+#include "unit/model/random_checkpoint.h"
+
+namespace qalora::train {
+namespace {
+
+TrainConfig config_of(const fs::path& model, const std::string& method) {
+  TrainConfig config;
+  config.model = model.string();
+  config.method = method;
+  config.rank = 4;
+  config.targets = {"q_proj", "down_proj"};
+  return config;
+}
+
+TEST(Estimate, ConfigJsonAloneTellsWhatLoadingTells) {
+  test::TempDir dir;
+  test::write_random_dense(dir / "dense");
+  test::quantize_to(dir / "dense", dir / "grouped", 4, 32);
+  test::quantize_to(dir / "dense", dir / "rows", 3, quant::kWholeRow);
+  const std::pair<const char*, const char*> cases[] = {{"grouped", "qalora"}, {"rows", "qalora"}, {"dense", "lora"}, {"dense", "full"}};
+  for (const auto& [folder, method] : cases) {
+    const TrainConfig config = config_of(dir / folder, method);
+    TrainingSubject subject(config, at::kFloat);
+    const Workload workload = expected_workload(model::read_config(dir / folder), config, at::kFloat);
+    EXPECT_EQ(workload.weight_bytes, subject.model().weight_bytes()) << folder << " " << method;
+    EXPECT_EQ(workload.trained_elements, subject.trained_elements()) << folder << " " << method;
+    TrainConfig other = config;
+    other.rank = 8;
+    EXPECT_EQ(expected_workload(workload.model, other, at::kFloat).trained_elements == workload.trained_elements, config.full());  // must differ
+  }
+}
+
+TEST(Estimate, WholeRowGroupsKeepOneNumberARow) {
+  model::LlamaConfig model = model::parse_config(test::random_config_json(), "test");
+  const auto activations = [&](int64_t group_size) {
+    model.quantization = model::QuantizationConfig{4, group_size};
+    return estimate_memory({model, at::kFloat, 0, 0}, config_of("m", "qalora"), 1, 100).activations;
+  };
+  // Four distinct inputs of 64, 64, 64 and 160 numbers: one group each, against one, one, one and two of 128, and all with groups of one.
+  EXPECT_EQ(activations(128) - activations(quant::kWholeRow), 100u * 2 * 4 * 1);
+  EXPECT_EQ(activations(1) - activations(quant::kWholeRow), 100u * 2 * 4 * (64 * 3 + 160 - 4));
+}
+
+}  // namespace
+}  // namespace qalora::train
