@@ -63,7 +63,7 @@ TrainState resume_from(const RunFolder& folder, const TrainConfig& config, const
     if (!readable(path, [&] { load_values(path, subject.trained(), optimizer, saved.state.updates); })) continue;
     // Damaged ones behind it would count among the checkpoints that are kept.
     folder.remove_checkpoints_after(saved.state.step);
-    folder.truncate_metrics(saved.state.step);
+    folder.truncate_metrics(saved.state.step, saved.state.evaluation_due);
     log::info(message("resuming from ", path.string()));
     warn_threads(saved.threads);
     return saved.state;
@@ -71,17 +71,22 @@ TrainState resume_from(const RunFolder& folder, const TrainConfig& config, const
   throw UserError(message(folder.path().string(), ": holds no complete checkpoint; leave --resume out and start over with --force"));
 }
 
-json start_event(const TrainConfig& config, const TrainingData& data, TrainingSubject& subject, int64_t first_step,
-                 at::ScalarType compute) {
-  const Workload workload{subject.model().config, compute, subject.model().weight_bytes(), subject.trained_elements()};
-  const Estimate estimate = estimate_run(workload, config, data, config.steps - first_step);
+void log_estimate(const TrainConfig& config, const TrainingData& data, const Estimate& estimate, int64_t first_step) {
   log::info("memory: " + estimate.memory_text());
   log::info(message("time: ", estimate.time_text(), " for ", config.steps - first_step, " steps (",
                     format_fixed(data.epochs(config.steps), 2), " epochs in all); the progress line knows better after a few steps"));
   if (!estimate.fits()) log::warn("this may not fit: lower micro_batch_size or sequence_length, or set gradient_checkpointing = true");
+}
+
+json start_event(const TrainConfig& config, const TrainingData& data, TrainingSubject& subject, int64_t first_step,
+                 at::ScalarType compute) {
+  const Workload workload{subject.model().config, compute, subject.model().weight_bytes(), subject.trained_elements()};
+  const Estimate estimate = estimate_run(workload, config, data, config.steps - first_step);
+  if (first_step < config.steps) log_estimate(config, data, estimate, first_step);
   return {{"event", "start"}, {"step", first_step}, {"steps", config.steps}, {"method", config.method},
           {"data", report_json(data.report())}, {"data_format", text::data_format_name(data.dataset().format())},
-          {"dtype", tensor::dtype_name(compute)}, {"threads", tensor::threads()}, {"trained_parameters", subject.trained_elements()}, {"epochs", data.epochs(config.steps)},
+          {"dtype", tensor::dtype_name(compute)}, {"threads", tensor::threads()},
+          {"trained_parameters", subject.trained_elements()}, {"epochs", data.epochs(config.steps)},
           {"estimated_memory_bytes", estimate.memory.total()}, {"estimated_seconds", estimate.seconds}};
 }
 

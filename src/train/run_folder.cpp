@@ -218,10 +218,12 @@ std::vector<json> RunFolder::metrics() const {
   return events;
 }
 
-void RunFolder::truncate_metrics(int64_t step) const {
+void RunFolder::truncate_metrics(int64_t step, bool evaluation_due) const {
   std::string kept;
   for (const json& event : metrics()) {
-    if (event.value("step", int64_t{0}) <= step) kept += event.dump() + "\n";
+    const int64_t at = event.value("step", int64_t{0});
+    const bool again = at > step || (at == step && evaluation_due && event.value("event", "") == "eval");
+    if (!again) kept += event.dump() + "\n";
   }
   write_text_file(path_ / kMetrics, kept);
 }

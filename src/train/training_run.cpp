@@ -110,10 +110,13 @@ void TrainingRun::skipped(int64_t number, const StepResult& result) {
 
 // Resuming with another rate is refused, as it would be another run: the way on is a new one.
 void TrainingRun::diverged(const std::string& what) const {
-  const std::vector<int64_t> saved = folder_.checkpoints();
+  // Checkpoints since the last update hold the weights that went wrong.
+  const int64_t last_update = trainer_.state().step - trainer_.state().skipped_in_a_row;
+  std::vector<int64_t> saved = folder_.checkpoints();
+  std::erase_if(saved, [&](int64_t step) { return step >= last_update; });
   std::string advice = message("start a new run with a lower learning_rate (it is ", format_number(config_.learning_rate), ")");
   if (!saved.empty() && !config_.full()) {
-    advice += message(" and another --out, from the last checkpoint with --initial-adapter ",
+    advice += message(" and another --out, from the checkpoint before it went wrong with --initial-adapter ",
                       folder_.checkpoint_path(saved.back()).string());
   }
   throw DivergedError(message("training diverged: ", what, "; ", advice));

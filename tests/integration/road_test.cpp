@@ -104,24 +104,6 @@ TEST_F(Road, TunedAndMergedAnswerAlike) {
   EXPECT_NE(tuned, answers({"--model", base()}, "base.jsonl"));  // must differ: the adapter does something
 }
 
-TEST_F(Road, ResumedRunsEqualUninterruptedOnesByFileHash) {
-  const fs::path whole = *dir_ / "whole", parts = *dir_ / "parts", other = *dir_ / "other";
-  ASSERT_EQ(run_qalora(finetune(whole, {"--steps", "8", "--eval-examples", "6", "--eval-interval", "3", "--log-interval", "1"})).exit_code, 0);
-  ASSERT_EQ(run_qalora(finetune(parts, {"--steps", "4", "--eval-examples", "6", "--checkpoint-interval", "2"})).exit_code, 0);
-  const Outcome resumed = run_qalora(finetune(parts, {"--steps", "8", "--eval-examples", "6", "--eval-interval", "2", "--log-interval", "3", "--resume"}));
-  ASSERT_EQ(resumed.exit_code, 0) << resumed.err;
-  ASSERT_EQ(run_qalora(finetune(other, {"--steps", "8", "--eval-examples", "6", "--seed", "43"})).exit_code, 0);
-  for (const char* file : {"adapter/adapter_model.safetensors", "checkpoints/step-8/adapter_model.safetensors", "checkpoints/step-8/adapter_config.json",
-                           "checkpoints/step-8/optimizer.safetensors", "checkpoints/step-8/state.json"}) {
-    EXPECT_EQ(digest(whole / file), digest(parts / file)) << file;
-  }
-  EXPECT_NE(digest(whole / "adapter/adapter_model.safetensors"), digest(other / "adapter/adapter_model.safetensors"));
-  // Another setting that decides the numbers is refused, and named.
-  const Outcome changed = run_qalora(finetune(parts, {"--steps", "9", "--eval-examples", "6", "--resume", "--learning-rate", "0.5"}));
-  EXPECT_EQ(changed.exit_code, 3);
-  EXPECT_NE(changed.err.find("learning_rate=0.5"), std::string::npos) << changed.err;
-}
-
 TEST_F(Road, ConfigOfARunRepeatsIt) {
   const fs::path first = *dir_ / "first", again = *dir_ / "again";
   ASSERT_EQ(run_qalora(finetune(first, {"--steps", "2"})).exit_code, 0);

@@ -34,8 +34,9 @@ class RunFolder {
   void write_config(const std::string& toml) const;
   // One line of metrics.jsonl, flushed.
   void append_metrics(const nlohmann::json& event) const;
-  // After a resume from `step`: later lines are dropped, they will be written again.
-  void truncate_metrics(int64_t step) const;
+  // After a resume from `step`: later lines are dropped, they will be written again; so is the evaluation of that step where
+  // it is still due.
+  void truncate_metrics(int64_t step, bool evaluation_due) const;
   std::vector<nlohmann::json> metrics() const;
 
  private:

@@ -66,7 +66,9 @@ TEST_F(RunFolderTest, ForceRemovesWhatTheOldRunWroteAndNothingElse) {
 TEST_F(RunFolderTest, OverlapsWithInputsAreRefused) {
   fs::create_directories(dir_ / "base/inner");
   fs::create_directory_symlink(dir_ / "base", dir_ / "link");
-  const auto refused = [&](const std::string& path) { return !reason([&] { RunFolder::require_apart(dir_ / path, {"", dir_ / "base"}); }).empty(); };
+  const auto refused = [&](const std::string& path) {
+    return !reason([&] { RunFolder::require_apart(dir_ / path, {"", dir_ / "base"}); }).empty();
+  };
   EXPECT_TRUE(refused("base"));
   EXPECT_TRUE(refused("base/"));
   EXPECT_TRUE(refused("./base/inner/.."));
@@ -93,12 +95,13 @@ TEST_F(RunFolderTest, ImpossiblePathsAreNamedAtOnce) {
 
 TEST_F(RunFolderTest, LeftoversOfAKilledRunGo) {
   RunFolder(out(), false, false, kToml);
-  for (const char* name : {"checkpoints/step-61.tmp-9820/a", ".loss.svg.tmp-9818", "adapter.tmp-77/a", "best.old-9/old", "checkpoints/step-4.old-9/a",
-                           "best/new", "notes.tmp-5", "adapter.old-thing"}) {
+  for (const char* name : {"checkpoints/step-61.tmp-9820/a", ".loss.svg.tmp-9818", "adapter.tmp-77/a", "best.old-9/old",
+                           "checkpoints/step-4.old-9/a", "best/new", "notes.tmp-5", "adapter.old-thing"}) {
     write(name);
   }
   RunFolder(out(), true, false, kToml);
-  for (const char* name : {"checkpoints/step-61.tmp-9820", ".loss.svg.tmp-9818", "adapter.tmp-77", "best.old-9", "checkpoints/step-4.old-9"}) {
+  for (const char* name : {"checkpoints/step-61.tmp-9820", ".loss.svg.tmp-9818", "adapter.tmp-77", "best.old-9",
+                           "checkpoints/step-4.old-9"}) {
     EXPECT_FALSE(exists(name)) << name;
   }
   EXPECT_TRUE(exists("best/new"));
@@ -125,9 +128,14 @@ TEST_F(RunFolderTest, MetricsEndWhereTheRunIsResumed) {
   for (int step = 1; step <= 4; ++step) folder.append_metrics({{"event", "step"}, {"step", step}});
   test::write_file(out() / "metrics.jsonl", test::read_file(out() / "metrics.jsonl") + "{\"event\": \"st");  // half a line
   EXPECT_EQ(folder.metrics().size(), 4u);
-  folder.truncate_metrics(2);
+  folder.truncate_metrics(2, false);
   ASSERT_EQ(folder.metrics().size(), 2u);
   EXPECT_EQ(folder.metrics().back().at("step"), 2);
+  folder.append_metrics({{"event", "eval"}, {"step", 2}});
+  folder.truncate_metrics(2, false);
+  EXPECT_EQ(folder.metrics().size(), 3u);
+  folder.truncate_metrics(2, true);
+  EXPECT_EQ(folder.metrics().size(), 2u);
 }
 
 }  // namespace

@@ -72,7 +72,8 @@ TEST(State, ReadsOnlyWhatIsWhole) {
   };
   const std::string identity = R"("identity": {"data_fingerprint": "d", "base_fingerprint": "b", "tokenizer_fingerprint": "t",
       "initial_adapter_fingerprint": "", "settings": ["rank=4"]})";
-  const std::string counts = R"("step": 4, "updates": 3, "skipped": 1, "skipped_in_a_row": 1, "tokens": 9, "trained_tokens": 5, "threads": 2)";
+  const std::string counts = R"("step": 4, "updates": 3, "skipped": 1, "skipped_in_a_row": 1, "tokens": 9, "trained_tokens": 5,
+      "threads": 2)";
   const SavedState saved = read("{" + counts + ", \"evaluation_due\": true, " + identity + "}");
   EXPECT_EQ(saved.state.step, 4);
   EXPECT_EQ(saved.state.updates, 3);
