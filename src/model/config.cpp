@@ -2,9 +2,11 @@
 
 #include <nlohmann/json.hpp>
 
+#include <algorithm>
 #include <cmath>
-#include <limits>
+#include <map>
 #include <set>
+#include <vector>
 
 #include "qalora/core/error.h"
 #include "qalora/io/checkpoint.h"
@@ -19,6 +21,7 @@ namespace {
 
 // Far above any model, far below what could overflow a product of three of them.
 constexpr int64_t kLargestSize = int64_t{1} << 24;
+constexpr double kMostParameters = 1e15;
 
 // Reads one JSON object and remembers its name for messages.
 class Reader {
@@ -56,10 +59,6 @@ class Reader {
     return value;
   }
 
-  std::optional<double> optional_number(const char* key) const {
-    return has(key) ? std::optional<double>(number(key, 0)) : std::nullopt;
-  }
-
   bool flag(const char* key, bool fallback) const {
     if (!has(key)) return fallback;
     const json& value = object_.at(key);
@@ -75,6 +74,7 @@ class Reader {
   }
 
   const json& at(const char* key) const { return object_.at(key); }
+  auto items() const { return object_.items(); }
   const std::string& name() const { return name_; }
 
  private:
@@ -91,43 +91,93 @@ RopeKind parse_rope_kind(const std::string& kind, const std::string& name) {
   throw DataError(message(name, ": rope type '", kind, "' is not supported (default, linear, dynamic, llama3, yarn are)"));
 }
 
-// Old files: top-level rope_theta and rope_scaling {type | rope_type}; files of Transformers 5: rope_parameters.
-RopeConfig parse_rope(const Reader& config, int64_t max_positions) {
+// theta of the first place that states it, else Transformers' default; places that disagree are refused.
+double parse_theta(const Reader& config, const std::vector<Reader>& blocks) {
+  double theta = 10000;
+  std::string stated_by;
+  const auto take = [&](const Reader& place) {
+    if (!place.has("rope_theta")) return;
+    const double value = place.positive("rope_theta", std::nullopt);
+    QALORA_REQUIRE(value > 1, DataError, place.name(), ": 'rope_theta' is ", value, ", expected more than 1");
+    QALORA_REQUIRE(stated_by.empty() || value == theta, DataError, place.name(), ": 'rope_theta' is ", value, ", but ", theta, " in ",
+                   stated_by, "; remove the one that is wrong");
+    theta = value;
+    stated_by = place.name();
+  };
+  take(config);
+  for (const Reader& block : blocks) take(block);
+  return theta;
+}
+
+std::string rope_type(const Reader& block) {
+  const std::string type = block.text("rope_type", block.text("type", "default"));
+  const std::string old_type = block.text("type", type);
+  QALORA_REQUIRE(old_type == type, DataError, block.name(), ": 'rope_type' is '", type, "', but 'type' is '", old_type,
+                 "'; remove the one that is wrong");
+  return type;
+}
+
+void parse_yarn(const Reader& block, RopeConfig& rope) {
+  rope.beta_fast = block.positive("beta_fast", 32.0);
+  rope.beta_slow = block.positive("beta_slow", 1.0);
+  QALORA_REQUIRE(rope.beta_fast >= rope.beta_slow, DataError, block.name(), ": beta_fast ", rope.beta_fast, " is below beta_slow ",
+                 rope.beta_slow);
+  if (block.has("attention_factor")) rope.attention_factor = block.positive("attention_factor", std::nullopt);
+  for (const auto& [key, value] : {std::pair{"mscale", &rope.mscale}, {"mscale_all_dim", &rope.mscale_all_dim}}) {
+    if (!block.has(key)) continue;
+    *value = block.number(key, 0);
+    QALORA_REQUIRE(std::isfinite(**value) && **value >= 0, DataError, block.name(), ": '", key, "' is ", **value, ", expected 0 or more");
+  }
+  rope.truncate = block.flag("truncate", true);
+}
+
+// One of the two spellings, rope_scaling or rope_parameters.
+RopeConfig parse_rope_block(const Reader& block, double theta, int64_t max_positions) {
+  for (const auto& [key, value] : block.items()) {
+    QALORA_REQUIRE(rope_keys().contains(key), DataError, block.name(), ": key '", key, "' is not supported");
+  }
   RopeConfig rope;
+  rope.theta = theta;
   rope.original_context = max_positions;
-  rope.theta = config.positive("rope_theta", 10000.0);
-  const char* key = config.has("rope_parameters") ? "rope_parameters" : "rope_scaling";
-  if (!config.has(key)) return rope;
-  const Reader scaling(config.at(key), message(config.name(), ": ", key));
-  for (const auto& [name, value] : config.at(key).items()) {
-    QALORA_REQUIRE(rope_keys().contains(name), DataError, scaling.name(), ": key '", name, "' is not supported");
+  rope.kind = parse_rope_kind(rope_type(block), block.name());
+  const double rotated = block.number("partial_rotary_factor", 1);
+  QALORA_REQUIRE(rotated == 1, DataError, block.name(), ": partial_rotary_factor ", rotated, " is not supported, only 1");
+  if (rope.kind == RopeKind::kDefault) {
+    QALORA_REQUIRE(block.number("factor", 1) == 1, DataError, block.name(), ": 'factor' is ", block.number("factor", 1),
+                   ", which the rope type 'default' does not use; name the type (linear, dynamic, llama3, yarn) or remove it");
+    return rope;
   }
-  rope.theta = scaling.positive("rope_theta", rope.theta);
-  rope.kind = parse_rope_kind(scaling.text("rope_type", scaling.text("type", "default")), scaling.name());
-  if (scaling.has("partial_rotary_factor")) {
-    QALORA_REQUIRE(scaling.number("partial_rotary_factor", 1) == 1, DataError, scaling.name(), ": partial_rotary_factor ",
-                   scaling.number("partial_rotary_factor", 1), " is not supported, only 1");
-  }
-  if (rope.kind == RopeKind::kDefault) return rope;
-  rope.factor = scaling.positive("factor", std::nullopt);
-  QALORA_REQUIRE(rope.factor >= 1, DataError, scaling.name(), ": 'factor' is ", rope.factor, ", expected 1 or more");
-  rope.original_context = scaling.size("original_max_position_embeddings", max_positions);
+  rope.factor = block.positive("factor", std::nullopt);
+  QALORA_REQUIRE(rope.factor >= 1 && rope.factor <= static_cast<double>(kLargestSize), DataError, block.name(), ": 'factor' is ",
+                 rope.factor, ", expected 1 to ", kLargestSize);
+  rope.original_context = block.size("original_max_position_embeddings", max_positions);
   if (rope.kind == RopeKind::kLlama3) {
-    rope.low_freq_factor = scaling.positive("low_freq_factor", std::nullopt);
-    rope.high_freq_factor = scaling.positive("high_freq_factor", std::nullopt);
-    QALORA_REQUIRE(rope.high_freq_factor > rope.low_freq_factor, DataError, scaling.name(), ": high_freq_factor ", rope.high_freq_factor,
+    rope.low_freq_factor = block.positive("low_freq_factor", std::nullopt);
+    rope.high_freq_factor = block.positive("high_freq_factor", std::nullopt);
+    QALORA_REQUIRE(rope.high_freq_factor > rope.low_freq_factor, DataError, block.name(), ": high_freq_factor ", rope.high_freq_factor,
                    " must be above low_freq_factor ", rope.low_freq_factor);
-    QALORA_REQUIRE(scaling.has("original_max_position_embeddings"), DataError, scaling.name(),
+    QALORA_REQUIRE(block.has("original_max_position_embeddings"), DataError, block.name(),
                    ": key 'original_max_position_embeddings' is missing");
   }
-  if (rope.kind == RopeKind::kYarn) {
-    rope.beta_fast = scaling.positive("beta_fast", 32.0);
-    rope.beta_slow = scaling.positive("beta_slow", 1.0);
-    rope.attention_factor = scaling.optional_number("attention_factor");
-    rope.mscale = scaling.optional_number("mscale");
-    rope.mscale_all_dim = scaling.optional_number("mscale_all_dim");
-    rope.truncate = scaling.flag("truncate", true);
+  if (rope.kind == RopeKind::kYarn) parse_yarn(block, rope);
+  return rope;
+}
+
+// Old files: top-level rope_theta and rope_scaling {type | rope_type}; files of Transformers 5: rope_parameters. A file may hold
+// both, as ours do, when they say the same: which of them a reader prefers differs, and so would the result.
+RopeConfig parse_rope(const Reader& config, int64_t max_positions) {
+  std::vector<Reader> blocks;
+  for (const char* key : {"rope_scaling", "rope_parameters"}) {
+    if (config.has(key)) blocks.emplace_back(config.at(key), message(config.name(), ": ", key));
   }
+  RopeConfig rope;
+  rope.theta = parse_theta(config, blocks);
+  rope.original_context = max_positions;
+  if (blocks.empty()) return rope;
+  rope = parse_rope_block(blocks[0], rope.theta, max_positions);
+  QALORA_REQUIRE(blocks.size() == 1 || parse_rope_block(blocks[1], rope.theta, max_positions) == rope, DataError, config.name(),
+                 ": rope_scaling ", config.at("rope_scaling").dump(), " and rope_parameters ", config.at("rope_parameters").dump(),
+                 " contradict each other; remove the one that is wrong");
   return rope;
 }
 
@@ -160,16 +210,34 @@ std::optional<QuantizationConfig> parse_quantization(const Reader& config) {
   return result;
 }
 
+// A file may say "llama" and describe a relative (a mixture of experts, a classifier): the class it names must be the plain one.
+void check_architectures(const Reader& config, const std::string& model_type) {
+  if (!config.has("architectures")) return;
+  const json& names = config.at("architectures");
+  QALORA_REQUIRE(names.is_array(), DataError, config.name(), ": 'architectures' is ", names.dump().substr(0, 60), ", expected a list");
+  // The first conversions of LLaMA spelt it the second way.
+  static const std::map<std::string, std::set<std::string>> expected = {{"llama", {"LlamaForCausalLM", "LLaMAForCausalLM"}},
+                                                                        {"mistral", {"MistralForCausalLM"}},
+                                                                        {"qwen2", {"Qwen2ForCausalLM"}}};
+  const std::set<std::string>& allowed = expected.at(model_type);
+  for (const json& name : names) {
+    QALORA_REQUIRE(name.is_string() && allowed.contains(name.get<std::string>()), DataError, config.name(), ": 'architectures' names ",
+                   name.dump().substr(0, 60), ", which is not supported; model_type '", model_type, "' is read as ", *allowed.rbegin());
+  }
+}
+
 // Keys that some relative of LLaMA uses to change the computation. Absent, null or the neutral value is fine.
 void refuse_unsupported(const Reader& config, const json& object) {
+  QALORA_REQUIRE(!config.has("auto_map") || object.at("auto_map").empty(), DataError, config.name(), ": 'auto_map' names Python code "
+                 "that computes the model, which is not run here; remove it if this is a plain model of its model_type");
   for (const auto& [key, neutral] : neutral_values()) {
     if (!object.contains(key) || object.at(key).is_null()) continue;
     QALORA_REQUIRE(object.at(key) == neutral, DataError, config.name(), ": '", key, "' is ", object.at(key).dump(),
                    ", which changes the result and is not supported (only ", neutral.dump(), " is)");
   }
   for (const auto& [key, value] : object.items()) {
-    const bool off = value.is_null() || value == false;
-    if (off || key.starts_with("_") || handled_keys().contains(key) || harmless_keys().contains(key) || neutral_values().contains(key)) continue;
+    const bool known = handled_keys().contains(key) || harmless_keys().contains(key) || neutral_values().contains(key);
+    if (known || value.is_null() || value == false || key.starts_with("_")) continue;
     throw DataError(message(config.name(), ": key '", key, "' (", value.dump().substr(0, 60),
                             ") is not known, so its effect on the result is not either; remove it if it has none"));
   }
@@ -180,8 +248,8 @@ void apply_sliding_window(const Reader& config, const json& object, LlamaConfig&
   if (config.has("layer_types")) {
     QALORA_REQUIRE(object.at("layer_types").is_array(), DataError, config.name(), ": 'layer_types' is not a list");
     for (const json& type : object.at("layer_types")) {
-      QALORA_REQUIRE(type == "full_attention" || type == "sliding_attention", DataError, config.name(), ": 'layer_types' names ", type.dump(),
-                     ", which is not supported (full_attention and sliding_attention are)");
+      QALORA_REQUIRE(type == "full_attention" || type == "sliding_attention", DataError, config.name(), ": 'layer_types' names ",
+                     type.dump(), ", which is not supported (full_attention and sliding_attention are)");
     }
   }
   const bool off = result.model_type == "qwen2" && !config.flag("use_sliding_window", false);
@@ -189,11 +257,27 @@ void apply_sliding_window(const Reader& config, const json& object, LlamaConfig&
   result.context_length = std::min(result.context_length, config.size("sliding_window"));
 }
 
+template <typename T>
+T count_parameters(const LlamaConfig& c) {
+  const T hidden = static_cast<T>(c.hidden_size), intermediate = static_cast<T>(c.intermediate_size);
+  const T q = static_cast<T>(c.heads * c.head_dim), kv = static_cast<T>(c.kv_heads * c.head_dim);
+  T layer = hidden * (2 * q + 2 * kv) + 3 * hidden * intermediate + 2 * hidden;
+  if (c.qkv_bias) layer += q + 2 * kv;
+  if (c.o_bias) layer += hidden;
+  if (c.mlp_bias) layer += 2 * intermediate + hidden;
+  return static_cast<T>(c.layers) * layer + hidden + static_cast<T>(c.vocab_size) * hidden * (c.tied_head ? 1 : 2);
+}
+
 void check_shape(const LlamaConfig& c, const std::string& name) {
-  QALORA_REQUIRE(c.heads % c.kv_heads == 0, DataError, name, ": num_attention_heads ", c.heads, " is not a multiple of num_key_value_heads ", c.kv_heads);
+  QALORA_REQUIRE(c.heads % c.kv_heads == 0, DataError, name, ": num_attention_heads ", c.heads,
+                 " is not a multiple of num_key_value_heads ", c.kv_heads);
   QALORA_REQUIRE(c.head_dim % 2 == 0, DataError, name, ": head_dim ", c.head_dim, " is odd, rotary embedding needs pairs");
   QALORA_REQUIRE(c.layers <= 10000, DataError, name, ": num_hidden_layers ", c.layers, " is absurd");
-  QALORA_REQUIRE(c.heads <= kLargestSize / c.head_dim, DataError, name, ": num_attention_heads ", c.heads, " x head_dim ", c.head_dim, " is absurd");
+  QALORA_REQUIRE(c.heads <= kLargestSize / c.head_dim, DataError, name, ": num_attention_heads ", c.heads, " x head_dim ", c.head_dim,
+                 " is absurd");
+  // In double, which cannot overflow: below it, sizes in bytes and operations a token fit 64 bits.
+  const double parameters = count_parameters<double>(c);
+  QALORA_REQUIRE(parameters <= kMostParameters, DataError, name, ": describes a model of ", parameters, " parameters, which is absurd");
 }
 
 }  // namespace
@@ -229,10 +313,12 @@ LlamaConfig parse_config(const json& object, const std::string& name) {
   result.rope = parse_rope(config, result.context_length);
   // A dynamic rotary embedding is made for sequences up to `factor` times the trained length.
   if (result.rope.kind == RopeKind::kDynamic) {
-    result.context_length = static_cast<int64_t>(static_cast<double>(result.rope.original_context) * result.rope.factor);
+    const double context = static_cast<double>(result.rope.original_context) * result.rope.factor;
+    result.context_length = static_cast<int64_t>(std::min(context, static_cast<double>(kLargestSize)));
   }
   apply_sliding_window(config, object, result);
   result.quantization = parse_quantization(config);
+  check_architectures(config, result.model_type);
   refuse_unsupported(config, object);
   return result;
 }
@@ -242,14 +328,7 @@ LlamaConfig read_config(const fs::path& folder) {
   return parse_config(io::read_json_file(path), path.string());
 }
 
-int64_t LlamaConfig::parameters() const {
-  const int64_t q = heads * head_dim, kv = kv_heads * head_dim;
-  int64_t layer = hidden_size * (2 * q + 2 * kv) + 3 * hidden_size * intermediate_size + 2 * hidden_size;
-  if (qkv_bias) layer += q + 2 * kv;
-  if (o_bias) layer += hidden_size;
-  if (mlp_bias) layer += 2 * intermediate_size + hidden_size;
-  return layers * layer + hidden_size + vocab_size * hidden_size * (tied_head ? 1 : 2);
-}
+int64_t LlamaConfig::parameters() const { return count_parameters<int64_t>(*this); }
 
 json derived_config(const json& source, const LlamaConfig& config, const std::optional<QuantizationConfig>& quantization) {
   json result = source;

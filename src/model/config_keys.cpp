@@ -9,18 +9,17 @@ const std::set<std::string>& handled_keys() {
       "model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
       "head_dim", "max_position_embeddings", "rms_norm_eps", "initializer_range", "tie_word_embeddings", "attention_bias", "mlp_bias",
       "rope_theta", "rope_scaling", "rope_parameters", "quantization", "quantization_config", "sliding_window", "use_sliding_window",
-      "layer_types"};
+      "layer_types", "architectures", "auto_map"};
   return keys;
 }
 
 const std::set<std::string>& harmless_keys() {
   static const std::set<std::string> keys = {
       // where the file comes from
-      "architectures", "transformers_version", "torch_dtype", "dtype", "auto_map", "name_or_path", "unsloth_version", "unsloth_fixed",
-      "license", "model_name", "finetuning_task", "tokenizer_class", "is_decoder", "is_encoder_decoder", "add_cross_attention",
-      "cross_attention_hidden_size", "tie_encoder_decoder", "pruned_heads", "task_specific_params", "problem_type", "prefix", "id2label",
-      "label2id", "return_dict", "output_attentions", "output_hidden_states", "torchscript", "use_bfloat16", "tf_legacy_loss",
-      "chunk_size_feed_forward", "attn_implementation", "qalora",
+      "transformers_version", "torch_dtype", "dtype", "name_or_path", "unsloth_version", "unsloth_fixed", "license", "model_name",
+      "finetuning_task", "tokenizer_class", "is_decoder", "task_specific_params", "problem_type", "prefix", "id2label", "label2id",
+      "return_dict", "output_attentions", "output_hidden_states", "torchscript", "use_bfloat16", "tf_legacy_loss", "chunk_size_feed_forward",
+      "attn_implementation", "qalora",
       // ids: read from the tokenizer's files
       "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "decoder_start_token_id", "forced_bos_token_id", "forced_eos_token_id",
       // how to generate
@@ -49,7 +48,9 @@ const std::map<std::string, json>& neutral_values() {
       {"qk_norm", false}, {"use_qk_norm", false}, {"attn_logit_softcapping", false}, {"final_logit_softcapping", false},
       {"embedding_multiplier", 1.0}, {"residual_multiplier", 1.0}, {"logits_scaling", 1.0}, {"logit_scale", 1.0},
       {"num_experts", 0}, {"num_local_experts", 0}, {"n_routed_experts", 0}, {"attention_chunk_size", 0}, {"parallel_attn", false},
-      {"no_rope_layer_interval", 0}, {"attn_temperature_tuning", false}, {"alibi", false}, {"use_parallel_residual", false}};
+      {"pruned_heads", json::object()}, {"is_encoder_decoder", false}, {"add_cross_attention", false}, {"tie_encoder_decoder", false},
+      {"cross_attention_hidden_size", nullptr}, {"no_rope_layer_interval", 0}, {"attn_temperature_tuning", false}, {"alibi", false},
+      {"use_parallel_residual", false}};
   return values;
 }
 

@@ -23,6 +23,8 @@ struct RopeConfig {
   std::optional<double> mscale, mscale_all_dim;      // yarn, as DeepSeek writes it
   bool truncate = true;                              // yarn: round the ramp's ends to whole dimensions
   int64_t original_context = 0;                      // original_max_position_embeddings; 0: max_position_embeddings
+
+  bool operator==(const RopeConfig&) const = default;
 };
 
 struct QuantizationConfig {
