@@ -42,7 +42,32 @@ void grow(at::Tensor& buffer, int64_t used, int64_t needed, const at::Tensor& li
   buffer = larger;
 }
 
+// cos and sin of each token's position: [tokens, head_dim] f32
+struct Rotation {
+  at::Tensor cos, sin;
+};
+
+// A layer around its attention. attend(q, k, v), with q and k rotated: [tokens, heads or kv_heads, head_dim] each ->
+// [tokens, heads * head_dim]
+template <typename Attend>
+at::Tensor run_layer(const Llama& model, const Layer& layer, const at::Tensor& h, const Rotation& rotation, const DropoutKey& dropout,
+                     const Attend& attend) {
+  const LlamaConfig& config = model.config;
+  const int64_t tokens = h.size(0);
+  const at::Tensor x = rms_norm(h, layer.attention_norm, config.norm_eps, model.compute);  // [tokens, hidden]
+  const at::Tensor q = layer.q.forward(x, dropout).view({tokens, config.heads, config.head_dim});
+  const at::Tensor k = layer.k.forward(x, dropout).view({tokens, config.kv_heads, config.head_dim});
+  const at::Tensor v = layer.v.forward(x, dropout).view({tokens, config.kv_heads, config.head_dim});
+  const at::Tensor mixed = attend(Rope::apply(q, rotation.cos, rotation.sin), Rope::apply(k, rotation.cos, rotation.sin), v);
+  const at::Tensor middle = at::add(h, layer.o.forward(mixed, dropout));  // f32
+  const at::Tensor y = rms_norm(middle, layer.mlp_norm, config.norm_eps, model.compute);
+  const at::Tensor product = swiglu(layer.gate.forward(y, dropout), layer.up.forward(y, dropout));  // [tokens, intermediate]
+  return at::add(middle, layer.down.forward(product, dropout));
+}
+
 }  // namespace
+
+std::string layer_prefix(int64_t index) { return "model.layers." + std::to_string(index) + "."; }
 
 const Rope& Llama::rope_for(int64_t length) {
   QALORA_REQUIRE(length <= config.context_length, UserError, "a sequence of ", length, " tokens is longer than the model's context of ",
@@ -57,38 +82,23 @@ const Rope& Llama::rope_for(int64_t length) {
   return rope_;
 }
 
-at::Tensor Llama::run_layer(int64_t index, const at::Tensor& h, const at::Tensor& cos, const at::Tensor& sin,
-                            const text::Batch& batch, const DropoutKey& dropout) {
-  Layer& layer = layers[index];
-  const int64_t tokens = h.size(0);
-  const at::Tensor x = rms_norm(h, layer.attention_norm, config.norm_eps, compute);  // [tokens, hidden]
-  const at::Tensor q = layer.q.forward(x, dropout).view({tokens, config.heads, config.head_dim});
-  const at::Tensor k = layer.k.forward(x, dropout).view({tokens, config.kv_heads, config.head_dim});
-  const at::Tensor v = layer.v.forward(x, dropout).view({tokens, config.kv_heads, config.head_dim});
-  const at::Tensor mixed = attention(Rope::apply(q, cos, sin), Rope::apply(k, cos, sin), v, batch.segments);
-  const at::Tensor middle = at::add(h, layer.o.forward(mixed, dropout));  // f32
-  const at::Tensor y = rms_norm(middle, layer.mlp_norm, config.norm_eps, compute);
-  const at::Tensor product = swiglu(layer.gate.forward(y, dropout), layer.up.forward(y, dropout));  // [tokens, intermediate]
-  return at::add(middle, layer.down.forward(product, dropout));
-}
-
 at::Tensor Llama::forward(const text::Batch& batch, const ForwardOptions& options) {
   require_known_ids(batch.input_ids, config.vocab_size);
   const Rope& rope = rope_for(batch.length());
   const auto [cos, sin] = rope.at(batch.positions.reshape({-1}));
+  const Rotation rotation{cos, sin};
   at::Tensor h = at::embedding(embedding, batch.input_ids.reshape({-1})).to(at::kFloat);  // [tokens, hidden]
   const bool recompute = options.gradient_checkpointing && c10::GradMode::is_enabled();
   // A recomputed layer is only visited by the backward pass when its input asks for a gradient.
   if (recompute && !h.requires_grad()) h.requires_grad_(true);
-  for (int64_t i = 0; i < config.layers; ++i) {
-    if (!recompute) {
-      h = run_layer(i, h, cos, sin, batch, options.dropout);
-      continue;
-    }
-    // Everything is captured by value (tensors share their storage): the backward pass comes after this call has returned.
-    h = checkpointed(h, [this, i, cos = cos, sin = sin, batch, dropout = options.dropout](const at::Tensor& input) {
-      return run_layer(i, input, cos, sin, batch, dropout);
-    });
+  for (const Layer& layer : layers) {
+    // Everything but the model is captured by value (tensors share their storage): the backward pass comes after this call returned.
+    const auto run = [this, &layer, rotation, segments = batch.segments, dropout = options.dropout](const at::Tensor& input) {
+      return run_layer(*this, layer, input, rotation, dropout, [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+        return attention(q, k, v, segments);
+      });
+    };
+    h = recompute ? checkpointed(h, run) : run(h);
   }
   return rms_norm(h, final_norm, config.norm_eps, at::kFloat);
 }
@@ -98,23 +108,18 @@ at::Tensor Llama::forward_cached(const at::Tensor& ids, KvCache& cache) {
   require_known_ids(ids, config.vocab_size);
   const Rope& rope = rope_for(total);
   const auto [cos, sin] = rope.at(at::arange(cache.length, total, at::kLong));
+  const Rotation rotation{cos, sin};
   cache.keys.resize(config.layers);
   cache.values.resize(config.layers);
   at::Tensor h = at::embedding(embedding, ids).to(at::kFloat);
   for (int64_t i = 0; i < config.layers; ++i) {
-    Layer& layer = layers[i];
-    const at::Tensor x = rms_norm(h, layer.attention_norm, config.norm_eps, compute);
-    const at::Tensor q = Rope::apply(layer.q.forward(x, {}).view({tokens, config.heads, config.head_dim}), cos, sin);
-    const at::Tensor k = Rope::apply(layer.k.forward(x, {}).view({tokens, config.kv_heads, config.head_dim}), cos, sin);
-    const at::Tensor v = layer.v.forward(x, {}).view({tokens, config.kv_heads, config.head_dim});
-    grow(cache.keys[i], cache.length, total, k);
-    grow(cache.values[i], cache.length, total, v);
-    cache.keys[i].narrow(0, cache.length, tokens).copy_(k);
-    cache.values[i].narrow(0, cache.length, tokens).copy_(v);
-    const at::Tensor mixed = attend_cached(q, cache.keys[i].narrow(0, 0, total), cache.values[i].narrow(0, 0, total));
-    h = at::add(h, layer.o.forward(mixed, {}));
-    const at::Tensor y = rms_norm(h, layer.mlp_norm, config.norm_eps, compute);
-    h = at::add(h, layer.down.forward(swiglu(layer.gate.forward(y, {}), layer.up.forward(y, {})), {}));
+    h = run_layer(*this, layers[i], h, rotation, {}, [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+      grow(cache.keys[i], cache.length, total, k);
+      grow(cache.values[i], cache.length, total, v);
+      cache.keys[i].narrow(0, cache.length, tokens).copy_(k);
+      cache.values[i].narrow(0, cache.length, tokens).copy_(v);
+      return attend_cached(q, cache.keys[i].narrow(0, 0, total), cache.values[i].narrow(0, 0, total));
+    });
   }
   cache.length = total;
   return rms_norm(h, final_norm, config.norm_eps, at::kFloat);
@@ -131,7 +136,7 @@ at::Tensor Llama::loss_sum(const at::Tensor& hidden, const at::Tensor& targets) 
 std::vector<Linear*> Llama::linears() {
   std::vector<Linear*> result;
   for (Layer& layer : layers) {
-    for (Linear* linear : layer.linears()) result.push_back(linear);
+    for (const auto& projection : kProjections) result.push_back(&(layer.*projection.member));
   }
   return result;
 }
@@ -139,7 +144,7 @@ std::vector<Linear*> Llama::linears() {
 uint64_t Llama::weight_bytes() const {
   uint64_t total = embedding.nbytes() + (config.tied_head ? 0 : head.nbytes());
   for (const Layer& layer : layers) {
-    for (const Linear* linear : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) total += linear->weight_bytes();
+    for (const auto& projection : kProjections) total += (layer.*projection.member).weight_bytes();
   }
   return total;
 }

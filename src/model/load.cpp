@@ -12,17 +12,6 @@ namespace qalora::model {
 
 namespace {
 
-struct Projection {
-  const char* name;  // below "model.layers.N."
-  Linear Layer::*member;
-};
-
-constexpr Projection kProjections[] = {{"self_attn.q_proj", &Layer::q}, {"self_attn.k_proj", &Layer::k}, {"self_attn.v_proj", &Layer::v},
-                                       {"self_attn.o_proj", &Layer::o}, {"mlp.gate_proj", &Layer::gate}, {"mlp.up_proj", &Layer::up},
-                                       {"mlp.down_proj", &Layer::down}};
-
-std::string layer_prefix(int64_t index) { return "model.layers." + std::to_string(index) + "."; }
-
 // [out_features, in_features] and whether it has a bias
 struct ProjectionShape {
   int64_t out_features, in_features;
@@ -43,31 +32,35 @@ class Loader {
   Loader(const io::Checkpoint& checkpoint, const LlamaConfig& config, const LoadOptions& options)
       : checkpoint_(checkpoint), config_(config), options_(options) {}
 
-  Linear linear(int64_t index, const char* name) const {
-    const std::string module = layer_prefix(index) + name;
-    const ProjectionShape shape = projection_shape(config_, name);
+  Layer layer(int64_t index) const {
+    Layer result;
+    const std::string prefix = layer_prefix(index);
+    for (const auto& part : kLayerNorms) result.*part.member = norm(prefix + part.name);
+    for (const auto& part : kProjections) result.*part.member = linear(prefix + part.name, projection_shape(config_, part.name));
+    return result;
+  }
+
+  Linear linear(const std::string& module, const ProjectionShape& shape) const {
     const bool packed = is_packed(checkpoint_, module + ".weight");
     QALORA_REQUIRE(!packed || !options_.trainable, UserError, checkpoint_.folder().string(), ": tensor '", module,
                    ".weight' is quantised; method 'full' trains a dense checkpoint");
-    Linear result = packed ? Linear(module, read_packed(checkpoint_, module, shape.out_features, shape.in_features, quantization()))
+    Linear result = packed ? Linear(module, read_packed(checkpoint_, module, shape.out_features, shape.in_features, *config_.quantization))
                            : Linear(module, dense(module + ".weight", {shape.out_features, shape.in_features}, weight_dtype()));
     if (shape.bias) result.bias = dense(module + ".bias", {shape.out_features}, at::kFloat);
     return result;
   }
 
-  at::Tensor norm(const std::string& name) const { return dense(name, {config_.hidden_size}, at::kFloat); }
+  at::Tensor norm(const std::string& module) const { return dense(module + ".weight", {config_.hidden_size}, at::kFloat); }
 
   // [vocab, hidden]; an embedding or head may be packed too (MLX writes such files): it is dequantised once.
   at::Tensor vocabulary(const std::string& module, at::ScalarType dtype) const {
     const std::string name = module + ".weight";
     if (!is_packed(checkpoint_, name)) return dense(name, {config_.vocab_size, config_.hidden_size}, dtype);
-    return read_packed(checkpoint_, module, config_.vocab_size, config_.hidden_size, quantization()).dequantize(at::kFloat);
+    return read_packed(checkpoint_, module, config_.vocab_size, config_.hidden_size, *config_.quantization).dequantize(at::kFloat);
   }
 
   at::Tensor dense(const std::string& name, at::IntArrayRef shape, at::ScalarType dtype) const {
     const at::Tensor stored = checkpoint_.read(name, shape);
-    QALORA_REQUIRE(stored.is_floating_point(), DataError, checkpoint_.file_of(name).string(), ": tensor '", name, "' has dtype ",
-                   c10::toString(stored.scalar_type()), ", expected a floating-point type");
     checkpoint_.release(name);
     at::Tensor result = stored.to(dtype);
     QALORA_REQUIRE(result.isfinite().all().item<bool>(), DataError, checkpoint_.file_of(name).string(), ": tensor '", name,
@@ -84,33 +77,10 @@ class Loader {
   }
 
  private:
-  const QuantizationConfig& quantization() const {
-    QALORA_REQUIRE(config_.quantization.has_value(), DataError, (checkpoint_.folder() / "config.json").string(),
-                   ": has no 'quantization' entry although the weights are packed");
-    return *config_.quantization;
-  }
-
   const io::Checkpoint& checkpoint_;
   const LlamaConfig& config_;
   const LoadOptions& options_;
 };
-
-// Tensors that no layer would read mean that this is another architecture than config.json says.
-void refuse_unknown_tensors(const io::Checkpoint& checkpoint, const LlamaConfig& config) {
-  std::set<std::string> known = {"lm_head.weight", "lm_head.scales", "lm_head.biases"};
-  for (const ExpectedTensor& tensor : expected_tensors(config)) {
-    known.insert(tensor.name);
-    if (!tensor.name.ends_with(".weight")) continue;
-    const std::string module = tensor.name.substr(0, tensor.name.size() - 7);
-    known.insert({module + ".scales", module + ".biases"});
-  }
-  for (const std::string& name : checkpoint.names()) {
-    // Old exporters kept this table of constants in the file; it is computed here.
-    if (known.contains(name) || name.ends_with("rotary_emb.inv_freq")) continue;
-    throw DataError(message(checkpoint.file_of(name).string(), ": tensor '", name, "' is not part of a ", config.model_type,
-                            " model as config.json describes it"));
-  }
-}
 
 }  // namespace
 
@@ -119,9 +89,8 @@ std::vector<ExpectedTensor> expected_tensors(const LlamaConfig& config) {
   result.push_back({"model.embed_tokens.weight", {config.vocab_size, config.hidden_size}});
   for (int64_t i = 0; i < config.layers; ++i) {
     const std::string prefix = layer_prefix(i);
-    result.push_back({prefix + "input_layernorm.weight", {config.hidden_size}});
-    result.push_back({prefix + "post_attention_layernorm.weight", {config.hidden_size}});
-    for (const Projection& projection : kProjections) {
+    for (const auto& norm : kLayerNorms) result.push_back({prefix + norm.name + ".weight", {config.hidden_size}});
+    for (const auto& projection : kProjections) {
       const ProjectionShape shape = projection_shape(config, projection.name);
       result.push_back({prefix + projection.name + ".weight", {shape.out_features, shape.in_features}, true});
       if (shape.bias) result.push_back({prefix + projection.name + ".bias", {shape.out_features}});
@@ -130,6 +99,32 @@ std::vector<ExpectedTensor> expected_tensors(const LlamaConfig& config) {
   result.push_back({"model.norm.weight", {config.hidden_size}});
   if (!config.tied_head) result.push_back({"lm_head.weight", {config.vocab_size, config.hidden_size}});
   return result;
+}
+
+void check_tensors(const io::Checkpoint& checkpoint, const LlamaConfig& config) {
+  std::set<std::string> known;
+  for (const ExpectedTensor& tensor : expected_tensors(config)) {
+    known.insert(tensor.name);
+    const io::TensorInfo& info = checkpoint.info(tensor.name);
+    const std::string where = message(checkpoint.file_of(tensor.name).string(), ": tensor '", tensor.name, "' ");
+    if (is_packed(checkpoint, tensor.name)) {  // its shapes follow from the group size: read_packed checks them
+      QALORA_REQUIRE(config.quantization.has_value(), DataError, where, "is packed, but config.json has no 'quantization' entry");
+      const std::string module = tensor.name.substr(0, tensor.name.rfind('.'));
+      known.insert({module + ".scales", module + ".biases"});
+      continue;
+    }
+    QALORA_REQUIRE(info.shape == tensor.shape, DataError, where, "has shape ", at::IntArrayRef(info.shape), ", config.json asks for ",
+                   at::IntArrayRef(tensor.shape));
+    const bool is_float = info.dtype == io::Dtype::kF32 || info.dtype == io::Dtype::kF16 || info.dtype == io::Dtype::kBF16;
+    QALORA_REQUIRE(is_float, DataError, where, "is ", io::dtype_name(info.dtype), ", expected F32, F16 or BF16");
+  }
+  if (config.tied_head) known.insert({"lm_head.weight", "lm_head.scales", "lm_head.biases"});  // kept by some exporters, never used
+  for (const std::string& name : checkpoint.names()) {
+    // Old exporters kept this table of constants in the file; it is computed here.
+    if (known.contains(name) || name.ends_with("rotary_emb.inv_freq")) continue;
+    throw DataError(message(checkpoint.file_of(name).string(), ": tensor '", name, "' is not part of a ", config.model_type,
+                            " model as config.json describes it"));
+  }
 }
 
 bool is_packed(const io::Checkpoint& checkpoint, const std::string& weight_name) {
@@ -156,20 +151,16 @@ Llama load_model(const fs::path& folder, const LoadOptions& options) {
   model.config = read_config(folder);
   model.compute = options.compute;
   const io::Checkpoint checkpoint(folder);
-  refuse_unknown_tensors(checkpoint, model.config);
+  check_tensors(checkpoint, model.config);
   const Loader load(checkpoint, model.config, options);
   model.embedding = load.vocabulary("model.embed_tokens", load.embedding_dtype());
   Progress progress("loading", model.config.layers, "layers");
   for (int64_t i = 0; i < model.config.layers; ++i) {
     throw_if_stopped();
-    Layer layer;
-    layer.attention_norm = load.norm(layer_prefix(i) + "input_layernorm.weight");
-    layer.mlp_norm = load.norm(layer_prefix(i) + "post_attention_layernorm.weight");
-    for (const Projection& projection : kProjections) layer.*projection.member = load.linear(i, projection.name);
-    model.layers.push_back(std::move(layer));
+    model.layers.push_back(load.layer(i));
     progress.add();
   }
-  model.final_norm = load.norm("model.norm.weight");
+  model.final_norm = load.norm("model.norm");
   model.head = model.config.tied_head ? model.embedding : load.vocabulary("lm_head", at::kFloat);
   return model;
 }

@@ -22,29 +22,6 @@ std::string module_of(const std::string& weight) { return weight.substr(0, weigh
 
 std::string group_text(int64_t group_size) { return group_size == quant::kWholeRow ? "whole rows" : "group size " + std::to_string(group_size); }
 
-void check_source(const io::Checkpoint& checkpoint, const LlamaConfig& config, const std::vector<ExpectedTensor>& expected) {
-  if (config.quantization) {
-    throw UserError(message(checkpoint.folder().string(), ": is quantised already (", config.quantization->bits, " bits, ",
-                            group_text(config.quantization->group_size), "); give the dense checkpoint that it was made from"));
-  }
-  std::set<std::string> names;
-  for (const auto& tensor : expected) {
-    names.insert(tensor.name);
-    const io::TensorInfo& info = checkpoint.info(tensor.name);
-    const std::string where = message(checkpoint.file_of(tensor.name).string(), ": tensor '", tensor.name, "' ");
-    QALORA_REQUIRE(info.shape == tensor.shape, DataError, where, "has shape ", at::IntArrayRef(info.shape),
-                   ", config.json asks for ", at::IntArrayRef(tensor.shape));
-    const bool is_float = info.dtype == io::Dtype::kF32 || info.dtype == io::Dtype::kF16 || info.dtype == io::Dtype::kBF16;
-    QALORA_REQUIRE(is_float, DataError, where, "is ", io::dtype_name(info.dtype), ", expected F32, F16 or BF16");
-  }
-  for (const auto& name : checkpoint.names()) {
-    // A table of constants that old exporters kept, and a head that a tied model does not use, stay behind.
-    const bool unused = name.ends_with("rotary_emb.inv_freq") || (config.tied_head && name == "lm_head.weight");
-    QALORA_REQUIRE(unused || names.contains(name), DataError, checkpoint.file_of(name).string(), ": tensor '", name, "' is not part of a ",
-                   config.model_type, " model as config.json describes it");
-  }
-}
-
 std::vector<std::string> make_notes(const QuantizationConfig& quantization, const std::set<int64_t>& widths) {
   std::vector<std::string> notes;
   const int64_t group_size = quantization.group_size;
@@ -96,12 +73,15 @@ QuantizePlan plan_quantization(const io::Checkpoint& checkpoint, const Quantizat
   plan.config_json = io::read_json_file(checkpoint.folder() / "config.json");
   plan.config = parse_config(plan.config_json, (checkpoint.folder() / "config.json").string());
   plan.quantization = quantization;
-  const auto expected = expected_tensors(plan.config);
-  check_source(checkpoint, plan.config, expected);
+  if (plan.config.quantization) {
+    throw UserError(message(checkpoint.folder().string(), ": is quantised already (", plan.config.quantization->bits, " bits, ",
+                            group_text(plan.config.quantization->group_size), "); give the dense checkpoint that it was made from"));
+  }
+  check_tensors(checkpoint, plan.config);
 
   uint64_t packed_bytes = 0, packed_weights = 0, largest = 0;
   std::set<int64_t> widths;
-  for (const auto& tensor : expected) {
+  for (const auto& tensor : expected_tensors(plan.config)) {
     const io::TensorInfo& info = checkpoint.info(tensor.name);
     plan.input_bytes += info.bytes();
     // The stored bytes stand in the map and in a copy for a moment; then come the packed ones beside the copy.

@@ -27,12 +27,11 @@ std::map<std::string, at::Tensor> named_weights(const Llama& model) {
   if (!model.config.tied_head) result["lm_head.weight"] = model.head;
   for (size_t i = 0; i < model.layers.size(); ++i) {
     const Layer& layer = model.layers[i];
-    const std::string prefix = "model.layers." + std::to_string(i) + ".";
-    result[prefix + "input_layernorm.weight"] = layer.attention_norm;
-    result[prefix + "post_attention_layernorm.weight"] = layer.mlp_norm;
-    for (const Linear* linear : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) {
-      result[linear->module() + ".weight"] = linear->dense();
-      if (linear->bias.defined()) result[linear->module() + ".bias"] = linear->bias;
+    for (const auto& norm : kLayerNorms) result[layer_prefix(static_cast<int64_t>(i)) + norm.name + ".weight"] = layer.*norm.member;
+    for (const auto& projection : kProjections) {
+      const Linear& linear = layer.*projection.member;
+      result[linear.module() + ".weight"] = linear.dense();
+      if (linear.bias.defined()) result[linear.module() + ".bias"] = linear.bias;
     }
   }
   return result;
@@ -48,16 +47,13 @@ Llama new_model(const LlamaConfig& config, uint64_t seed) {
   model.final_norm = start.at("model.norm.weight");
   model.head = config.tied_head ? model.embedding : start.at("lm_head.weight");
   for (int64_t i = 0; i < config.layers; ++i) {
-    const std::string prefix = "model.layers." + std::to_string(i) + ".";
-    const auto linear = [&](const char* name) {
-      Linear result(prefix + name, start.at(prefix + name + ".weight"));
-      const auto bias = start.find(prefix + name + ".bias");
-      if (bias != start.end()) result.bias = bias->second;
-      return result;
-    };
-    model.layers.push_back({start.at(prefix + "input_layernorm.weight"), start.at(prefix + "post_attention_layernorm.weight"),
-                            linear("self_attn.q_proj"), linear("self_attn.k_proj"), linear("self_attn.v_proj"), linear("self_attn.o_proj"),
-                            linear("mlp.gate_proj"), linear("mlp.up_proj"), linear("mlp.down_proj")});
+    Layer& layer = model.layers.emplace_back();
+    for (const auto& norm : kLayerNorms) layer.*norm.member = start.at(layer_prefix(i) + norm.name + ".weight");
+    for (const auto& projection : kProjections) {
+      const std::string module = layer_prefix(i) + projection.name;
+      Linear& linear = layer.*projection.member = Linear(module, start.at(module + ".weight"));
+      if (const auto bias = start.find(module + ".bias"); bias != start.end()) linear.bias = bias->second;
+    }
   }
   return model;
 }

@@ -5,8 +5,6 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <functional>
-#include <map>
 #include <string>
 #include <vector>
 
@@ -26,9 +24,20 @@ struct KvCache {
 struct Layer {
   at::Tensor attention_norm, mlp_norm;  // [hidden] f32
   Linear q, k, v, o, gate, up, down;
-
-  std::vector<Linear*> linears() { return {&q, &k, &v, &o, &gate, &up, &down}; }
 };
+
+// The parts of a layer by their names in a checkpoint, below layer_prefix(i): the one list that everything goes by.
+template <typename Part>
+struct Named {
+  const char* name;
+  Part Layer::*member;
+};
+inline constexpr Named<at::Tensor> kLayerNorms[] = {
+    {"input_layernorm", &Layer::attention_norm}, {"post_attention_layernorm", &Layer::mlp_norm}};
+inline constexpr Named<Linear> kProjections[] = {
+    {"self_attn.q_proj", &Layer::q}, {"self_attn.k_proj", &Layer::k}, {"self_attn.v_proj", &Layer::v}, {"self_attn.o_proj", &Layer::o},
+    {"mlp.gate_proj", &Layer::gate}, {"mlp.up_proj", &Layer::up},     {"mlp.down_proj", &Layer::down}};
+std::string layer_prefix(int64_t index);  // "model.layers.0."
 
 struct ForwardOptions {
   DropoutKey dropout;
@@ -60,8 +69,6 @@ class Llama {
   uint64_t forward_flops_per_token(int64_t length) const;
 
  private:
-  at::Tensor run_layer(int64_t index, const at::Tensor& h, const at::Tensor& cos, const at::Tensor& sin,
-                       const text::Batch& batch, const DropoutKey& dropout);
   const Rope& rope_for(int64_t length);
   Rope rope_;
 };

@@ -17,7 +17,7 @@ struct LoadOptions {
   bool trainable = false;  // method "full": every weight becomes f32 with a gradient
 };
 
-// Checks every tensor's name and shape against config.json before reading; tensors of no known name are a DataError.
+// Checks every tensor before it reads the first (check_tensors). NaN or infinite weights are a DataError that names the tensor.
 // Memory: packed weights stay packed, dense ones are kept in the compute dtype.
 Llama load_model(const fs::path& folder, const LoadOptions& options);
 
@@ -34,6 +34,9 @@ struct ExpectedTensor {
   bool linear = false;  // one of the seven projections: what `quantize` packs
 };
 std::vector<ExpectedTensor> expected_tensors(const LlamaConfig& config);
+// DataError naming file and tensor when one that config.json asks for is missing, has another shape or is no float, and when there is
+// one that no layer would read: then this is another architecture than config.json says.
+void check_tensors(const io::Checkpoint& checkpoint, const LlamaConfig& config);
 // Is tensor "P.weight" of this checkpoint stored packed (P.scales beside it)?
 bool is_packed(const io::Checkpoint& checkpoint, const std::string& weight_name);
 // P.weight, P.scales, P.biases; module = P.
