@@ -10,11 +10,8 @@
 namespace qalora::model {
 namespace {
 
+using test::expect_part;
 using test::TempDir;
-
-void expect_part(const std::string& text, const std::string& part) {
-  EXPECT_NE(text.find(part), std::string::npos) << "'" << part << "' is not in: " << text;
-}
 
 class MergeCheckpoint : public ::testing::Test {
  protected:

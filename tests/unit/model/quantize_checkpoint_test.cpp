@@ -13,33 +13,10 @@
 namespace qalora::model {
 namespace {
 
+using test::expect_part;
+using test::refusal;
+using test::rewrite;
 using test::TempDir;
-
-// The text of the error of type E that `act` must throw.
-template <typename E>
-std::string refusal(const std::function<void()>& act) {
-  try {
-    act();
-  } catch (const E& error) {
-    return error.what();
-  }
-  ADD_FAILURE() << "nothing was refused";
-  return "";
-}
-
-void expect_part(const std::string& text, const std::string& part) {
-  EXPECT_NE(text.find(part), std::string::npos) << "'" << part << "' is not in: " << text;
-}
-
-// The dense checkpoint with one tensor replaced (undefined: removed).
-void rewrite(const fs::path& folder, const std::string& name, const at::Tensor& value) {
-  std::map<std::string, at::Tensor> tensors;
-  const io::SafetensorsFile file(folder / "model.safetensors");
-  for (const auto& [key, info] : file.tensors()) tensors[key] = file.read(key);
-  tensors[name] = value;
-  if (!value.defined()) tensors.erase(name);
-  io::write_safetensors(folder / "model.safetensors", tensors);
-}
 
 TEST(QuantizeCheckpoint, PacksTheLinearsAndCopiesTheRestByteForByte) {
   TempDir dir;
@@ -101,7 +78,8 @@ TEST(QuantizeCheckpoint, RefusesAQuantisedModel) {
   TempDir dir;
   test::write_random_dense(dir / "dense");
   test::quantize_to(dir / "dense", dir / "int4", 4, 32);
-  expect_part(refusal<UserError>([&] { test::quantize_to(dir / "int4", dir / "again", 4, 32); }), "quantised already (4 bits, group size 32)");
+  const std::string text = refusal<UserError>([&] { test::quantize_to(dir / "int4", dir / "again", 4, 32); });
+  expect_part(text, "quantised already (4 bits, group size 32)");
   EXPECT_FALSE(fs::exists(dir / "again"));
 }
 
@@ -123,7 +101,8 @@ TEST(QuantizeCheckpoint, RefusesDamagedModelsAndLeavesNothing) {
   expect_part(why(weight, at::zeros({160, 65}, at::kHalf)), "has shape [160, 65], config.json asks for [160, 64]");
   expect_part(why(weight, at::zeros({160, 64}, at::kInt)), "is I32");
   expect_part(why("model.layers.9.extra.weight", at::zeros({2})), "'model.layers.9.extra.weight' is not part of a llama model");
-  expect_part(why("model.norm.weight", at::full({64}, std::numeric_limits<float>::infinity(), at::kHalf)), "'model.norm.weight' holds values");
+  const at::Tensor infinite = at::full({64}, std::numeric_limits<float>::infinity(), at::kHalf);
+  expect_part(why("model.norm.weight", infinite), "'model.norm.weight' holds values");
 }
 
 TEST(QuantizeCheckpoint, AnExistingOutputStaysUnlessReplaced) {

@@ -3,6 +3,8 @@
 
 #include <ATen/ATen.h>
 
+#include <functional>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "qalora/model/load.h"
@@ -53,6 +55,32 @@ inline io::AdapterFile random_adapter(const fs::path& base, io::Pooling pooling,
     weights.b = tensor::RandomStream(seed, "b " + module).normal_tensor(weights.b.sizes(), deviation);
   }
   return adapter;
+}
+
+// The checkpoint with one tensor replaced (undefined: removed).
+inline void rewrite(const fs::path& folder, const std::string& name, const at::Tensor& value) {
+  std::map<std::string, at::Tensor> tensors;
+  const io::SafetensorsFile file(folder / "model.safetensors");
+  for (const auto& [key, info] : file.tensors()) tensors[key] = file.read(key);
+  tensors[name] = value;
+  if (!value.defined()) tensors.erase(name);
+  io::write_safetensors(folder / "model.safetensors", tensors);
+}
+
+// The text of the error of type E that `act` must throw.
+template <typename E>
+std::string refusal(const std::function<void()>& act) {
+  try {
+    act();
+  } catch (const E& error) {
+    return error.what();
+  }
+  ADD_FAILURE() << "nothing was refused";
+  return "";
+}
+
+inline void expect_part(const std::string& text, const std::string& part) {
+  EXPECT_NE(text.find(part), std::string::npos) << "'" << part << "' is not in: " << text;
 }
 
 inline void write_adapter_to(const fs::path& folder, const io::AdapterFile& adapter) {
