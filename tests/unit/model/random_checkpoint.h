@@ -57,14 +57,23 @@ inline io::AdapterFile random_adapter(const fs::path& base, io::Pooling pooling,
   return adapter;
 }
 
-// The checkpoint with one tensor replaced (undefined: removed).
+// The checkpoint with one tensor replaced or added (undefined: removed). i32 in the place of packed codes is written as u32.
 inline void rewrite(const fs::path& folder, const std::string& name, const at::Tensor& value) {
+  std::vector<io::PlannedTensor> plan;
   std::map<std::string, at::Tensor> tensors;
   const io::SafetensorsFile file(folder / "model.safetensors");
-  for (const auto& [key, info] : file.tensors()) tensors[key] = file.read(key);
-  tensors[name] = value;
-  if (!value.defined()) tensors.erase(name);
-  io::write_safetensors(folder / "model.safetensors", tensors);
+  for (const auto& [key, info] : file.tensors()) {
+    tensors[key] = file.read(key);
+    if (key != name) plan.push_back({key, info.dtype, info.shape});
+  }
+  if (value.defined()) {
+    const bool codes = value.scalar_type() == at::kInt && tensors.contains(name) && file.tensors().at(name).dtype == io::Dtype::kU32;
+    plan.push_back({name, codes ? io::Dtype::kU32 : io::dtype_of(value.scalar_type()), value.sizes().vec()});
+    tensors[name] = value;
+  }
+  io::CheckpointWriter writer(folder, plan, {});
+  for (const io::PlannedTensor& tensor : plan) writer.write(tensor.name, tensors.at(tensor.name));
+  writer.finish();
 }
 
 // The text of the error of type E that `act` must throw.
