@@ -58,13 +58,80 @@ TEST(LlamaGoldenText, CachedForwardEqualsTheWholeForward) {
   const io::SafetensorsFile expected(folder / "expected.safetensors");
   Llama model = load_model(folder, {});
   const at::Tensor ids = expected.read("input_ids").to(at::kLong)[0];
+  const double tolerance = io::read_json_file(folder / "expected.json").at("accuracy").at("tolerance_logits_abs").get<double>();
   const c10::NoGradGuard no_grad;
-  KvCache cache;
-  std::vector<at::Tensor> parts;
-  for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{0, 10}, {10, 11}, {11, 20}, {20, ids.size(0)}}) {
-    parts.push_back(model.logits(model.forward_cached(ids.slice(0, begin, end), cache)));
+  const auto difference = [&](int64_t forgotten) {
+    KvCache cache;
+    std::vector<at::Tensor> parts;
+    for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{0, 10}, {10, 11}, {11, 20}, {20, ids.size(0)}}) {
+      parts.push_back(model.logits(model.forward_cached(ids.slice(0, begin, end), cache)));
+      if (begin == 0) cache.length -= forgotten;
+    }
+    return distance(at::cat(parts), expected.read("logits")[0]);
+  };
+  EXPECT_LE(difference(0), tolerance);
+  EXPECT_GT(difference(1), 100 * tolerance);  // must differ: a cache that lost its last token
+}
+
+// PEFT's ordinary LoRA beside a dense model: logits, loss and the gradient of every A and B.
+class LoraGolden : public ::testing::Test {
+ protected:
+  // With `scale` times the scaling that the adapter's files say.
+  void load(double scale) {
+    model_ = load_model_with_adapter(test::shared_dir() / "goldens/llama/mha", folder_, {});
+    for (Linear* linear : model_.linears()) {
+      ASSERT_NE(linear->adapter, nullptr) << linear->module();
+      linear->adapter->scaling *= scale;
+      linear->adapter->a.requires_grad_(true);
+      linear->adapter->b.requires_grad_(true);
+    }
   }
-  EXPECT_LE(distance(at::cat(parts), expected.read("logits")[0]), 7.2e-5);
+
+  // Mean loss of the counted labels; each is predicted by the position before it.
+  double backward(const io::SafetensorsFile& expected) {
+    const at::Tensor labels = expected.read("labels").to(at::kLong);
+    const at::Tensor targets = at::full_like(labels, text::kIgnore);
+    targets.slice(1, 0, labels.size(1) - 1).copy_(labels.slice(1, 1));
+    const at::Tensor hidden = model_.forward(batch_of(expected.read("input_ids").to(at::kLong)));
+    const at::Tensor loss = model_.loss_sum(hidden, targets.reshape({-1})) / targets.ne(text::kIgnore).sum().item<double>();
+    loss.backward();
+    return loss.item<double>();
+  }
+
+  // Largest distance of a gradient from PEFT's, relative to the largest entry of its tensor.
+  double gradient_distance(const io::SafetensorsFile& expected) {
+    double worst = 0;
+    for (const Linear* linear : model_.linears()) {
+      for (const auto& [part, value] : {std::pair{"lora_A", linear->adapter->a}, {"lora_B", linear->adapter->b}}) {
+        const at::Tensor golden = expected.read(message("gradient.base_model.model.", linear->module(), ".", part, ".weight"));
+        worst = std::max(worst, distance(value.grad(), golden) / golden.abs().max().item<double>());
+      }
+    }
+    return worst;
+  }
+
+  fs::path folder_ = test::shared_dir() / "goldens/peft/lora";
+  Llama model_;
+};
+
+TEST_F(LoraGolden, LogitsLossAndGradientsEqualPefts) {
+  REQUIRE_SHARED("goldens/peft/lora");
+  const io::SafetensorsFile expected(folder_ / "expected.safetensors");
+  const at::Tensor ids = expected.read("input_ids").to(at::kLong), logits = expected.read("logits");
+  const double loss = expected.read("loss").item<double>();
+  // The tolerances of the goldens' README.
+  load(1);
+  EXPECT_LE(distance(logits_of(model_, ids), logits), 2e-4);
+  EXPECT_NEAR(backward(expected), loss, 1e-5);
+  EXPECT_LE(gradient_distance(expected), 1e-4);
+  // Must differ: no adapter, and one scaled by a hundredth more.
+  load(0);
+  EXPECT_LE(distance(logits_of(model_, ids), expected.read("logits_without_adapter")), 2e-4);
+  EXPECT_GT(distance(logits_of(model_, ids), logits), 1);
+  load(1.01);
+  EXPECT_GT(distance(logits_of(model_, ids), logits), 2e-3);
+  EXPECT_GT(std::abs(backward(expected) - loss), 1e-4);
+  EXPECT_GT(gradient_distance(expected), 1e-3);
 }
 
 TEST(LlamaGoldenText, Bfloat16StaysNearFloat32) {
@@ -74,7 +141,7 @@ TEST(LlamaGoldenText, Bfloat16StaysNearFloat32) {
   Llama model = load_model(folder, {.compute = at::kBFloat16});
   const at::Tensor golden = expected.read("logits");
   const double difference = distance(logits_of(model, expected.read("input_ids").to(at::kLong)), golden);
-  // bf16 keeps 8 bits: products err by 2^-9 of their size; two layers of seven products with random signs stay well below
+  // bf16 keeps 8 bits: rounding errs by 2^-9 on average; two layers of seven products with random signs stay well below
   // a hundred such roundings of the logits' spread. It must also really be bf16, not f32 under another name.
   const double spread = golden.std().item<double>();
   EXPECT_LE(difference, 100 * std::ldexp(1.0, -9) * spread);
