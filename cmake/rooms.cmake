@@ -37,6 +37,10 @@ qalora_room(tensor SOURCES ${SOURCES_tensor} LINKS qalora_precompiled qalora_cor
 qalora_room(io SOURCES ${SOURCES_io} LINKS qalora_tensor)
 qalora_room(text SOURCES ${SOURCES_text} LINKS qalora_tensor ${SENTENCEPIECE_LIBRARY})
 target_include_directories(qalora_text SYSTEM PRIVATE ${SENTENCEPIECE_INCLUDE})
+# Debian's SentencePiece and LibTorch's c10 both export FLAGS_minloglevel, of 32 bytes and of 4. The library named first wins for
+# both: c10 only reads its number, while SentencePiece in c10's place would overwrite what lies behind it (the switch that makes
+# every failed allocation abort the process). Hence SentencePiece before everything else.
+target_link_options(qalora_text INTERFACE -Wl,--no-as-needed ${SENTENCEPIECE_LIBRARY})
 qalora_room(quant SOURCES ${SOURCES_quant} LINKS qalora_io qalora_kernels)
 qalora_room(model SOURCES ${SOURCES_model} LINKS qalora_quant qalora_text)
 qalora_room(train SOURCES ${SOURCES_train} LINKS qalora_model)
