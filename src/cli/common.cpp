@@ -1,13 +1,16 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
 #include "qalora/cli/command.h"
 #include "qalora/core/error.h"
+#include "qalora/core/format.h"
 #include "qalora/core/log.h"
 #include "qalora/kernels/packed.h"
 #include "qalora/tensor/device.h"
@@ -45,7 +48,7 @@ std::shared_ptr<CommonOptions> add_common(CLI::App& app, unsigned flags) {
   app.add_flag("--json", options->json, "the result as JSON on stdout")->group(group);
   app.add_flag("-q,--quiet", options->quiet, "only errors on stderr")->group(group);
   app.add_flag("-v,--verbose", options->verbose, "more messages")->group(group);
-  app.add_option("--color", options->color, "auto, always or never")->group(group)->check(CLI::IsMember({"auto", "always", "never"}))->type_name("WHEN");
+  app.add_option("--color", options->color, "auto, always or never")->group(group)->check(one_of({"auto", "always", "never"}))->type_name("WHEN");
   app.add_option("--log-file", options->log_file, "a copy of all messages, with times")->group(group)->type_name("FILE");
   return options;
 }
@@ -58,6 +61,30 @@ void apply_common(CommonOptions& options) {
   options.where = tensor::parse_device(options.device);
   options.compute = options.dtype.empty() ? tensor::default_compute_dtype() : tensor::parse_compute_dtype(options.dtype);
   tensor::set_threads(options.threads);
+}
+
+bool parse_whole(const std::string& text, int64_t& value) {
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, value);
+  return error == std::errc() && stop == end;
+}
+
+CLI::Validator whole_number(int64_t least) {
+  const auto check = [least](const std::string& text) -> std::string {
+    int64_t value = 0;
+    if (parse_whole(text, value) && value >= least) return "";
+    return least == INT64_MIN ? message("expected a whole number, got ", text)
+                              : message("expected a whole number, ", least, " or more, got ", text);
+  };
+  return CLI::Validator(check, "");
+}
+
+CLI::Validator one_of(std::vector<std::string> words) {
+  const auto check = [words](const std::string& word) -> std::string {
+    if (std::find(words.begin(), words.end(), word) != words.end()) return "";
+    return message("expected ", join(words, ", "), ", got '", word, "'", did_you_mean(word, words));
+  };
+  return CLI::Validator(check, "");
 }
 
 void print(const std::string& text) {

@@ -1,9 +1,12 @@
 #include "qalora/cli/config_file.h"
 
 #include <algorithm>
+#include <charconv>
+#include <cmath>
 #include <set>
-#include <sstream>
 
+#include "qalora/cli/command.h"
+#include "qalora/cli/toml.h"
 #include "qalora/core/error.h"
 #include "qalora/core/file.h"
 #include "qalora/core/format.h"
@@ -18,23 +21,14 @@ std::string flag_of(const std::string& key) {
   return flag;
 }
 
-std::string quoted(const std::string& text) {
-  std::string result = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') result += '\\';
-    result += c;
-  }
-  return result + "\"";
-}
-
 struct Writer {
   std::string operator()(const int64_t* value) const { return std::to_string(*value); }
   std::string operator()(const double* value) const { return format_number(*value); }
   std::string operator()(const bool* value) const { return *value ? "true" : "false"; }
-  std::string operator()(const std::string* value) const { return quoted(*value); }
+  std::string operator()(const std::string* value) const { return toml_quoted(*value); }
   std::string operator()(const std::vector<std::string>* value) const {
     std::vector<std::string> parts;
-    for (const std::string& part : *value) parts.push_back(quoted(part));
+    for (const std::string& part : *value) parts.push_back(toml_quoted(part));
     return "[" + join(parts, ", ") + "]";
   }
 };
@@ -43,12 +37,50 @@ struct Binder {
   CLI::App& app;
   const Key& key;
 
-  CLI::Option* operator()(int64_t* value) const { return app.add_option(flag_of(key.name), *value, key.help)->type_name("N")->take_last(); }
+  CLI::Option* operator()(int64_t* value) const { return app.add_option(flag_of(key.name), *value, key.help)->type_name("N")->check(whole_number())->take_last(); }
   CLI::Option* operator()(double* value) const { return app.add_option(flag_of(key.name), *value, key.help)->type_name("X")->take_last(); }
-  CLI::Option* operator()(bool* value) const { return app.add_option(flag_of(key.name), *value, key.help)->type_name("true|false")->take_last(); }
+  // A flag that takes a word, not an option that may lack one: CLI11 gives a bare option its default.
+  CLI::Option* operator()(bool* value) const {
+    return app.add_flag(flag_of(key.name), *value, key.help)->type_name("[true|false]")->expected(0, 1)->check(one_of({"true", "false"}))
+        ->default_str(*value ? "true" : "false");
+  }
   CLI::Option* operator()(std::string* value) const { return app.add_option(flag_of(key.name), *value, key.help)->type_name("TEXT")->take_last(); }
   CLI::Option* operator()(std::vector<std::string>* value) const {
     return app.add_option(flag_of(key.name), *value, key.help)->type_name("A,B,..")->delimiter(',');
+  }
+};
+
+// Puts a value of the file into the key's place, or only tries it; nullptr when it fits, else what was expected.
+struct Setter {
+  const TomlValue& value;
+  bool store;
+
+  template <typename T>
+  const char* put(T* place, const T* found, const char* expected) const {
+    if (found == nullptr) return expected;
+    if (store) *place = *found;
+    return nullptr;
+  }
+
+  const char* operator()(int64_t* place) const {
+    const auto* number = std::get_if<TomlNumber>(&value);
+    int64_t read = 0;
+    return put(place, number != nullptr && parse_whole(number->digits, read) ? &read : nullptr, "a whole number");
+  }
+  const char* operator()(double* place) const {
+    const auto* number = std::get_if<TomlNumber>(&value);
+    double read = 0;
+    bool good = number != nullptr;
+    if (good) {
+      const char* end = number->digits.data() + number->digits.size();
+      good = std::from_chars(number->digits.data(), end, read).ec == std::errc() && std::isfinite(read);
+    }
+    return put(place, good ? &read : nullptr, "a number");
+  }
+  const char* operator()(bool* place) const { return put(place, std::get_if<bool>(&value), "true or false"); }
+  const char* operator()(std::string* place) const { return put(place, std::get_if<std::string>(&value), "text in quotes"); }
+  const char* operator()(std::vector<std::string>* place) const {
+    return put(place, std::get_if<std::vector<std::string>>(&value), "a list of texts: [\"a\", \"b\"]");
   }
 };
 
@@ -61,24 +93,17 @@ void bind_keys(CLI::App& app, const std::vector<Key>& keys) {
 void load_config_file(CLI::App& app, const std::string& path, const std::vector<Key>& keys) {
   std::vector<std::string> names;
   for (const Key& key : keys) names.push_back(key.name);
-  std::istringstream input(read_text_file(path));
   std::set<std::string> seen;
-  for (const CLI::ConfigItem& item : CLI::ConfigTOML().from_config(input)) {
-    if (item.name == "++" || item.name == "--") continue;  // CLI11's own marks for the begin and end of a section
-    const std::string section = join(item.parents, ".");
-    QALORA_REQUIRE(section.empty() || section == app.get_name(), UserError, path, ": section [", section,
+  for (const TomlEntry& entry : parse_toml(read_text_file(path), path)) {
+    const std::string where = message(path, ":", entry.line);
+    QALORA_REQUIRE(entry.section.empty() || entry.section == app.get_name(), UserError, where, ": section [", entry.section,
                    "] is not known; keys stand at the top or under [", app.get_name(), "]");
-    const bool known = std::find(names.begin(), names.end(), item.name) != names.end();
-    QALORA_REQUIRE(known, UserError, path, ": key '", item.name, "' is not known", did_you_mean(item.name, names));
-    QALORA_REQUIRE(seen.insert(item.name).second, UserError, path, ": key '", item.name, "' is given twice");
-    CLI::Option* option = app.get_option(flag_of(item.name));
-    if (option->count() > 0) continue;
-    try {
-      option->add_result(item.inputs);
-      option->run_callback();
-    } catch (const CLI::ParseError&) {
-      throw UserError(message(path, ": '", item.name, "' is ", join(item.inputs, ", "), ", expected ", option->get_type_name()));
-    }
+    const auto key = std::find_if(keys.begin(), keys.end(), [&](const Key& k) { return k.name == entry.key; });
+    QALORA_REQUIRE(key != keys.end(), UserError, where, ": key '", entry.key, "' is not known", did_you_mean(entry.key, names));
+    QALORA_REQUIRE(seen.insert(entry.key).second, UserError, where, ": key '", entry.key, "' is given twice");
+    const bool flag_wins = app.get_option(flag_of(entry.key))->count() > 0;
+    const char* expected = std::visit(Setter{entry.value, /*store=*/!flag_wins}, key->value);
+    QALORA_REQUIRE(expected == nullptr, UserError, where, ": '", entry.key, "' is ", toml_plain(entry.value), ", expected ", expected);
   }
 }
 

@@ -6,6 +6,7 @@
 
 #include "inspect_model.h"
 #include "qalora/cli/command.h"
+#include "qalora/cli/toml.h"
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
 #include "qalora/eval/choice.h"
@@ -92,15 +93,13 @@ json inspect_tokenizer(const fs::path& folder) {
 }
 
 json inspect_config(const fs::path& path) {
-  std::ifstream in(path);
-  QALORA_REQUIRE(in.good(), DataError, path.string(), ": cannot be read");
   json values = json::object();
   try {
-    for (const CLI::ConfigItem& item : CLI::ConfigTOML().from_config(in)) {
-      if (item.name != "++" && item.name != "--") values[item.fullname()] = join(item.inputs, " ");  // those two open and close a section
+    for (const TomlEntry& entry : parse_toml(read_text_file(path), path.string())) {
+      values[entry.section.empty() ? entry.key : entry.section + "." + entry.key] = toml_plain(entry.value);
     }
-  } catch (const CLI::ParseError& error) {
-    throw DataError(message(path.string(), ": not valid TOML: ", error.what()));
+  } catch (const UserError& error) {  // here the file is what is looked at, not what the person asks for
+    throw DataError(error.what());
   }
   return {{"kind", "configuration"}, {"path", path.string()}, {"keys", values}};
 }

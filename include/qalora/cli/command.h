@@ -8,10 +8,12 @@
 #include <c10/core/ScalarType.h>
 
 #include <CLI/CLI.hpp>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
+#include <vector>
 
 #include "qalora/core/file.h"
 
@@ -39,6 +41,12 @@ struct Command {
 std::shared_ptr<CommonOptions> add_common(CLI::App& app, unsigned flags);
 // Checks them, sets log level, threads, device and compute dtype. First line of every run function.
 void apply_common(CommonOptions& options);
+
+// Whole decimal numbers from `least` on, and no others: CLI11 by itself takes the nearest number that fits into 64 bits.
+bool parse_whole(const std::string& text, int64_t& value);
+CLI::Validator whole_number(int64_t least = INT64_MIN);
+// One of these words; the error names the nearest.
+CLI::Validator one_of(std::vector<std::string> words);
 
 // Prints one JSON document to stdout (numbers with full precision; a non-finite number is an InternalError, not "null").
 void print_json(const nlohmann::json& document);
