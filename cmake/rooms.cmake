@@ -47,4 +47,6 @@ qalora_room(train SOURCES ${SOURCES_train} LINKS qalora_model)
 qalora_room(eval SOURCES ${SOURCES_eval} LINKS qalora_model)
 qalora_room(generate SOURCES ${SOURCES_generate} LINKS qalora_model)
 qalora_room(cli SOURCES ${SOURCES_cli} LINKS qalora_train qalora_eval qalora_generate CLI11::CLI11)
-set_source_files_properties(src/cli/cli.cpp PROPERTIES COMPILE_DEFINITIONS QALORA_VERSION="${PROJECT_VERSION}")
+include(cmake/version.cmake)
+set_source_files_properties(src/cli/version.cpp PROPERTIES
+  COMPILE_DEFINITIONS "QALORA_VERSION=\"${PROJECT_VERSION}\";QALORA_COMMIT=\"${QALORA_COMMIT}\"")

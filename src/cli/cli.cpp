@@ -6,9 +6,11 @@
 #include <cstdlib>
 #include <iostream>
 #include <new>
+#include <nlohmann/json.hpp>
 #include <torch/version.h>
 
 #include "qalora/cli/command.h"
+#include "qalora/cli/version.h"
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
 #include "qalora/core/log.h"
@@ -16,10 +18,6 @@
 #include "qalora/kernels/packed.h"
 #include "qalora/tensor/device.h"
 #include "qalora/tensor/dtype.h"
-
-#ifndef QALORA_COMMIT
-#define QALORA_COMMIT "unknown"
-#endif
 
 namespace qalora::cli {
 
@@ -34,8 +32,18 @@ constexpr const char* kExamples =
     "\n"
     "'qalora COMMAND --help' explains one command.\n";
 
+nlohmann::json version_json() {
+  return {{"version", version_number()},
+          {"commit", version_commit()},
+          {"libtorch", TORCH_VERSION},
+          {"cuda", nullptr},
+          {"cpu_kernels", kernels::active_isa()},
+          {"threads", tensor::threads()},
+          {"default_dtype", tensor::dtype_name(tensor::default_compute_dtype())}};
+}
+
 std::string version_text() {
-  return message("qalora ", QALORA_VERSION, " (", QALORA_COMMIT, ")\nLibTorch ", TORCH_VERSION, "\nCUDA not built\nCPU kernels ",
+  return message("qalora ", version_number(), " (", version_commit(), ")\nLibTorch ", TORCH_VERSION, "\nCUDA not built\nCPU kernels ",
                  kernels::active_isa(), ", ", tensor::threads(), " threads, default dtype ",
                  tensor::dtype_name(tensor::default_compute_dtype()), "\n");
 }
@@ -82,6 +90,8 @@ int guarded(const std::function<void()>& run) {
     const bool memory = what.find("can't allocate memory") != std::string::npos || what.find("not enough memory") != std::string::npos;
     if (memory) return fail("out of memory (" + what.substr(0, what.find('\n')) + "); lower micro_batch_size or sequence_length", ExitCode::kOutOfMemory);
     return fail("internal error in LibTorch: " + what + "\nplease report this with the command line", ExitCode::kFailure);
+  } catch (const fs::filesystem_error& error) {
+    return fail(error.path1().string() + ": " + error.code().message(), ExitCode::kIo);
   } catch (const std::exception& error) {
     return fail(std::string("internal error: ") + error.what() + "\nplease report this with the command line", ExitCode::kFailure);
   }
@@ -96,21 +106,21 @@ int run(int argc, char** argv) {
   CLI::App app("Fine-tunes LLaMA models while they are quantised (QA-LoRA) and merges the result back with nothing lost.", "qalora");
   app.footer(kExamples);
   app.require_subcommand(0, 1);
-  bool version = false;
+  bool version = false, json = false;
   app.add_flag("--version", version, "versions of the program and its libraries");
+  app.add_flag("--json", json, "with --version: as JSON");
   std::vector<Command> commands = {make_quantize(app), make_finetune(app), make_merge(app), make_eval(app),
                                    make_compare(app), make_generate(app), make_inspect(app)};
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {
-    const auto chosen = app.get_subcommands();
-    return guarded([&] { print((chosen.empty() ? &app : chosen.front())->help()); });
+    return guarded([&] { print(app.help()); });  // of the chosen command, under its full name
   } catch (const CLI::ParseError& error) {
     return usage_error(error, app, argc, argv);
   } catch (const Error& error) {  // a key of the configuration file
     return fail(error.what(), error.code());
   }
-  if (version) return guarded([] { print(version_text()); });
+  if (version) return guarded([&] { json ? print_json(version_json()) : print(version_text()); });
   for (const Command& command : commands) {
     if (command.app->parsed()) return guarded(command.run);
   }

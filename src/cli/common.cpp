@@ -100,22 +100,62 @@ void print(const std::string& text) {
 
 void print_json(const nlohmann::json& document) {
   require_finite(document, "");
-  print(document.dump() + "\n");
+  print(json_line(document));
+}
+
+std::string json_line(const nlohmann::json& document) {
+  return document.dump(-1, ' ', /*ensure_ascii=*/false, nlohmann::json::error_handler_t::replace) + "\n";
+}
+
+void require_input(const fs::path& path, const char* flag) {
+  std::error_code error;
+  const bool there = fs::exists(path, error);  // a name that is too long or a folder that may not be entered is an error, not an absence
+  QALORA_REQUIRE(!error, UserError, flag, " ", path.string(), ": ", error.message());
+  QALORA_REQUIRE(there, UserError, flag, " ", path.string(), ": does not exist");
 }
 
 void require_folder(const fs::path& path, const char* flag) {
+  require_input(path, flag);
   std::error_code error;
-  QALORA_REQUIRE(fs::exists(path, error), UserError, flag, " ", path.string(), ": no such folder");
   QALORA_REQUIRE(fs::is_directory(path, error), UserError, flag, " ", path.string(), ": is a file, expected a folder");
 }
+
+namespace {
+
+void require_free(const char* flag, const fs::path& out, bool force) {
+  std::error_code error;
+  QALORA_REQUIRE(force || !fs::exists(fs::symlink_status(out, error)), UserError, flag, " ", out.string(),
+                 ": exists already; choose another place or give --force to replace it");
+}
+
+bool is_inside(const fs::path& path, const fs::path& folder) {
+  std::error_code error;
+  for (fs::path above = fs::absolute(path, error).parent_path();; above = above.parent_path()) {
+    if (same_file(above, folder)) return true;
+    if (above == above.parent_path()) return false;
+  }
+}
+
+}  // namespace
 
 void require_output(const fs::path& out, bool force, const std::vector<fs::path>& inputs) {
   for (const fs::path& input : inputs) {
     QALORA_REQUIRE(!same_file(out, input), UserError, "--out ", out.string(), ": is the same place as the input ", input.string());
   }
+  require_free("--out", out, force);
+}
+
+void require_output_file(const char* flag, const fs::path& out, bool force, const std::vector<fs::path>& inputs) {
+  for (const fs::path& input : inputs) {
+    if (input.empty()) continue;
+    QALORA_REQUIRE(!same_file(out, input), UserError, flag, " ", out.string(), ": is the same place as the input ", input.string());
+    QALORA_REQUIRE(!is_inside(out, input), UserError, flag, " ", out.string(), ": lies inside the input ", input.string(),
+                   "; choose another place");
+  }
+  require_free(flag, out, force);
   std::error_code error;
-  QALORA_REQUIRE(force || !fs::exists(fs::symlink_status(out, error)), UserError, "--out ", out.string(),
-                 ": exists already; choose another place or give --force to replace it");
+  QALORA_REQUIRE(!fs::is_directory(out, error), UserError, flag, " ", out.string(), ": is a folder, expected a file");
+  const AtomicFile probe(out);  // an IoError now, not after the work; the probe goes away again
 }
 
 }  // namespace qalora::cli

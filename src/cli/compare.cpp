@@ -15,6 +15,11 @@
 namespace qalora::cli {
 namespace {
 
+constexpr const char* kExamples =
+    "Examples:\n"
+    "  qalora compare --model llama-7b --other llama-7b-int4 --data wikitext.txt\n"
+    "  qalora compare --model llama-7b-int4 --adapter run --other llama-7b-int4-alpaca --data wikitext.txt\n";
+
 struct CompareOptions {
   std::shared_ptr<CommonOptions> common;
   std::string model, adapter, other, data;
@@ -39,9 +44,7 @@ void run(CompareOptions& options) {
   require_folder(options.model, "--model");
   require_folder(options.other, "--other");
   if (!options.adapter.empty()) require_folder(options.adapter, "--adapter");
-  QALORA_REQUIRE(fs::exists(options.data), UserError, "--data: ", options.data, " does not exist");
-  QALORA_REQUIRE(options.limit >= 0, UserError, "--limit: expected 0 (all) or more, got ", options.limit);
-  QALORA_REQUIRE(options.batch_tokens > 0, UserError, "--batch-tokens: expected 1 or more, got ", options.batch_tokens);
+  require_input(options.data, "--data");
   QALORA_REQUIRE(text::Tokenizer::exists(options.model), UserError, options.model,
                  ": no tokenizer.model in it; copy the one that belongs to the model into the folder");
   const text::Tokenizer tokenizer{fs::path(options.model)};
@@ -50,13 +53,15 @@ void run(CompareOptions& options) {
     log::warn(
         message("the tokenizers of ", options.model, " and ", options.other, " differ; both models read the ids of the first"));
   }
+  // Before the models, which take longer to read.
+  const model::LlamaConfig config = model::read_config(options.model), other_config = model::read_config(options.other);
+  const int64_t length =
+      eval::block_length(options.context_length, config.context_length < other_config.context_length ? config : other_config);
+  const auto blocks = eval::read_blocks(options.data, tokenizer, length, options.limit);
   model::LoadOptions load;
   load.compute = options.common->compute;
   model::Llama model = model::load_model_with_adapter(options.model, options.adapter, load);
   model::Llama other = model::load_model(options.other, load);
-  const int64_t length = eval::block_length(
-      options.context_length, model.config.context_length < other.config.context_length ? model.config : other.config);
-  const auto blocks = eval::read_blocks(options.data, tokenizer, length, options.limit);
   const eval::CompareResult result = eval::compare_models(model, other, blocks, options.batch_tokens);
   const nlohmann::json json = eval::to_json(result);
   if (options.common->json) {
@@ -72,13 +77,15 @@ void run(CompareOptions& options) {
 Command make_compare(CLI::App& root) {
   CLI::App* app = root.add_subcommand("compare", "How far two models are apart on the same text");
   auto options = std::make_shared<CompareOptions>();
+  app->footer(kExamples);
   app->add_option("--model", options->model, "folder of a checkpoint")->required();
   app->add_option("--adapter", options->adapter, "adapter to put on --model");
   app->add_option("--other", options->other, "folder of the other checkpoint")->required();
   app->add_option("--data", options->data, "text, or .jsonl with \"text\"")->required();
-  app->add_option("--context-length", options->context_length, "tokens a block (default: 2048 or the smaller context)");
-  app->add_option("--limit", options->limit, "only the first N blocks");
-  app->add_option("--batch-tokens", options->batch_tokens, "tokens computed at a time")->capture_default_str();
+  app->add_option("--context-length", options->context_length, "tokens a block (default: 2048 or the smaller context)")
+      ->check(whole_number(2));
+  app->add_option("--limit", options->limit, "only the first N blocks")->check(whole_number(0));
+  app->add_option("--batch-tokens", options->batch_tokens, "tokens computed at a time")->capture_default_str()->check(whole_number(1));
   options->common = add_common(*app, kComputes);
   return {app, [options] { run(*options); }};
 }

@@ -148,7 +148,7 @@ void run(FinetuneOptions& options) {
   run_options.resolved_config = resolved(options);
   json end;
   run_options.on_event = [&](const json& event) {
-    if (options.common->json) print(event.dump() + "\n");
+    if (options.common->json) print(json_line(event));
     if (event.at("event") == "end") end = event;
   };
   train::finetune(options.config, run_options);
@@ -165,6 +165,8 @@ Command make_finetune(CLI::App& root) {
   auto options = std::make_shared<FinetuneOptions>();
   CLI::App* app = root.add_subcommand("finetune", "train an adapter on a quantised model (or LoRA, or all weights)");
   options->app = app;
+  app->footer("Examples:\n  qalora finetune --config configs/alpaca-7b.toml --model llama-7b-int4 --data alpaca.json --out run\n"
+              "  qalora finetune --config run/config.toml --resume --steps 20000\n");
   app->add_option("--config", options->config_file, "TOML file with the keys below; flags win over it")->type_name("FILE");
   bind_keys(*app, keys_of(options->config));
   app->add_flag("--resume", options->resume, "continue the run in --out from its newest checkpoint");

@@ -16,8 +16,14 @@
 namespace qalora::cli {
 namespace {
 
+constexpr const char* kExamples =
+    "Examples:\n"
+    "  qalora generate --model llama-7b-int4 --prompt 'The capital of France is' --max-tokens 20\n"
+    "  qalora generate --model llama-7b-int4 --adapter run --template alpaca --prompt 'Name three rivers.' --top-p 0.9\n";
+
 struct PromptOptions {
   std::shared_ptr<CommonOptions> common;
+  CLI::App* app = nullptr;
   std::string model, adapter, prompt, prompt_file, kind = "none";
   generate::GenerateOptions generate;
 };
@@ -33,10 +39,21 @@ std::string read_prompt(const PromptOptions& options) {
   return prompt;
 }
 
-void run(PromptOptions& options, bool has_prompt) {
-  apply_common(*options.common);
-  QALORA_REQUIRE(has_prompt != !options.prompt_file.empty(), UserError, "give --prompt TEXT or --prompt-file FILE, one of them");
+// --top-p and --top-k ask for sampling, which is temperature 1 unless --temperature says otherwise.
+void settle_temperature(PromptOptions& options) {
+  const auto given = [&](const char* flag) { return options.app->get_option(flag)->count() > 0; };
+  const bool samples = given("--top-p") || given("--top-k");
+  double& temperature = options.generate.sampler.temperature;
+  if (samples && !given("--temperature")) temperature = 1;
   generate::check_sampler(options.generate.sampler);
+  if (samples && temperature == 0) log::warn("--top-p and --top-k have no effect at --temperature 0, which takes the most likely token");
+}
+
+void run(PromptOptions& options) {
+  apply_common(*options.common);
+  const bool has_prompt = options.app->get_option("--prompt")->count() > 0;
+  QALORA_REQUIRE(has_prompt != !options.prompt_file.empty(), UserError, "give --prompt TEXT or --prompt-file FILE, one of them");
+  settle_temperature(options);
   const text::TemplateKind kind = text::parse_template(options.kind);
   require_folder(options.model, "--model");
   if (!options.adapter.empty()) require_folder(options.adapter, "--adapter");
@@ -44,14 +61,16 @@ void run(PromptOptions& options, bool has_prompt) {
                  ": no tokenizer.model in it; copy the one that belongs to the model into the folder");
   const text::Tokenizer tokenizer{fs::path(options.model)};
   const std::string prompt = read_prompt(options);
+  const std::vector<int64_t> ids = text::make_prompt(tokenizer, kind, prompt);
   model::LoadOptions load;
   load.compute = options.common->compute;
   model::Llama model = model::load_model_with_adapter(options.model, options.adapter, load);
 
   options.generate.stop_ids = tokenizer.stop_ids();
-  generate::TextStream stream(tokenizer);
+  // What continues a bare prompt is spelt with its blank, so that prompt + text is right; an answer to a template stands alone.
+  generate::TextStream stream(tokenizer, kind == text::TemplateKind::kNone ? ids : std::vector<int64_t>());
   const bool show = !options.common->json;
-  const auto result = generate::generate(model, text::make_prompt(tokenizer, kind, prompt), options.generate, [&](int64_t id) {
+  const auto result = generate::generate(model, ids, options.generate, [&](int64_t id) {
     const std::string piece = stream.push(id);
     if (show && !piece.empty()) print(piece);
   });
@@ -80,21 +99,23 @@ void run(PromptOptions& options, bool has_prompt) {
 Command make_generate(CLI::App& root) {
   CLI::App* app = root.add_subcommand("generate", "Text from a prompt");
   auto options = std::make_shared<PromptOptions>();
+  options->app = app;
+  app->footer(kExamples);
   auto& sampler = options->generate.sampler;
   app->add_option("--model", options->model, "folder of a checkpoint, dense or quantised")->required();
   app->add_option("--adapter", options->adapter, "adapter, checkpoint or run folder to put on the model");
-  CLI::Option* prompt = app->add_option("--prompt", options->prompt, "what to continue or, with a template, to answer");
+  app->add_option("--prompt", options->prompt, "what to continue or, with a template, to answer");
   app->add_option("--prompt-file", options->prompt_file, "file with the prompt; - reads standard input");
   app->add_option("--template", options->kind, "none, alpaca, alpaca-paper or chat")->capture_default_str();
-  app->add_option("--max-tokens", options->generate.max_tokens, "longest answer")->capture_default_str();
-  app->add_option("--temperature", sampler.temperature, "0 takes the most likely token; higher is more varied")
-      ->capture_default_str();
+  app->add_option("--max-tokens", options->generate.max_tokens, "longest answer")->capture_default_str()->check(whole_number(1));
+  app->add_option("--temperature", sampler.temperature,
+                  "0 takes the most likely token, higher is more varied (default: 0; 1 when --top-p or --top-k is given)");
   app->add_option("--top-p", sampler.top_p, "sample from the likeliest tokens that reach this probability")
       ->capture_default_str();
-  app->add_option("--top-k", sampler.top_k, "sample from the k likeliest tokens; 0: all")->capture_default_str();
-  app->add_option("--seed", sampler.seed, "of the random numbers")->capture_default_str();
+  app->add_option("--top-k", sampler.top_k, "sample from the k likeliest tokens; 0: all")->capture_default_str()->check(whole_number(0));
+  app->add_option("--seed", sampler.seed, "of the random numbers, which temperature 0 does not use")->capture_default_str()->check(whole_number(0));
   options->common = add_common(*app, kComputes);
-  return {app, [options, prompt] { run(*options, prompt->count() > 0); }};
+  return {app, [options] { run(*options); }};
 }
 
 }  // namespace qalora::cli

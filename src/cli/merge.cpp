@@ -13,6 +13,11 @@
 namespace qalora::cli {
 namespace {
 
+constexpr const char* kExamples =
+    "Examples:\n"
+    "  qalora merge --model llama-7b-int4 --adapter run --out llama-7b-int4-alpaca\n"
+    "  qalora merge --model llama-7b-int4 --adapter run/checkpoints/step-500 --out early --data alpaca.json\n";
+
 struct MergeOptions {
   std::shared_ptr<CommonOptions> common;
   std::string model, adapter, out, data;
@@ -48,6 +53,10 @@ void report(const MergeOptions& options, const nlohmann::json& json, const model
 void run(MergeOptions& options) {
   apply_common(*options.common);
   require_folder(options.model, "--model");
+  if (!options.data.empty()) require_input(options.data, "--data");
+  if (options.common->compute != at::kFloat && !options.common->dtype.empty()) {
+    log::warn("--dtype has no effect here: the proof runs in float32, where rounding is smallest");
+  }
   const auto start = std::chrono::steady_clock::now();
   const fs::path model_folder = options.model, adapter_folder = io::find_adapter(options.adapter);
   if (!options.common->dry_run) {
@@ -58,6 +67,9 @@ void run(MergeOptions& options) {
   const io::AdapterFile adapter = io::read_adapter(adapter_folder);
   model::check_mergeable(base, adapter_folder, adapter);
   const uint64_t bytes = model::merged_bytes(base, adapter);
+  const model::LlamaConfig config = model::read_config(model_folder);
+  const eval::ProofTokens tokens = options.data.empty() ? eval::proof_tokens(model_folder, config, adapter.config.training_data)
+                                                        : eval::proof_tokens_of(model_folder, config, options.data);
   log::info(message("merging ", adapter_folder.string(), " (rank ", adapter.config.rank, ", ", io::pooling_name(adapter.config.pooling),
                     " pooling, ", adapter.modules.size(), " layers) into ", options.model, ": writes ", format_bytes(bytes)));
   if (options.common->dry_run) {
@@ -69,8 +81,6 @@ void run(MergeOptions& options) {
   AtomicFolder folder(options.out, options.common->force, bytes + kSidecarBytes);
   const int64_t layers = model::merge_checkpoint(base, adapter_folder, adapter, folder.staging());
   const model::ByteChanges changes = model::compare_bytes(base, io::Checkpoint(folder.staging()));
-  const std::string data = options.data.empty() ? adapter.config.training_data : options.data;
-  const eval::ProofTokens tokens = eval::proof_tokens(model_folder, model::read_config(model_folder), data);
   const eval::MergeProof proof = eval::prove_merge(model_folder, adapter, folder.staging(), tokens);
   require_exact(options.out, changes, proof);
   folder.commit();
@@ -102,6 +112,7 @@ void run(MergeOptions& options) {
 Command make_merge(CLI::App& root) {
   CLI::App* app = root.add_subcommand("merge", "An adapter into its quantised model: only the offsets change, and that is proved");
   auto options = std::make_shared<MergeOptions>();
+  app->footer(kExamples);
   app->add_option("--model", options->model, "folder of the quantised checkpoint that the adapter was trained on")->required();
   app->add_option("--adapter", options->adapter, "adapter, checkpoint or run folder")->required();
   app->add_option("--out", options->out, "folder to write");

@@ -16,11 +16,19 @@
 namespace qalora::cli {
 namespace {
 
+constexpr const char* kExamples =
+    "Examples:\n"
+    "  qalora quantize --model llama-7b --out llama-7b-int4\n"
+    "  qalora quantize --model llama-7b --out llama-7b-int2 --bits 2 --group-size 32 --dry-run\n";
+
 struct QuantizeOptions {
   std::shared_ptr<CommonOptions> common;
-  std::string model, out, group_size = "32", method = "rtn", calibration;
+  CLI::App* app = nullptr;
+  std::string model, out, group_size = "32", method = "rtn", of_gptq;
   int bits = 4;
 };
+
+constexpr const char* kGptqFlags[] = {"--calibration", "--samples", "--sequence-length", "--seed"};
 
 int64_t parse_group_size(const std::string& text) {
   if (text == "row" || text == "-1") return quant::kWholeRow;
@@ -35,8 +43,13 @@ void check_options(const QuantizeOptions& options) {
   QALORA_REQUIRE(options.method != "gptq", UserError, "--method gptq: not in this version; use --method rtn (round to nearest)");
   QALORA_REQUIRE(options.method == "rtn", UserError, "--method ", options.method, ": not known", did_you_mean(options.method, {"rtn", "gptq"}),
                  "; expected rtn");
-  QALORA_REQUIRE(options.calibration.empty(), UserError, "--calibration: belongs to --method gptq, which is not in this version");
+  for (const char* flag : kGptqFlags) {
+    QALORA_REQUIRE(options.app->get_option(flag)->count() == 0, UserError, flag, ": belongs to --method gptq, which is not in this version");
+  }
   require_folder(options.model, "--model");
+  if (options.common->compute != at::kFloat && !options.common->dtype.empty()) {
+    log::warn("--dtype has no effect here: quantising computes in float32");
+  }
   if (!options.common->dry_run) {
     QALORA_REQUIRE(!options.out.empty(), UserError, "--out: give the folder to write");
     require_output(options.out, options.common->force, {options.model});
@@ -103,12 +116,14 @@ void run(QuantizeOptions& options) {
 Command make_quantize(CLI::App& root) {
   CLI::App* app = root.add_subcommand("quantize", "A dense checkpoint to an INT4, INT3 or INT2 one");
   auto options = std::make_shared<QuantizeOptions>();
+  options->app = app;
+  app->footer(kExamples);
   app->add_option("--model", options->model, "folder of a dense checkpoint")->required();
   app->add_option("--out", options->out, "folder to write");
   app->add_option("--bits", options->bits, "2, 3 or 4")->capture_default_str();
   app->add_option("--group-size", options->group_size, "inputs that share a scale and an offset: 32, 64, 128, 256 or row")->capture_default_str();
   app->add_option("--method", options->method, "rtn: round to nearest")->capture_default_str();
-  app->add_option("--calibration", options->calibration, "text for gptq, which is not in this version")->group("");
+  for (const char* flag : kGptqFlags) app->add_option(flag, options->of_gptq, "of gptq, which is not in this version")->group("");
   options->common = add_common(*app, kComputes | kWrites);
   return {app, [options] { run(*options); }};
 }

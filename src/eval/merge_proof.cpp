@@ -32,24 +32,21 @@ bool usable(const std::vector<int64_t>& ids, const model::LlamaConfig& config) {
   return ids.size() >= 2 && std::all_of(ids.begin(), ids.end(), [&](int64_t id) { return id >= 0 && id < config.vocab_size; });
 }
 
-// The first records of the training file as ids; empty when it cannot serve.
-ProofTokens training_tokens(const std::string& path, const text::Tokenizer* tokenizer, const model::LlamaConfig& config, int64_t length) {
+// The first records of a data set as ids.
+ProofTokens record_tokens(const std::string& path, const text::Tokenizer* tokenizer, const model::LlamaConfig& config, int64_t length) {
   ProofTokens tokens;
-  try {
-    const text::Dataset dataset(path, text::DataFormat::kAuto, /*skip_bad_records=*/true);
-    text::ExampleOptions options;
-    options.sequence_length = length;
-    for (int64_t i = 0; i < dataset.size() && tokens.sequences.size() < kSequences; ++i) {
-      const text::Record record = dataset.record(i);
-      if (tokenizer == nullptr && record.input_ids.empty()) break;
-      std::vector<int64_t> ids = record.input_ids.empty() ? text::make_example(*tokenizer, record, options).input_ids : record.input_ids;
-      ids.resize(std::min<size_t>(ids.size(), static_cast<size_t>(length)));
-      if (usable(ids, config)) tokens.sequences.push_back(std::move(ids));
-    }
-  } catch (const Error& error) {
-    log::verbose(message("the proof does not use the training data: ", error.what()));
-    tokens.sequences.clear();
+  const text::Dataset dataset(path, text::DataFormat::kAuto, /*skip_bad_records=*/true);
+  text::ExampleOptions options;
+  options.sequence_length = length;
+  for (int64_t i = 0; i < dataset.size() && tokens.sequences.size() < kSequences; ++i) {
+    const text::Record record = dataset.record(i);
+    if (tokenizer == nullptr && record.input_ids.empty()) break;
+    std::vector<int64_t> ids = record.input_ids.empty() ? text::make_example(*tokenizer, record, options).input_ids : record.input_ids;
+    ids.resize(std::min<size_t>(ids.size(), static_cast<size_t>(length)));
+    if (usable(ids, config)) tokens.sequences.push_back(std::move(ids));
   }
+  QALORA_REQUIRE(!tokens.sequences.empty(), DataError, path, ": no record in it can serve the proof",
+                 tokenizer == nullptr ? ": the model has no tokenizer" : "");
   tokens.source = message(tokens.sequences.size(), " records of ", path);
   return tokens;
 }
@@ -113,15 +110,24 @@ void shake_offsets(model::Llama& model, const io::AdapterFile& adapter) {
 
 }  // namespace
 
-ProofTokens proof_tokens(const fs::path& model, const model::LlamaConfig& config, const std::string& training_data) {
-  const int64_t length = std::min(kLength, config.context_length);
+ProofTokens proof_tokens_of(const fs::path& model, const model::LlamaConfig& config, const std::string& data) {
   std::optional<text::Tokenizer> tokenizer;
   if (text::Tokenizer::exists(model)) tokenizer.emplace(model);
+  return record_tokens(data, tokenizer ? &*tokenizer : nullptr, config, std::min(kLength, config.context_length));
+}
+
+ProofTokens proof_tokens(const fs::path& model, const model::LlamaConfig& config, const std::string& training_data) {
+  const int64_t length = std::min(kLength, config.context_length);
   std::error_code ignored;
   if (!training_data.empty() && fs::is_regular_file(training_data, ignored)) {
-    ProofTokens tokens = training_tokens(training_data, tokenizer ? &*tokenizer : nullptr, config, length);
-    if (!tokens.sequences.empty()) return tokens;
+    try {
+      return proof_tokens_of(model, config, training_data);
+    } catch (const Error& error) {
+      log::verbose(message("the proof does not use the training data: ", error.what()));
+    }
   }
+  std::optional<text::Tokenizer> tokenizer;
+  if (text::Tokenizer::exists(model)) tokenizer.emplace(model);
   if (!tokenizer) return random_tokens(config, length);
   std::vector<int64_t> ids = tokenizer->encode(kText, {.add_bos = true});
   ids.resize(std::min<size_t>(ids.size(), static_cast<size_t>(length)));

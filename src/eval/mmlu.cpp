@@ -6,6 +6,8 @@
 #include <chrono>
 #include <cmath>
 #include <map>
+#include <string_view>
+#include <utility>
 
 #include "qalora/core/error.h"
 #include "qalora/core/signals.h"
@@ -61,41 +63,87 @@ struct Prepared {
   MmluResult result;
 };
 
-// Encodes a question as its protocol asks. Too long: hendrycks drops the last worked example and tries again, qlora cuts the
-// end, question and all; lm-eval's cut happens when it is scored.
-Continuations prepare(const text::Tokenizer& tokenizer, Letters& letters, const MmluSubject& subject,
-                      const MmluQuestion& question, Protocol protocol, int64_t context_length, MmluAnswer& answer) {
+// Where the prompt's worked examples begin and end (behind their letter), in bytes.
+std::vector<std::pair<size_t, size_t>> example_spans(const MmluSubject& subject, const MmluQuestion& question, size_t shots) {
+  std::vector<std::pair<size_t, size_t>> spans;
+  size_t begin = subject.header.size();
+  for (size_t i = 0; i < shots; ++i) {
+    spans.emplace_back(begin, begin + subject.examples[i].size() - 2);  // without the blank line
+    begin += subject.examples[i].size();
+  }
+  // QLoRA's five-shot files have them in the question's text, behind a header of their own.
+  constexpr std::string_view kAnswer = "\nAnswer:";
+  size_t end = question.own_shots > 0 ? question.text.find("\n\n") : 0;
+  for (int64_t i = 0; i < question.own_shots && end != std::string::npos; ++i) {
+    const size_t answer = question.text.find(kAnswer, end);
+    const size_t line_end = std::min(question.text.find('\n', answer + kAnswer.size()), question.text.size());
+    spans.emplace_back(begin + end + 2, begin + line_end);
+    end = line_end;
+  }
+  return spans;
+}
+
+// Worked examples that are left whole when `front` tokens are cut off the prompt's beginning or `back` tokens off its end.
+int64_t whole_examples(const text::Tokenizer& tokenizer, bool bos, const std::string& prompt,
+                       const std::vector<std::pair<size_t, size_t>>& spans, int64_t total, int64_t front, int64_t back) {
+  if (front == 0 && back == 0) return static_cast<int64_t>(spans.size());
+  const auto tokens_of = [&](size_t bytes) {
+    return static_cast<int64_t>(tokenizer.encode(std::string_view(prompt).substr(0, bytes), {.add_bos = bos}).size());
+  };
+  return std::count_if(spans.begin(), spans.end(), [&](const auto& span) {
+    return tokens_of(span.first) >= front && tokens_of(span.second) <= total - back;
+  });
+}
+
+struct Asked {
+  const MmluSubject& subject;
+  const MmluQuestion& question;
+  Protocol protocol;
+  bool bos;
+  int64_t context_length;
+};
+
+// What does not fit is cut as the protocol cuts it: hendrycks drops the last worked example and tries again, qlora cuts the end,
+// question and all, and lm-eval the beginning (when it is scored; here it is only counted).
+Continuations prepare(const text::Tokenizer& tokenizer, Letters& letters, const Asked& asked, MmluAnswer& answer) {
+  const auto& [subject, question, protocol, bos, context_length] = asked;
   size_t shots = subject.examples.size();
   std::string prompt = mmlu_prompt(subject, question, shots);
   Continuations out;
   out.where = question.where;
-  out.context = tokenizer.encode(prompt, {.add_bos = tokenizer.adds_bos()});
+  out.context = tokenizer.encode(prompt, {.add_bos = bos});
   if (protocol == Protocol::kHendrycks) {
     while (static_cast<int64_t>(out.context.size()) > context_length) {
       QALORA_REQUIRE(shots > 0, DataError, question.where, ": subject '", subject.name, "', row ", question.index,
                      ": the question alone does not fit: ", out.context.size(), " tokens, and the model's context is ",
                      context_length, "; use --protocol lm-eval, which cuts such prompts on the left");
       prompt = mmlu_prompt(subject, question, --shots);
-      out.context = tokenizer.encode(prompt, {.add_bos = tokenizer.adds_bos()});
+      out.context = tokenizer.encode(prompt, {.add_bos = bos});
     }
     answer.dropped_shots = static_cast<int64_t>(subject.examples.size() - shots);
   }
-  answer.shots = static_cast<int64_t>(shots) + question.own_shots;
   QALORA_REQUIRE(!out.context.empty(), DataError, question.where, ": the prompt is empty");
   out.tails = letters.after(out.context, prompt, question.where);
-  if (protocol == Protocol::kQlora) {
-    const size_t limit = static_cast<size_t>(std::min(kQloraPromptTokens, context_length));
-    answer.cut_tokens = static_cast<int64_t>(out.context.size() - std::min(out.context.size(), limit));
-    out.context.resize(std::min(out.context.size(), limit));
+  const int64_t total = static_cast<int64_t>(out.context.size());
+  int64_t front = 0, back = 0;
+  if (protocol == Protocol::kQlora) back = std::max<int64_t>(0, total - std::min(kQloraPromptTokens, context_length));
+  if (protocol == Protocol::kLmEval) {
+    size_t longest = 0;
+    for (const auto& tail : out.tails) longest = std::max(longest, tail.size());
+    front = std::max<int64_t>(0, total + static_cast<int64_t>(longest) - 1 - context_length);
   }
+  answer.shots = whole_examples(tokenizer, bos, prompt, example_spans(subject, question, shots), total, front, back);
+  answer.cut_tokens = front + back;
+  out.context.resize(static_cast<size_t>(total - back));
   answer.prompt_tokens = static_cast<int64_t>(out.context.size());
   return out;
 }
 
-Prepared prepare_all(const model::Llama& model, const text::Tokenizer& tokenizer, const MmluSource& source) {
-  const std::vector<MmluSubject> subjects = read_mmlu(source);
+Prepared prepare_all(const model::Llama& model, const text::Tokenizer& tokenizer, const std::vector<MmluSubject>& subjects,
+                     Protocol protocol) {
   Prepared out;
-  out.result.protocol = source.protocol;
+  out.result.protocol = protocol;
+  out.result.bos = tokenizer.bos_id() >= 0 && (tokenizer.adds_bos() || protocol == Protocol::kQlora);
   Letters letters(tokenizer);
   for (const auto& subject : subjects) {
     throw_if_stopped();
@@ -105,7 +153,8 @@ Prepared prepare_all(const model::Llama& model, const text::Tokenizer& tokenizer
       answer.subject = out.result.subjects.size();
       answer.index = question.index;
       answer.answer = question.answer;
-      out.prompts.push_back(prepare(tokenizer, letters, subject, question, source.protocol, model.config.context_length, answer));
+      const Asked asked{subject, question, protocol, out.result.bos, model.config.context_length};
+      out.prompts.push_back(prepare(tokenizer, letters, asked, answer));
       out.result.shots = std::max(out.result.shots, question.own_shots);
       out.result.answers.push_back(answer);
     }
@@ -141,10 +190,11 @@ void score_likelihoods(model::Llama& model, Prepared& prepared, int64_t batch_to
 
 }  // namespace
 
-MmluResult run_mmlu(model::Llama& model, const text::Tokenizer& tokenizer, const MmluSource& source, int64_t batch_tokens) {
-  Prepared prepared = prepare_all(model, tokenizer, source);
+MmluResult run_mmlu(model::Llama& model, const text::Tokenizer& tokenizer, const std::vector<MmluSubject>& subjects,
+                    Protocol protocol, int64_t batch_tokens) {
+  Prepared prepared = prepare_all(model, tokenizer, subjects, protocol);
   const auto start = std::chrono::steady_clock::now();
-  if (source.protocol == Protocol::kLmEval) {
+  if (protocol == Protocol::kLmEval) {
     score_likelihoods(model, prepared, batch_tokens);
   } else {
     score_letters(model, prepared, batch_tokens);

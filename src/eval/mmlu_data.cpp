@@ -14,7 +14,6 @@ namespace qalora::eval {
 namespace {
 
 constexpr int64_t kDefaultShots = 5;
-constexpr std::string_view kTestSuffix = "_test.csv";
 
 struct CategorySubjects {
   Category category;
@@ -86,7 +85,8 @@ std::vector<CsvRow> read_questions(const fs::path& path, Protocol protocol) {
 std::vector<std::string> read_examples(const fs::path& dev, const std::string& subject, Protocol protocol, int64_t shots) {
   if (shots == 0) return {};
   const fs::path path = dev / (subject + "_dev.csv");
-  QALORA_REQUIRE(fs::is_regular_file(path), DataError, path.string(), ": missing, and --shots ", shots,
+  std::error_code error;
+  QALORA_REQUIRE(fs::is_regular_file(path, error), DataError, path.string(), ": missing, and --shots ", shots,
                  " takes its worked examples from it; give the folder that holds dev/, or --shots 0");
   const auto rows = read_questions(path, protocol);
   QALORA_REQUIRE(static_cast<int64_t>(rows.size()) >= shots, DataError, path.string(), ": --shots ", shots, " needs ", shots,
@@ -110,19 +110,29 @@ bool is_wanted(const std::vector<std::string>& wanted, const std::string& name) 
   return wanted.empty() || std::find(wanted.begin(), wanted.end(), name) != wanted.end();
 }
 
-std::vector<MmluSubject> read_folder(const MmluSource& source) {
-  const fs::path test = source.data / "test";
-  QALORA_REQUIRE(fs::is_directory(test), DataError, source.data.string(),
-                 ": expected MMLU's folder with test/SUBJECT_test.csv and dev/SUBJECT_dev.csv, but it has no folder test/");
+// The subjects of a folder of SUBJECT<suffix> files.
+std::vector<std::string> subject_names(const fs::path& folder, const std::string& suffix) {
   std::vector<std::string> names;
-  for (const auto& entry : fs::directory_iterator(test)) {
-    const std::string name = entry.path().filename().string();
-    if (entry.is_regular_file() && name.size() > kTestSuffix.size() && name.ends_with(kTestSuffix)) {
-      names.push_back(name.substr(0, name.size() - kTestSuffix.size()));
+  std::error_code error, ignored;
+  for (auto entry = fs::directory_iterator(folder, error); !error && entry != fs::directory_iterator(); entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    if (entry->is_regular_file(ignored) && name.size() > suffix.size() && name.ends_with(suffix)) {
+      names.push_back(name.substr(0, name.size() - suffix.size()));
     }
   }
-  QALORA_REQUIRE(!names.empty(), DataError, test.string(), ": no file SUBJECT_test.csv in it");
+  QALORA_REQUIRE(!error, DataError, folder.string(), ": cannot be read: ", error.message());
+  QALORA_REQUIRE(!names.empty(), DataError, folder.string(), ": no file SUBJECT", suffix, " in it");
   std::sort(names.begin(), names.end());
+  return names;
+}
+
+std::vector<MmluSubject> read_folder(const MmluSource& source) {
+  const fs::path asked = source.data / source.split;
+  const std::string suffix = "_" + source.split + ".csv";
+  std::error_code error;
+  QALORA_REQUIRE(fs::is_directory(asked, error), DataError, source.data.string(), ": expected MMLU's folder with ", source.split,
+                 "/SUBJECT", suffix, " and dev/SUBJECT_dev.csv, but it has no folder ", source.split, "/");
+  const std::vector<std::string> names = subject_names(asked, suffix);
   check_wanted(source.subjects, names, source.data);
 
   std::vector<MmluSubject> subjects;
@@ -132,7 +142,7 @@ std::vector<MmluSubject> read_folder(const MmluSource& source) {
     subject.name = name;
     subject.header = header_of(name, source.protocol);
     subject.examples = read_examples(source.data / "dev", name, source.protocol, source.shots.value_or(kDefaultShots));
-    for (auto& row : read_questions(test / (name + std::string(kTestSuffix)), source.protocol)) {
+    for (auto& row : read_questions(asked / (name + suffix), source.protocol)) {
       const int64_t index = static_cast<int64_t>(subject.questions.size());
       if (source.limit > 0 && index == source.limit) break;
       subject.questions.push_back({index, std::move(row.text), row.answer, 0, std::move(row.where)});
@@ -238,8 +248,12 @@ std::optional<Category> category_of(std::string_view subject) {
 std::vector<MmluSubject> read_mmlu(const MmluSource& source) {
   QALORA_REQUIRE(source.shots.value_or(0) >= 0, UserError, "--shots: expected 0 or more, got ", *source.shots);
   QALORA_REQUIRE(source.limit >= 0, UserError, "--limit: expected 0 (all) or more, got ", source.limit);
-  QALORA_REQUIRE(fs::exists(source.data), UserError, "--data: ", source.data.string(), " does not exist");
-  return fs::is_directory(source.data) ? read_folder(source) : read_qlora_file(source);
+  std::error_code error;
+  QALORA_REQUIRE(fs::exists(source.data, error), UserError, "--data ", source.data.string(), ": ",
+                 error ? error.message() : "does not exist");
+  if (fs::is_directory(source.data, error)) return read_folder(source);
+  QALORA_REQUIRE(source.split == "test", UserError, "--split belongs to MMLU's folder; ", source.data.string(), " is a file");
+  return read_qlora_file(source);
 }
 
 std::string mmlu_prompt(const MmluSubject& subject, const MmluQuestion& question, size_t shots) {

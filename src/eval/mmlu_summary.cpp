@@ -59,6 +59,7 @@ nlohmann::json to_json(const MmluResult& result) {
   return {{"task", "mmlu"},
           {"protocol", protocol_name(result.protocol)},
           {"shots", result.shots},
+          {"bos", result.bos},
           {"questions", summary.micro.questions},
           {"accuracy",
            {{"micro", summary.micro.value()},
@@ -82,7 +83,7 @@ std::string details_line(const MmluResult& result, const MmluAnswer& answer) {
                                {"scores", answer.scores},
                                {"prediction", letter(answer.prediction)},
                                {"answer", letter(answer.answer)}};
-  return line.dump();
+  return line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);  // a subject is a file's name: any bytes
 }
 
 }  // namespace qalora::eval

@@ -101,7 +101,7 @@ TokenBlocks read_blocks(const fs::path& path, const text::Tokenizer& tokenizer, 
   return out;
 }
 
-TokenBlocks read_token_ids(const fs::path& path, const model::LlamaConfig& config) {
+TokenBlocks read_token_ids(const fs::path& path, const model::LlamaConfig& config, int64_t limit) {
   const nlohmann::json json = io::read_json_file(path);
   QALORA_REQUIRE(json.is_array() && !json.empty(), DataError, path.string(),
                  ": expected one list of token ids or a list of such lists, got ",
@@ -112,13 +112,14 @@ TokenBlocks read_token_ids(const fs::path& path, const model::LlamaConfig& confi
   } else {
     out.blocks.push_back(parse_ids(json, path, 0, config));
   }
-  out.documents = static_cast<int64_t>(out.blocks.size());
   out.block_tokens = static_cast<int64_t>(out.blocks[0].size());
   for (size_t row = 0; row < out.blocks.size(); ++row) {
     QALORA_REQUIRE(out.blocks[row].size() == out.blocks[0].size(), DataError, path.string(),
                    ": rows must have one length, but row 0 has ", out.block_tokens, " tokens and row ", row, " has ",
                    out.blocks[row].size());
   }
+  if (limit > 0) out.blocks.resize(std::min(out.blocks.size(), static_cast<size_t>(limit)));
+  out.documents = static_cast<int64_t>(out.blocks.size());
   return out;
 }
 
@@ -151,11 +152,13 @@ PerplexityResult run_perplexity(model::Llama& model, const TokenBlocks& blocks, 
   return result;
 }
 
-PerplexityResult save_logits(model::Llama& model, const TokenBlocks& rows, int64_t batch_tokens, const fs::path& path) {
+PerplexityResult save_logits(model::Llama& model, const TokenBlocks& rows, int64_t batch_tokens, const fs::path& path,
+                             const std::function<void(const PerplexityResult&)>& report) {
   check_room(rows, model.config.vocab_size, path);
   at::Tensor logits =
       at::empty({static_cast<int64_t>(rows.blocks.size()), rows.block_tokens, model.config.vocab_size}, at::kFloat);
   const PerplexityResult result = run_perplexity(model, rows, batch_tokens, &logits);
+  if (report) report(result);
   io::write_safetensors(path, {{"logits", logits}});
   return result;
 }

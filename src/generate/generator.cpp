@@ -71,9 +71,9 @@ std::string TextStream::push(int64_t id) {
 }
 
 std::string TextStream::finish() {
-  const std::string whole = tokenizer_.decode(ids_);
+  const std::string whole = tokenizer_.decode(ids_), shown = before_ + text_;
   std::string rest;
-  if (whole.size() > text_.size() && whole.starts_with(text_)) rest = whole.substr(text_.size());
+  if (whole.size() > shown.size() && whole.starts_with(shown)) rest = whole.substr(shown.size());
   if (!valid_utf8(rest)) rest = "\xEF\xBF\xBD";
   text_ += rest;
   return rest;

@@ -203,7 +203,7 @@ void RunFolder::write_config(const std::string& toml) const { write_text_file(pa
 
 void RunFolder::append_metrics(const json& event) const {
   std::ofstream out(path_ / kMetrics, std::ios::app);
-  out << event.dump() << "\n";
+  out << event.dump(-1, ' ', false, json::error_handler_t::replace) << "\n";  // a path may be any bytes
   out.flush();
   QALORA_REQUIRE(out.good(), IoError, (path_ / kMetrics).string(), ": cannot be written (disk full?)");
 }

@@ -64,7 +64,7 @@ TEST(GoldenMmlu, LogLikelihoodsOfTheHarness) {
   }
   for (int64_t shots : {0, 5}) {
     const MmluSource source{.data = data(), .protocol = Protocol::kLmEval, .shots = shots, .subjects = names, .limit = 14};
-    const MmluResult result = run_mmlu(model, tokenizer, source, kDefaultBatchTokens);
+    const MmluResult result = run_mmlu(model, tokenizer, read_mmlu(source), source.protocol, kDefaultBatchTokens);
     int matched = 0;
     for (const auto& row : scores["rows"]) {
       if (row["shots"] != shots) continue;
@@ -117,7 +117,7 @@ TEST(GoldenMmlu, OriginalProtocolOnTheSameModel) {
                           .shots = 5,
                           .subjects = {"college_computer_science", "anatomy"},
                           .limit = 4};
-  const MmluResult result = run_mmlu(model, tokenizer, source, kDefaultBatchTokens);
+  const MmluResult result = run_mmlu(model, tokenizer, read_mmlu(source), source.protocol, kDefaultBatchTokens);
   ASSERT_EQ(result.answers.size(), 8u);
   EXPECT_GT(result.cut_prompts, 0);
   for (const auto& answer : result.answers) {

@@ -48,6 +48,8 @@ CLI::Validator whole_number(int64_t least = INT64_MIN);
 // One of these words; the error names the nearest.
 CLI::Validator one_of(std::vector<std::string> words);
 
+// JSON on one line. File names may be any bytes: what is not UTF-8 in them is shown as U+FFFD.
+std::string json_line(const nlohmann::json& document);
 // Prints one JSON document to stdout (numbers with full precision; a non-finite number is an InternalError, not "null").
 void print_json(const nlohmann::json& document);
 // Prints text to stdout; a closed pipe ends quietly, a full disk is an IoError.
@@ -55,8 +57,13 @@ void print(const std::string& text);
 
 // UserError unless `path` is an existing folder; flag: "--model".
 void require_folder(const fs::path& path, const char* flag);
-// UserError when `out` exists and not force, or is the same place as one of `inputs`.
+// UserError unless something lies at `path`; flag: "--data".
+void require_input(const fs::path& path, const char* flag);
+// For --out, a folder. UserError when it exists and not force, or is the same place as one of `inputs`.
 void require_output(const fs::path& out, bool force, const std::vector<fs::path>& inputs);
+// For a file that is written when the work is done. UserError when it exists and not force, or is one of `inputs` or inside one of
+// them; IoError when nothing can be written there. Before the work, which would be lost.
+void require_output_file(const char* flag, const fs::path& out, bool force, const std::vector<fs::path>& inputs);
 
 Command make_quantize(CLI::App& root);
 Command make_finetune(CLI::App& root);

@@ -19,6 +19,8 @@ struct ProofTokens {
 // The first records of the training file when it is there and can be read, else a built-in paragraph; pseudo-random ids for a
 // model without a tokenizer.
 ProofTokens proof_tokens(const fs::path& model, const model::LlamaConfig& config, const std::string& training_data);
+// Of a file that the person named: what is wrong with it is an error.
+ProofTokens proof_tokens_of(const fs::path& model, const model::LlamaConfig& config, const std::string& data);
 
 struct MergeProof {
   double max_logit_difference = 0;  // merged against base + adapter

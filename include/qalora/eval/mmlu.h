@@ -20,7 +20,7 @@ struct MmluAnswer {
   int64_t index = 0;               // MmluQuestion::index
   int64_t prompt_tokens = 0;       // as run, after any cut
   int64_t cut_tokens = 0;          // qlora: taken off the right; lm-eval: off the left
-  int64_t shots = 0;               // those that fitted
+  int64_t shots = 0;               // worked examples that the model sees whole
   int64_t dropped_shots = 0;       // hendrycks
   std::array<double, 4> scores{};  // hendrycks, qlora: logits of the letters; lm-eval: summed log-likelihoods
   int prediction = 0, answer = 0;  // 0 .. 3; of equal scores the first wins
@@ -29,6 +29,7 @@ struct MmluAnswer {
 struct MmluResult {
   Protocol protocol = Protocol::kHendrycks;
   int64_t shots = 0;  // asked for
+  bool bos = false;   // prompts begin with BOS: where the tokenizer adds it; always with qlora, whose callback writes it itself
   std::vector<std::string> subjects;
   std::vector<MmluAnswer> answers;  // in the order of the files
   int64_t cut_prompts = 0;          // prompts that lost tokens or worked examples
@@ -36,9 +37,10 @@ struct MmluResult {
   double seconds = 0;
 };
 
-// DataError where a question alone does not fit (hendrycks), a letter is not one token (hendrycks, qlora), or a score is not
-// finite.
-MmluResult run_mmlu(model::Llama& model, const text::Tokenizer& tokenizer, const MmluSource& source, int64_t batch_tokens);
+// subjects: as read_mmlu read them for this protocol. DataError where a question alone does not fit (hendrycks), a letter is not
+// one token (hendrycks, qlora), or a score is not finite.
+MmluResult run_mmlu(model::Llama& model, const text::Tokenizer& tokenizer, const std::vector<MmluSubject>& subjects,
+                    Protocol protocol, int64_t batch_tokens);
 
 // Right answers among questions.
 struct Accuracy {

@@ -38,11 +38,12 @@ struct MmluSubject {
 };
 
 struct MmluSource {
-  fs::path data;  // a folder with dev/ and test/, or (qlora only) QLoRA's JSON-Lines file
+  fs::path data;  // a folder with dev/ and test/ (or val/), or (qlora only) QLoRA's JSON-Lines file
   Protocol protocol = Protocol::kHendrycks;
   std::optional<int64_t> shots = std::nullopt;  // default: 5 from a folder, what the file holds from a file
   std::vector<std::string> subjects = {};       // empty: all
   int64_t limit = 0;                            // questions a subject; 0: all
+  std::string split = "test";                   // of a folder: SPLIT/SUBJECT_SPLIT.csv is asked
 };
 
 // Subjects in alphabetical order from a folder, in order of appearance from a file. With a file and shots > 0 the worked

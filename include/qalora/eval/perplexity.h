@@ -4,6 +4,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
@@ -29,7 +30,8 @@ TokenBlocks read_blocks(const fs::path& path, const text::Tokenizer& tokenizer, 
 // The block length: `asked`, else the smaller of 2048 and the model's context. UserError when it does not fit the model.
 int64_t block_length(int64_t asked, const model::LlamaConfig& config);
 // One list of ids or a list of lists of one length, as they are. DataError with row and position of what is not an id.
-TokenBlocks read_token_ids(const fs::path& path, const model::LlamaConfig& config);
+// limit: rows; 0: all.
+TokenBlocks read_token_ids(const fs::path& path, const model::LlamaConfig& config, int64_t limit = 0);
 
 struct PerplexityResult {
   int64_t tokens = 0;  // predicted: one less than the block's for each block
@@ -42,8 +44,10 @@ struct PerplexityResult {
 PerplexityResult run_perplexity(model::Llama& model, const TokenBlocks& blocks, int64_t batch_tokens,
                                 at::Tensor* logits = nullptr);
 
-// Runs and writes `logits` [rows, positions, vocab] f32. MemoryError or IoError before the run when there is no room for it.
-PerplexityResult save_logits(model::Llama& model, const TokenBlocks& rows, int64_t batch_tokens, const fs::path& path);
+// Runs, calls report(result), then writes `logits` [rows, positions, vocab] f32: a failed write does not lose the result.
+// MemoryError or IoError before the run when there is no room for the logits.
+PerplexityResult save_logits(model::Llama& model, const TokenBlocks& rows, int64_t batch_tokens, const fs::path& path,
+                             const std::function<void(const PerplexityResult&)>& report = {});
 
 nlohmann::json to_json(const PerplexityResult& result, const TokenBlocks& blocks);
 

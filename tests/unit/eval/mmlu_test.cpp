@@ -81,7 +81,7 @@ class MmluRun : public testing::Test {
     return {.data = dir_.path(), .protocol = protocol, .shots = shots, .subjects = {}};
   }
   MmluResult run(Protocol protocol, int64_t shots, int64_t batch_tokens = 512) {
-    return run_mmlu(model_, *tokenizer_, source(protocol, shots), batch_tokens);
+    return run_mmlu(model_, *tokenizer_, read_mmlu(source(protocol, shots)), protocol, batch_tokens);
   }
   TempDir dir_;
   fs::path folder_;
