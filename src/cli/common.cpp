@@ -111,7 +111,7 @@ void require_input(const fs::path& path, const char* flag) {
   std::error_code error;
   const bool there = fs::exists(path, error);  // a name that is too long or a folder that may not be entered is an error, not an absence
   QALORA_REQUIRE(!error, UserError, flag, " ", path.string(), ": ", error.message());
-  QALORA_REQUIRE(there, UserError, flag, " ", path.string(), ": does not exist");
+  QALORA_REQUIRE(there, UserError, flag, " ", path.string(), ": no such file or folder");
 }
 
 void require_folder(const fs::path& path, const char* flag) {

@@ -256,6 +256,8 @@ std::vector<MmluSubject> read_mmlu(const MmluSource& source) {
   return read_qlora_file(source);
 }
 
+int64_t count_questions(const fs::path& path) { return static_cast<int64_t>(read_questions(path, Protocol::kHendrycks).size()); }
+
 std::string mmlu_prompt(const MmluSubject& subject, const MmluQuestion& question, size_t shots) {
   QALORA_CHECK(shots <= subject.examples.size(), shots, " of ", subject.examples.size(), " examples");
   std::string prompt = subject.header;

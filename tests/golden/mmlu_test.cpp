@@ -74,11 +74,28 @@ TEST(GoldenMmlu, LogLikelihoodsOfTheHarness) {
         EXPECT_EQ(answer.prompt_tokens + answer.cut_tokens, row["context_tokens"].get<int64_t>());
         EXPECT_EQ(answer.cut_tokens > 0, row["truncated_on_the_left"].get<bool>());
         for (size_t i = 0; i < 4; ++i) EXPECT_NEAR(answer.scores[i], row["loglikelihoods"][i].get<double>(), 1e-4);
-        if (row["smallest_gap_to_the_best"].get<double>() > 1e-3) EXPECT_EQ(answer.prediction, row["prediction"].get<int>());
+        if (row["smallest_gap_to_the_best"].get<double>() > 1e-3) {
+          EXPECT_EQ(answer.prediction, row["prediction"].get<int>());
+        }
         EXPECT_EQ(std::string(1, static_cast<char>('A' + answer.answer)), row["answer"].get<std::string>());
       }
     }
     EXPECT_EQ(matched, 8) << shots;
+    // What the harness made of the same answers, subject by subject. Its acc_stderr is "N/A": with two questions it gives none.
+    for (const auto& task : scores["tasks"]) {
+      if (task["shots"] != shots) continue;
+      Accuracy mine;
+      for (const auto& row : scores["rows"]) {
+        if (row["shots"] != shots || row["subject"] != task["subject"]) continue;
+        for (const auto& answer : result.answers) {
+          if (result.subjects[answer.subject] != row["subject"] || answer.index != row["index"]) continue;
+          ++mine.questions;
+          mine.correct += answer.prediction == answer.answer ? 1 : 0;
+        }
+      }
+      EXPECT_EQ(mine.questions, task["questions"].get<int64_t>());
+      EXPECT_EQ(mine.value(), task["acc"].get<double>()) << task;
+    }
   }
 }
 
@@ -104,6 +121,30 @@ TEST(GoldenMmlu, TokensOfTheHarness) {
       }
     }
   }
+}
+
+// Letters' logits, as hendrycks and qlora compare them, against the harness's log-likelihoods of the same prompts.
+TEST(GoldenMmlu, LettersLogitsAndLikelihoodsAgreeUpToAConstant) {
+  REQUIRE_SHARED("goldens/mmlu/scores.json");
+  REQUIRE_SHARED("data/mmlu/test");
+  const json scores = json::parse(test::read_file(goldens() / "scores.json"));
+  model::Llama model = model::load_model(goldens() / "model", {});
+  const text::Tokenizer tokenizer(goldens() / "model");
+  int matched = 0;
+  double constant = 0;
+  for (const auto& row : scores["rows"]) {
+    if (row["truncated_on_the_left"].get<bool>()) continue;  // qlora cuts on the right
+    auto subjects = read_mmlu({.data = data(), .protocol = Protocol::kLmEval, .shots = row["shots"].get<int64_t>(), .subjects = {row["subject"]}});
+    subjects[0].questions = {subjects[0].questions[row["index"].get<size_t>()]};
+    const MmluResult result = run_mmlu(model, tokenizer, subjects, Protocol::kQlora, kDefaultBatchTokens);
+    const auto& logits = result.answers.at(0).scores;
+    const auto golden = row["loglikelihoods"].get<std::vector<double>>();
+    for (size_t i = 1; i < 4; ++i) EXPECT_NEAR(logits[i] - logits[0], golden[i] - golden[0], 2e-4) << row;  // twice the golden's 1e-4
+    constant = std::max(constant, std::abs(logits[0] - golden[0]));
+    ++matched;
+  }
+  EXPECT_GE(matched, 8);
+  EXPECT_GT(constant, 1);  // they are not the same numbers
 }
 
 // The original protocol never sees a question cut: on the same model shots are dropped where the harness cuts.

@@ -27,7 +27,8 @@ struct MergeProof {
   double tolerance = 0;
   double effect = 0;                // base + adapter against base: what the adapter does at all
   int64_t tokens = 0;
-  bool verified() const { return max_logit_difference <= tolerance; }  // false for NaN
+  // False for NaN, and where rounding moves nothing: logits that overflowed to a constant would agree with anything.
+  bool verified() const { return tolerance > 0 && max_logit_difference <= tolerance; }
 };
 
 // Runs base, base + adapter and merged in fp32.

@@ -50,6 +50,9 @@ struct MmluSource {
 // examples come from dev/ beside the file. DataError names file and line of a bad row; UserError for an unknown subject.
 std::vector<MmluSubject> read_mmlu(const MmluSource& source);
 
+// Questions in one of the folder's files. DataError as above.
+int64_t count_questions(const fs::path& path);
+
 // The prompt with the first `shots` examples. shots <= subject.examples.size()
 std::string mmlu_prompt(const MmluSubject& subject, const MmluQuestion& question, size_t shots);
 

@@ -5,6 +5,7 @@
 
 #include <limits>
 
+#include "qalora/core/error.h"
 #include "qalora/model/merge_checkpoint.h"
 #include "unit/model/random_checkpoint.h"
 #include "unit/text/tiny_tokenizer.h"
@@ -143,6 +144,10 @@ TEST(ProofTokens, ComeFromTheTrainingDataWhereItCanBeRead) {
   EXPECT_EQ(proof_tokens(dir / "dense", config, (dir / "absent.json").string()).source, "built-in text");
   test::write_file(dir / "damaged.json", "[{]");
   EXPECT_EQ(proof_tokens(dir / "dense", config, (dir / "damaged.json").string()).source, "built-in text");
+  // A file that was asked for is used or is an error.
+  EXPECT_EQ(proof_tokens_of(dir / "dense", config, alpaca.string()).source, text.source);
+  EXPECT_THROW(proof_tokens_of(dir / "dense", config, (dir / "damaged.json").string()), DataError);
+  EXPECT_THROW(proof_tokens_of(dir / "dense", config, (dir / "absent.json").string()), UserError);
 }
 
 }  // namespace

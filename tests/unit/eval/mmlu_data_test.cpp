@@ -72,6 +72,33 @@ TEST(MmluData, SubjectsAndLimit) {
   EXPECT_NE(text.find("'anatomy'"), std::string::npos) << text;
 }
 
+TEST(MmluData, SplitIsAnotherFolder) {
+  TempDir dir;
+  write_folder(dir);
+  write_file(dir / "val/anatomy_val.csv", "muscle?,a,b,c,d,C\n");
+  const auto val = read_mmlu({.data = dir.path(), .shots = 1, .split = "val"});
+  ASSERT_EQ(val.size(), 1u);  // odd_cells has no file there
+  EXPECT_EQ(val[0].questions[0].text.substr(0, 7), "muscle?");
+  EXPECT_EQ(val[0].examples.size(), 1u);
+  EXPECT_EQ(read_mmlu({.data = dir.path(), .shots = 1})[0].questions[0].text.substr(0, 5), "bone?");
+  fs::remove_all(dir / "val");
+  EXPECT_NE(error_of<DataError>({.data = dir.path(), .shots = 1, .split = "val"}).find("no folder val/"), std::string::npos);
+}
+
+TEST(MmluData, PathsThatTheSystemRefuses) {
+  const fs::path longest = std::string(300, 'x');
+  EXPECT_NE(error_of<UserError>({.data = longest}).find("too long"), std::string::npos) << error_of<UserError>({.data = longest});
+  EXPECT_NE(error_of<UserError>({.data = "nowhere"}).find("does not exist"), std::string::npos);
+}
+
+TEST(MmluData, QuestionsOfOneFileAreCounted) {
+  TempDir dir;
+  write_folder(dir);
+  EXPECT_EQ(count_questions(dir / "test/odd_cells_test.csv"), 3);
+  write_file(dir / "table.csv", "a,b\n1,2\n");
+  EXPECT_THROW(count_questions(dir / "table.csv"), DataError);
+}
+
 TEST(MmluData, BadFilesAreNamed) {
   TempDir dir;
   write_folder(dir);

@@ -114,11 +114,32 @@ TEST_F(MmluRun, ScoresDoNotDependOnTheBatchButOnTheModel) {
   EXPECT_NE(before.answers[0].scores, run(Protocol::kLmEval, 0).answers[0].scores);
 }
 
+// The largest difference between two answers' scores once each is measured from its own first letter.
+double shape_distance(const MmluAnswer& a, const MmluAnswer& b) {
+  double largest = 0;
+  for (size_t i = 1; i < 4; ++i) largest = std::max(largest, std::abs((a.scores[i] - a.scores[0]) - (b.scores[i] - b.scores[0])));
+  return largest;
+}
+
 TEST_F(MmluRun, LettersLogitsAndLikelihoodsAgreeUpToAConstant) {
-  // hendrycks and lm-eval differ by one blank in the header; the qlora prompt is hendrycks's, so those two are equal.
+  // The same prompts under both scores: log-likelihoods are the letters' logits less one log of a sum. Logits of some 10 in f32,
+  // and a log-softmax that rounds twice more: 4 x 10 x 2^-24.
+  const auto subjects = read_mmlu(source(Protocol::kLmEval, 1));
+  const auto logits = run_mmlu(model_, *tokenizer_, subjects, Protocol::kQlora, 512);
+  const auto likelihoods = run_mmlu(model_, *tokenizer_, subjects, Protocol::kLmEval, 512);
+  for (size_t i = 0; i < 2; ++i) {
+    EXPECT_LT(shape_distance(logits.answers[i], likelihoods.answers[i]), 40 * std::ldexp(1.0, -24) * 4);
+    EXPECT_GT(std::abs(logits.answers[i].scores[0] - likelihoods.answers[i].scores[0]), 0.1);  // the constant is there
+    EXPECT_LT(likelihoods.answers[i].scores[0], 0);
+  }
+  EXPECT_GT(shape_distance(logits.answers[0], likelihoods.answers[1]), 1e-3);  // must differ: another question
+}
+
+TEST_F(MmluRun, PromptsOfTheTwoLogitProtocolsAreTheSame) {
+  // hendrycks and lm-eval differ by one blank in the header; the qlora prompt is hendrycks's.
   const auto original = run(Protocol::kHendrycks, 1), callback = run(Protocol::kQlora, 1);
   EXPECT_EQ(original.answers[0].scores, callback.answers[0].scores);
-  EXPECT_NE(original.answers[0].scores, run(Protocol::kLmEval, 1).answers[0].scores);
+  EXPECT_GT(shape_distance(original.answers[0], run(Protocol::kLmEval, 1).answers[0]), 1e-3);
 }
 
 TEST_F(MmluRun, HendrycksDropsTheLastShots) {
@@ -150,13 +171,60 @@ TEST_F(MmluRun, QloraCutsTheRightAndTheHarnessTheLeft) {
   for (const auto* cut : {&right, &left}) {
     EXPECT_EQ(cut->cut_prompts, 2);
     EXPECT_EQ(cut->answers[0].prompt_tokens, 64);
-    EXPECT_EQ(cut->answers[0].shots, 3);
   }
   EXPECT_EQ(right.answers[0].cut_tokens, whole.answers[0].prompt_tokens - 64);
   EXPECT_EQ(left.answers[0].cut_tokens, left_whole.answers[0].prompt_tokens - 64);
   // Cut on the right both questions are lost, so they look alike; cut on the left they do not.
   EXPECT_EQ(right.answers[0].scores, right.answers[1].scores);
   EXPECT_NE(left.answers[0].scores, left.answers[1].scores);
+}
+
+// `shots` counts the worked examples that a cut leaves whole: one token less of context costs one of them.
+TEST_F(MmluRun, ShotsAreThoseThatTheModelSeesWhole) {
+  const auto tokens = [&](const std::string& text) { return static_cast<int64_t>(tokenizer_->encode(text, {.add_bos = true}).size()); };
+  const auto shots = [&](Protocol protocol, int64_t context_length) {
+    model_.config.context_length = context_length;
+    const auto answer = run(protocol, 3).answers[0];
+    EXPECT_GT(answer.cut_tokens, 0);
+    return answer.shots;
+  };
+  const auto callback = read_mmlu(source(Protocol::kQlora, 3))[0], harness = read_mmlu(source(Protocol::kLmEval, 3))[0];
+  const std::string two = callback.header + callback.examples[0] + callback.examples[1].substr(0, callback.examples[1].size() - 2);
+  EXPECT_EQ(shots(Protocol::kQlora, tokens(two)), 2);
+  EXPECT_EQ(shots(Protocol::kQlora, tokens(two) - 1), 1);
+  const int64_t whole = tokens(mmlu_prompt(harness, harness.questions[0], 3)), before_second = tokens(harness.header + harness.examples[0]);
+  EXPECT_EQ(shots(Protocol::kLmEval, whole - before_second), 2);
+  EXPECT_EQ(shots(Protocol::kLmEval, whole - before_second - 1), 1);
+  model_.config.context_length = 1024;
+  EXPECT_EQ(run(Protocol::kQlora, 3).answers[0].shots, 3);
+
+  // Worked examples that QLoRA's file brings itself.
+  const std::string text = callback.header + "w?\nAnswer: A\n\nv?\nAnswer: B\n\nx?\nAnswer:";
+  write_file(dir_ / "own.json", nlohmann::json({{"subject", "anatomy"}, {"input", text}, {"output", "C"}}).dump());
+  const auto own = read_mmlu({.data = dir_ / "own.json", .protocol = Protocol::kQlora});
+  const auto own_shots = [&] { return run_mmlu(model_, *tokenizer_, own, Protocol::kQlora, 512).answers[0].shots; };
+  EXPECT_EQ(own_shots(), 2);
+  model_.config.context_length = tokens(text.substr(0, text.find("\n\nx?")));
+  EXPECT_EQ(own_shots(), 2);
+  --model_.config.context_length;
+  EXPECT_EQ(own_shots(), 1);
+}
+
+// QLoRA's data collator writes BOS itself, whatever the tokenizer's configuration says.
+TEST_F(MmluRun, QloraBeginsWithBosAlways) {
+  fs::create_directories(dir_ / "plain");
+  fs::copy_file(folder_ / "tokenizer.model", dir_ / "plain/tokenizer.model");
+  write_file(dir_ / "plain/tokenizer_config.json", R"({"add_bos_token": false})");
+  const text::Tokenizer plain(dir_ / "plain");
+  ASSERT_FALSE(plain.adds_bos());
+  const auto tokens = [&](Protocol protocol, const text::Tokenizer& tokenizer) {
+    const auto result = run_mmlu(model_, tokenizer, read_mmlu(source(protocol, 1)), protocol, 512);
+    return std::pair(result.bos, result.answers[0].prompt_tokens);
+  };
+  const int64_t whole = tokens(Protocol::kQlora, *tokenizer_).second;
+  EXPECT_EQ(tokens(Protocol::kQlora, plain), std::pair(true, whole));
+  EXPECT_EQ(tokens(Protocol::kHendrycks, plain), std::pair(false, whole - 1));
+  EXPECT_EQ(tokens(Protocol::kHendrycks, *tokenizer_), std::pair(true, whole));
 }
 
 TEST_F(MmluRun, DetailsInTheOrderOfTheFile) {

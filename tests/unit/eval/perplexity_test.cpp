@@ -75,6 +75,8 @@ TEST(TokenIds, OneListOrSeveral) {
   write_file(dir / "two.json", "[[5, 6, 7], [1, 2, 96]]");
   EXPECT_EQ(read_token_ids(dir / "one.json", tiny_config()).blocks, (std::vector<std::vector<int64_t>>{{5, 6, 7}}));
   EXPECT_EQ(read_token_ids(dir / "two.json", tiny_config()).blocks.size(), 2u);
+  EXPECT_EQ(read_token_ids(dir / "two.json", tiny_config(), 1).blocks.size(), 1u);
+  EXPECT_EQ(read_token_ids(dir / "two.json", tiny_config(), 9).documents, 2);
   const std::pair<const char*, const char*> bad[] = {
       {"[[1, 2], [3, 97]]", "row 1, position 1: expected a token id from 0 to 96, got 97"},
       {"[1, -2]", "got -2"},

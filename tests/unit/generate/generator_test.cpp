@@ -132,6 +132,16 @@ TEST(TextStream, PiecesJoinToTheDecodedText) {
   shown += stream.finish();
   EXPECT_EQ(shown, text);
   EXPECT_EQ(stream.text(), text);
+  // What continues a prompt is spelt as it stands there, with its blank; alone it begins without.
+  const std::vector<int64_t> prompt(ids.begin(), ids.begin() + static_cast<int64_t>(tokenizer.encode("Caf\xC3\xA9 \xF0\x9F\xA6\x99", {}).size()));
+  const std::vector<int64_t> rest(ids.begin() + static_cast<int64_t>(prompt.size()), ids.end());
+  const auto streamed = [&](TextStream out) {
+    for (int64_t id : rest) out.push(id);
+    out.finish();
+    return out.text();
+  };
+  EXPECT_EQ(streamed(TextStream(tokenizer, prompt)), " llama\n  two blanks, \xE4\xBD\xA0\xE5\xA5\xBD.");
+  EXPECT_EQ(streamed(TextStream(tokenizer)), "llama\n  two blanks, \xE4\xBD\xA0\xE5\xA5\xBD.");
   // Ended inside the llama's four bytes: what is shown is still UTF-8.
   TextStream cut(tokenizer);
   const auto llama = tokenizer.encode("\xF0\x9F\xA6\x99", {});
