@@ -88,7 +88,10 @@ int guarded(const std::function<void()>& run) {
   } catch (const c10::Error& error) {
     const std::string what = error.what_without_backtrace();
     const bool memory = what.find("can't allocate memory") != std::string::npos || what.find("not enough memory") != std::string::npos;
-    if (memory) return fail("out of memory (" + what.substr(0, what.find('\n')) + "); lower micro_batch_size or sequence_length", ExitCode::kOutOfMemory);
+    if (memory) {
+      return fail("out of memory (" + what.substr(0, what.find('\n')) + "); lower micro_batch_size or sequence_length",
+                  ExitCode::kOutOfMemory);
+    }
     return fail("internal error in LibTorch: " + what + "\nplease report this with the command line", ExitCode::kFailure);
   } catch (const fs::filesystem_error& error) {
     return fail(error.path1().string() + ": " + error.code().message(), ExitCode::kIo);

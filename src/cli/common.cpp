@@ -37,7 +37,8 @@ std::shared_ptr<CommonOptions> add_common(CLI::App& app, unsigned flags) {
   const std::string group = "Common";
   if (flags & kComputes) {
     app.add_option("--device", options->device, "cpu or cuda[:N] (default: cuda if there is one)")->group(group)->type_name("NAME");
-    app.add_option("--dtype", options->dtype, "float32 or bfloat16: of matrix products (default: bfloat16 where this processor is fast at it)")
+    app.add_option("--dtype", options->dtype,
+                   "float32 or bfloat16: of matrix products (default: bfloat16 where this processor is fast at it)")
         ->group(group)->type_name("NAME");
     app.add_option("--threads", options->threads, "threads (default: all cores)")->group(group)->check(CLI::Range(1, 4096))->type_name("N");
   }
@@ -48,7 +49,8 @@ std::shared_ptr<CommonOptions> add_common(CLI::App& app, unsigned flags) {
   app.add_flag("--json", options->json, "the result as JSON on stdout")->group(group);
   app.add_flag("-q,--quiet", options->quiet, "only errors on stderr")->group(group);
   app.add_flag("-v,--verbose", options->verbose, "more messages")->group(group);
-  app.add_option("--color", options->color, "auto, always or never")->group(group)->check(one_of({"auto", "always", "never"}))->type_name("WHEN");
+  app.add_option("--color", options->color, "auto, always or never")
+      ->group(group)->check(one_of({"auto", "always", "never"}))->type_name("WHEN");
   app.add_option("--log-file", options->log_file, "a copy of all messages, with times")->group(group)->type_name("FILE");
   return options;
 }
@@ -118,6 +120,8 @@ void require_folder(const fs::path& path, const char* flag) {
   require_input(path, flag);
   std::error_code error;
   QALORA_REQUIRE(fs::is_directory(path, error), UserError, flag, " ", path.string(), ": is a file, expected a folder");
+  const fs::directory_iterator listing(path, error);
+  QALORA_REQUIRE(!error, UserError, flag, " ", path.string(), ": ", error.message());
 }
 
 namespace {

@@ -37,17 +37,19 @@ struct Binder {
   CLI::App& app;
   const Key& key;
 
-  CLI::Option* operator()(int64_t* value) const { return app.add_option(flag_of(key.name), *value, key.help)->type_name("N")->check(whole_number())->take_last(); }
-  CLI::Option* operator()(double* value) const { return app.add_option(flag_of(key.name), *value, key.help)->type_name("X")->take_last(); }
+  template <typename T>
+  CLI::Option* option(T* value, const char* type) const {
+    return app.add_option(flag_of(key.name), *value, key.help)->type_name(type);
+  }
+  CLI::Option* operator()(int64_t* value) const { return option(value, "N")->check(whole_number())->take_last(); }
+  CLI::Option* operator()(double* value) const { return option(value, "X")->take_last(); }
   // A flag that takes a word, not an option that may lack one: CLI11 gives a bare option its default.
   CLI::Option* operator()(bool* value) const {
-    return app.add_flag(flag_of(key.name), *value, key.help)->type_name("[true|false]")->expected(0, 1)->check(one_of({"true", "false"}))
-        ->default_str(*value ? "true" : "false");
+    CLI::Option* flag = app.add_flag(flag_of(key.name), *value, key.help)->type_name("[true|false]")->expected(0, 1);
+    return flag->check(one_of({"true", "false"}))->default_str(*value ? "true" : "false");
   }
-  CLI::Option* operator()(std::string* value) const { return app.add_option(flag_of(key.name), *value, key.help)->type_name("TEXT")->take_last(); }
-  CLI::Option* operator()(std::vector<std::string>* value) const {
-    return app.add_option(flag_of(key.name), *value, key.help)->type_name("A,B,..")->delimiter(',');
-  }
+  CLI::Option* operator()(std::string* value) const { return option(value, "TEXT")->take_last(); }
+  CLI::Option* operator()(std::vector<std::string>* value) const { return option(value, "A,B,..")->delimiter(','); }
 };
 
 // Puts a value of the file into the key's place, or only tries it; nullptr when it fits, else what was expected.

@@ -150,8 +150,10 @@ void run_perplexity(const EvalOptions& options, model::Llama& model, const Work&
 // A flag of another task would be ignored: it is an error instead.
 void check_task_flags(const EvalOptions& options) {
   const std::pair<const char*, std::vector<std::string>> table[] = {
-      {"--protocol", {"mmlu"}},  {"--shots", {"mmlu"}},           {"--subjects", {"mmlu"}},        {"--split", {"mmlu"}},
-      {"--details", {"mmlu", "choice"}}, {"--context-length", {"perplexity"}}, {"--token-ids", {"perplexity"}}, {"--save-logits", {"perplexity"}}};
+      {"--protocol", {"mmlu"}},          {"--shots", {"mmlu"}},
+      {"--subjects", {"mmlu"}},          {"--split", {"mmlu"}},
+      {"--details", {"mmlu", "choice"}}, {"--context-length", {"perplexity"}},
+      {"--token-ids", {"perplexity"}},   {"--save-logits", {"perplexity"}}};
   for (const auto& [flag, tasks] : table) {
     const bool belongs = std::find(tasks.begin(), tasks.end(), options.task) != tasks.end();
     QALORA_REQUIRE(belongs || options.app->get_option(flag)->count() == 0, UserError, flag, " belongs to --task ",
@@ -166,7 +168,8 @@ void check(const EvalOptions& options) {
   if (!options.adapter.empty()) require_folder(options.adapter, "--adapter");
   QALORA_REQUIRE(ids || !options.data.empty(), UserError, "--data is missing: what to run the task on");
   QALORA_REQUIRE(!ids || options.data.empty(), UserError, "--data and --token-ids: give one of them");
-  QALORA_REQUIRE(!ids || options.context_length == 0, UserError, "--context-length cuts --data into blocks; --token-ids are taken as they are");
+  QALORA_REQUIRE(!ids || options.context_length == 0, UserError,
+                 "--context-length cuts --data into blocks; --token-ids are taken as they are");
   QALORA_REQUIRE(options.save_logits.empty() || ids, UserError, "--save-logits needs --token-ids");
   require_input(ids ? options.token_ids : options.data, ids ? "--token-ids" : "--data");
   for (const auto& [flag, out] : {std::pair{"--details", options.details}, std::pair{"--save-logits", options.save_logits}}) {

@@ -113,7 +113,9 @@ Command make_generate(CLI::App& root) {
   app->add_option("--top-p", sampler.top_p, "sample from the likeliest tokens that reach this probability")
       ->capture_default_str();
   app->add_option("--top-k", sampler.top_k, "sample from the k likeliest tokens; 0: all")->capture_default_str()->check(whole_number(0));
-  app->add_option("--seed", sampler.seed, "of the random numbers, which temperature 0 does not use")->capture_default_str()->check(whole_number(0));
+  app->add_option("--seed", sampler.seed, "of the random numbers, which temperature 0 does not use")
+      ->capture_default_str()
+      ->check(whole_number(0));
   options->common = add_common(*app, kComputes);
   return {app, [options] { run(*options); }};
 }

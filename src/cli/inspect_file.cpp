@@ -112,7 +112,8 @@ json inspect_ids(const fs::path& path) {
   size_t tokens = 0;
   int64_t largest = -1;
   for (const json& row : rows) {
-    QALORA_REQUIRE(row.is_array(), DataError, path.string(), ": expected a list of token ids or a list of such lists, got ", row.type_name(), " among them");
+    QALORA_REQUIRE(row.is_array(), DataError, path.string(), ": expected a list of token ids or a list of such lists, got ",
+                   row.type_name(), " among them");
     for (const json& id : row) {
       QALORA_REQUIRE(id.is_number_integer(), DataError, path.string(), ": expected token ids, got ", id.type_name());
       largest = std::max(largest, id.get<int64_t>());
@@ -135,6 +136,27 @@ json inspect_values(const fs::path& path, const char* kind) {
 json inspect_picture(const fs::path& path) {
   json result = entry("picture", path);
   result.update({{"format", "svg"}, {"bytes", fs::file_size(path)}});
+  return result;
+}
+
+// --log-file: every line begins with a time, "2025-01-31 23:59:59  ".
+bool is_log(const std::string& start) {
+  constexpr std::string_view kTime = "0000-00-00 00:00:00  ";
+  return start.size() >= kTime.size() && std::equal(kTime.begin(), kTime.end(), start.begin(), [](char wanted, char found) {
+    return wanted == '0' ? found >= '0' && found <= '9' : wanted == found;
+  });
+}
+
+json inspect_log(const fs::path& path) {
+  json result = entry("log", path);
+  std::ifstream in(path);
+  int64_t lines = 0;
+  std::string first, last;
+  for (std::string line; std::getline(in, line); ++lines) {
+    if (lines == 0) first = line.substr(0, 19);
+    if (is_log(line)) last = line.substr(0, 19);
+  }
+  result.update({{"lines", lines}, {"first", first}, {"last", last}});
   return result;
 }
 
@@ -167,8 +189,10 @@ json inspect_records(const fs::path& path, const std::string& start) {
   if (has({"scores", "prediction", "answer"})) return inspect_answers(path);
   if (has({"context", "choices"})) return inspect_choices(path);
   if (has({"subject", "input", "output"})) return inspect_mmlu_lines(path);
+  if (has({"task", "seconds"})) return inspect_values(path, "result");  // what eval --json printed
   const size_t inside = start.starts_with("[") ? start.find_first_not_of(" \t\r\n[") : std::string::npos;
-  if (inside != std::string::npos && std::string_view("-0123456789").find(start[inside]) != std::string_view::npos) return inspect_ids(path);
+  const bool ids = inside != std::string::npos && std::string_view("-0123456789").find(start[inside]) != std::string_view::npos;
+  if (ids) return inspect_ids(path);
   return inspect_data(path);
 }
 
@@ -199,10 +223,13 @@ json inspect_file(const fs::path& path) {
   if (start.starts_with("<svg") || (extension == ".svg" && start.starts_with("<?xml"))) return inspect_picture(path);
   const bool records = extension == ".json" || extension == ".jsonl" || extension == ".csv" || extension == ".txt";
   if (records) return inspect_records(path, start);
-  QALORA_REQUIRE(extension != ".model", DataError, path.string(), ": a tokenizer is read under the name tokenizer.model, in its own folder");
+  if (is_log(start)) return inspect_log(path);
+  QALORA_REQUIRE(extension != ".model", DataError, path.string(), 
+                 ": a tokenizer is read under the name tokenizer.model, in its own folder");
   QALORA_REQUIRE(!start.starts_with("GGUF"), DataError, path.string(), ": a GGUF file, which this version does not read");
   const bool pickle = start.starts_with("PK\x03\x04") || start.starts_with("\x80\x02");
-  QALORA_REQUIRE(!pickle, DataError, path.string(), ": probably a PyTorch checkpoint, which this version does not read; convert it to safetensors");
+  QALORA_REQUIRE(!pickle, DataError, path.string(),
+                 ": probably a PyTorch checkpoint, which this version does not read; convert it to safetensors");
   throw DataError(message(path.string(), ": not a kind of file that is known here; expected .safetensors, tokenizer.model, .toml, .svg, "
                           "metrics.jsonl, or data (.json, .jsonl, .csv, .txt)"));
 }

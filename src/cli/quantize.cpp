@@ -41,10 +41,11 @@ int64_t parse_group_size(const std::string& text) {
 void check_options(const QuantizeOptions& options) {
   QALORA_REQUIRE(options.bits >= 2 && options.bits <= 4, UserError, "--bits ", options.bits, ": expected 2, 3 or 4");
   QALORA_REQUIRE(options.method != "gptq", UserError, "--method gptq: not in this version; use --method rtn (round to nearest)");
-  QALORA_REQUIRE(options.method == "rtn", UserError, "--method ", options.method, ": not known", did_you_mean(options.method, {"rtn", "gptq"}),
-                 "; expected rtn");
+  QALORA_REQUIRE(options.method == "rtn", UserError, "--method ", options.method, ": not known",
+                 did_you_mean(options.method, {"rtn", "gptq"}), "; expected rtn");
   for (const char* flag : kGptqFlags) {
-    QALORA_REQUIRE(options.app->get_option(flag)->count() == 0, UserError, flag, ": belongs to --method gptq, which is not in this version");
+    QALORA_REQUIRE(options.app->get_option(flag)->count() == 0, UserError, flag,
+                   ": belongs to --method gptq, which is not in this version");
   }
   require_folder(options.model, "--model");
   if (options.common->compute != at::kFloat && !options.common->dtype.empty()) {
@@ -121,7 +122,8 @@ Command make_quantize(CLI::App& root) {
   app->add_option("--model", options->model, "folder of a dense checkpoint")->required();
   app->add_option("--out", options->out, "folder to write");
   app->add_option("--bits", options->bits, "2, 3 or 4")->capture_default_str();
-  app->add_option("--group-size", options->group_size, "inputs that share a scale and an offset: 32, 64, 128, 256 or row")->capture_default_str();
+  app->add_option("--group-size", options->group_size, "inputs that share a scale and an offset: 32, 64, 128, 256 or row")
+      ->capture_default_str();
   app->add_option("--method", options->method, "rtn: round to nearest")->capture_default_str();
   for (const char* flag : kGptqFlags) app->add_option(flag, options->of_gptq, "of gptq, which is not in this version")->group("");
   options->common = add_common(*app, kComputes | kWrites);

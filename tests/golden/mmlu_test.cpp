@@ -134,7 +134,8 @@ TEST(GoldenMmlu, LettersLogitsAndLikelihoodsAgreeUpToAConstant) {
   double constant = 0;
   for (const auto& row : scores["rows"]) {
     if (row["truncated_on_the_left"].get<bool>()) continue;  // qlora cuts on the right
-    auto subjects = read_mmlu({.data = data(), .protocol = Protocol::kLmEval, .shots = row["shots"].get<int64_t>(), .subjects = {row["subject"]}});
+    auto subjects = read_mmlu(
+        {.data = data(), .protocol = Protocol::kLmEval, .shots = row["shots"].get<int64_t>(), .subjects = {row["subject"]}});
     subjects[0].questions = {subjects[0].questions[row["index"].get<size_t>()]};
     const MmluResult result = run_mmlu(model, tokenizer, subjects, Protocol::kQlora, kDefaultBatchTokens);
     const auto& logits = result.answers.at(0).scores;

@@ -48,7 +48,8 @@ class ConfigFile : public testing::Test {
 };
 
 TEST_F(ConfigFile, ReadsEveryType) {
-  const Values values = load({}, "steps = 7\nlearning_rate = 1e-4\npacking = true\n[finetune]\ndata = \"d#1/x\\\\y\"\ntargets = [\"q\",\n\"v\"]\n");
+  const Values values = load({}, "steps = 7\nlearning_rate = 1e-4\npacking = true\n"
+                                 "[finetune]\ndata = \"d#1/x\\\\y\"\ntargets = [\"q\",\n\"v\"]\n");
   EXPECT_EQ(values.steps, 7);
   EXPECT_EQ(values.rate, 1e-4);
   EXPECT_TRUE(values.packing);
