@@ -1,5 +1,7 @@
 #include "qalora/cli/cli.h"
 
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <c10/util/Exception.h>
 
@@ -100,11 +102,18 @@ int guarded(const std::function<void()>& run) {
   }
 }
 
+// Worker threads that spin for a millisecond between two products, as they do by default, make a step several times slower
+// beside another busy process. The OpenMP library reads how long to spin when it is loaded, before main: only a new start of the
+// program can tell it. Where that fails the program runs as it is.
+void restart_with_short_spinning(char** argv) {
+  if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) return;
+  setenv("GOMP_SPINCOUNT", "10000", /*overwrite=*/1);
+  execv("/proc/self/exe", argv);
+}
+
 }  // namespace
 
 int run(int argc, char** argv) {
-  // Spinning worker threads make two processes on one machine ten times slower than one; waiting ones do not.
-  setenv("OMP_WAIT_POLICY", "PASSIVE", /*overwrite=*/0);
   install_stop_handlers();
   CLI::App app("Fine-tunes LLaMA models while they are quantised (QA-LoRA) and merges the result back with nothing lost.", "qalora");
   app.footer(kExamples);
@@ -125,7 +134,9 @@ int run(int argc, char** argv) {
   }
   if (version) return guarded([&] { json ? print_json(version_json()) : print(version_text()); });
   for (const Command& command : commands) {
-    if (command.app->parsed()) return guarded(command.run);
+    if (!command.app->parsed()) continue;
+    if (command.app->get_name() != "inspect") restart_with_short_spinning(argv);
+    return guarded(command.run);
   }
   std::cerr << app.help();
   return static_cast<int>(ExitCode::kUsage);
