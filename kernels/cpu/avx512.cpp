@@ -97,6 +97,120 @@ void rows(const PackedView& view, int64_t row_begin, int64_t row_end, Out* out) 
   }
 }
 
+// What a product reads of one row.
+struct Row {
+  const unsigned char* stream;
+  const float *scales, *offsets;
+
+  Row(const PackedView& view, int64_t row)
+      : stream(reinterpret_cast<const unsigned char*>(view.codes) + row * view.words() * 4),
+        scales(view.scales + row * view.groups()),
+        offsets(view.offsets + row * view.groups()) {}
+
+  template <int kBits>
+  Weights<kBits> group(int64_t index) const {
+    float scale, offset;
+    __builtin_memcpy(&scale, scales + index, sizeof scale);
+    __builtin_memcpy(&offset, offsets + index, sizeof offset);
+    return {scale, offset};
+  }
+};
+
+// y for kTokens tokens, any group size.
+template <int kBits, int kTokens>
+void products(const PackedView& view, const float* x, int64_t row_begin, int64_t row_end, float* y) {
+  const int64_t groups = view.groups(), in_features = view.in_features;
+  const Lanes<kBits> lanes;
+  for (int64_t r = row_begin; r < row_end; ++r) {
+    const Row row(view, r);
+    __m512 sums[kTokens];
+    float rest[kTokens];
+    for (int t = 0; t < kTokens; ++t) sums[t] = _mm512_setzero_ps(), rest[t] = 0;
+    for (int64_t group = 0; group < groups; ++group) {
+      const int64_t begin = group * view.group_size;
+      const int64_t end = in_features - begin < view.group_size ? in_features : begin + view.group_size;
+      const Weights<kBits> weights = row.group<kBits>(group);
+      int64_t k = begin;
+      if (begin % 8 == 0) {
+        const unsigned char* bytes = row.stream + begin / 8 * kBits;
+        for (; k + 16 <= end; k += 16, bytes += 2 * kBits) {
+          const __m512 w = weights.of(lanes.codes(bytes));
+          for (int t = 0; t < kTokens; ++t) sums[t] = _mm512_fmadd_ps(w, _mm512_loadu_ps(x + t * in_features + k), sums[t]);
+        }
+      }
+      while (k < end) {  // what is left, at most sixteen at a time
+        const int64_t count = end - k < 16 ? end - k : 16;
+        float left[16], scale, offset;
+        __builtin_memcpy(&scale, row.scales + group, sizeof scale);
+        __builtin_memcpy(&offset, row.offsets + group, sizeof offset);
+        scalar::dequantize_stretch(row.stream, kBits, k, k + count, scale, offset, left);
+        for (int t = 0; t < kTokens; ++t) {
+          for (int64_t i = 0; i < count; ++i) rest[t] += left[i] * x[t * in_features + k + i];
+        }
+        k += count;
+      }
+    }
+    for (int t = 0; t < kTokens; ++t) y[t * view.out_features + r] = _mm512_reduce_add_ps(sums[t]) + rest[t];
+  }
+}
+
+// The same for 4 bits and whole groups of a multiple of 32: sixteen bytes are 32 codes, of which the even ones are the low and the
+// odd ones the high halves. A lookup sees only the low four bits of an index, so one widening and one shift unpack all of them.
+// x: [kTokens, in_features], each 32 inputs as 16 even and 16 odd ones.
+template <int kTokens>
+void products_of_halves(const PackedView& view, const float* x, int64_t row_begin, int64_t row_end, float* y) {
+  const int64_t groups = view.groups(), in_features = view.in_features;
+  for (int64_t r = row_begin; r < row_end; ++r) {
+    const Row row(view, r);
+    __m512 even[kTokens], odd[kTokens];
+    for (int t = 0; t < kTokens; ++t) even[t] = odd[t] = _mm512_setzero_ps();
+    const unsigned char* bytes = row.stream;
+    int64_t k = 0;
+    for (int64_t group = 0; group < groups; ++group) {
+      const Weights<4> weights = row.group<4>(group);
+      for (int64_t end = k + view.group_size; k < end; k += 32, bytes += 16) {
+        const __m512i codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+        const __m512 low = weights.of(codes), high = weights.of(_mm512_srli_epi32(codes, 4));
+        for (int t = 0; t < kTokens; ++t) {
+          even[t] = _mm512_fmadd_ps(low, _mm512_loadu_ps(x + t * in_features + k), even[t]);
+          odd[t] = _mm512_fmadd_ps(high, _mm512_loadu_ps(x + t * in_features + k + 16), odd[t]);
+        }
+      }
+    }
+    for (int t = 0; t < kTokens; ++t) y[t * view.out_features + r] = _mm512_reduce_add_ps(_mm512_add_ps(even[t], odd[t]));
+  }
+}
+
+// Each 32 inputs as 16 even and 16 odd ones. in, out: [count], a multiple of 32
+void split_halves(const float* in, int64_t count, float* out) {
+  for (int64_t k = 0; k < count; k += 32) {
+    for (int i = 0; i < 16; ++i) out[k + i] = in[k + 2 * i], out[k + 16 + i] = in[k + 2 * i + 1];
+  }
+}
+
+// Four tokens at a time, then what is left.
+template <int kBits, bool kHalves>
+void any_tokens(const PackedView& view, const float* x, int64_t tokens, int64_t row_begin, int64_t row_end, float* y) {
+  const auto run = [&]<int kTokens>() {
+    if constexpr (kHalves) products_of_halves<kTokens>(view, x, row_begin, row_end, y);
+    else products<kBits, kTokens>(view, x, row_begin, row_end, y);
+  };
+  for (; tokens >= 4; tokens -= 4, x += 4 * view.in_features, y += 4 * view.out_features) run.template operator()<4>();
+  if (tokens == 3) run.template operator()<3>();
+  if (tokens == 2) run.template operator()<2>();
+  if (tokens == 1) run.template operator()<1>();
+}
+
+void four_bits(const PackedView& view, const float* x, int64_t tokens, int64_t row_begin, int64_t row_end, float* y) {
+  const bool whole = view.group_size % 32 == 0 && view.in_features % view.group_size == 0;
+  const int64_t count = tokens * view.in_features;
+  float* halves = whole ? static_cast<float*>(__builtin_malloc(static_cast<size_t>(count) * sizeof(float))) : nullptr;
+  if (halves == nullptr) return any_tokens<4, false>(view, x, tokens, row_begin, row_end, y);
+  split_halves(x, count, halves);
+  any_tokens<4, true>(view, halves, tokens, row_begin, row_end, y);
+  __builtin_free(halves);
+}
+
 template <typename Out>
 void any_rows(const PackedView& view, int64_t row_begin, int64_t row_end, Out* out) {
   switch (view.bits) {
@@ -116,6 +230,16 @@ void dequantize(const PackedView& view, int64_t row_begin, int64_t row_end, floa
 
 void dequantize_bf16(const PackedView& view, int64_t row_begin, int64_t row_end, uint16_t* out) {
   any_rows(view, row_begin, row_end, out);
+}
+
+void matvec(const PackedView& view, const float* x, int64_t tokens, int64_t row_begin, int64_t row_end, float* y) {
+  switch (view.bits) {
+    case 2: return any_tokens<2, false>(view, x, tokens, row_begin, row_end, y);
+    case 3: return any_tokens<3, false>(view, x, tokens, row_begin, row_end, y);
+    case 4: return four_bits(view, x, tokens, row_begin, row_end, y);
+    case 6: return any_tokens<6, false>(view, x, tokens, row_begin, row_end, y);
+    case 8: return any_tokens<8, false>(view, x, tokens, row_begin, row_end, y);
+  }
 }
 
 }  // namespace qalora::kernels::avx512

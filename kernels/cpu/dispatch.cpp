@@ -46,8 +46,7 @@ Status check(const PackedView& view, int64_t row_begin, int64_t row_end, const v
 }  // namespace
 
 const Isa kIsas[kIsaCount] = {
-    // A product reads far fewer bytes than it has to unpack; 8 lanes already wait for the memory.
-    {"avx512", has_avx512, avx512::dequantize, avx512::dequantize_bf16, avx2::matvec},
+    {"avx512", has_avx512, avx512::dequantize, avx512::dequantize_bf16, avx512::matvec},
     {"avx2", has_avx2, avx2::dequantize, avx2::dequantize_bf16, avx2::matvec},
     {"scalar", always, scalar::dequantize, scalar::dequantize_bf16, scalar::matvec},
 };

@@ -43,6 +43,7 @@ void matvec(const PackedView& view, const float* x, int64_t tokens, int64_t row_
 namespace avx512 {
 void dequantize(const PackedView& view, int64_t row_begin, int64_t row_end, float* out);
 void dequantize_bf16(const PackedView& view, int64_t row_begin, int64_t row_end, uint16_t* out);
+void matvec(const PackedView& view, const float* x, int64_t tokens, int64_t row_begin, int64_t row_end, float* y);
 }  // namespace avx512
 
 }  // namespace qalora::kernels
