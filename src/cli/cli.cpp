@@ -18,6 +18,7 @@
 #include "qalora/core/log.h"
 #include "qalora/core/signals.h"
 #include "qalora/kernels/packed.h"
+#include "qalora/tensor/caching_allocator.h"
 #include "qalora/tensor/device.h"
 #include "qalora/tensor/dtype.h"
 
@@ -136,6 +137,7 @@ int run(int argc, char** argv) {
   for (const Command& command : commands) {
     if (!command.app->parsed()) continue;
     if (command.app->get_name() != "inspect") restart_with_short_spinning(argv);
+    tensor::use_caching_allocator();
     return guarded(command.run);
   }
   std::cerr << app.help();
