@@ -140,10 +140,11 @@ quant::PackedWeight read_packed(const io::Checkpoint& checkpoint, const std::str
   const int64_t group_size = quantization.group_size == quant::kWholeRow ? in_features : quantization.group_size;
   const int64_t groups = kernels::groups_per_row(in_features, group_size);
   const at::Tensor codes = checkpoint.read(weight, {out_features, kernels::words_per_row(in_features, quantization.bits)});
-  checkpoint.release(weight);
-  return quant::make_packed_weight(checkpoint.file_of(weight).string() + ": tensor '" + module + "'", codes,
-                                   checkpoint.read(module + ".scales", {out_features, groups}),
-                                   checkpoint.read(module + ".biases", {out_features, groups}), in_features, group_size, quantization.bits);
+  const at::Tensor scales = checkpoint.read(module + ".scales", {out_features, groups});
+  const at::Tensor offsets = checkpoint.read(module + ".biases", {out_features, groups});
+  for (const char* part : {".weight", ".scales", ".biases"}) checkpoint.release(module + part);
+  return quant::make_packed_weight(checkpoint.file_of(weight).string() + ": tensor '" + module + "'", codes, scales, offsets, in_features,
+                                   group_size, quantization.bits);
 }
 
 Llama load_model(const fs::path& folder, const LoadOptions& options) {
