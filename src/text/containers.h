@@ -17,18 +17,26 @@ struct Chunk {
   uint64_t begin = 0, end = 0;
   int64_t line = 1;   // of its first byte
   std::string fault;  // not empty: why this is no record
+  bool fatal = false; // the records behind the fault cannot be found: it must not be passed over
 };
 using OnChunk = std::function<void(Chunk)>;
 
 // `bytes` is the whole file, `begin` where the content starts (behind a byte order mark). A damaged element of an array is
-// reported and the search goes on at the next line that begins with '{'.
+// reported and the search goes on at the next record, told by the line's indentation or by the records' first key.
 void split_json_array(std::string_view bytes, uint64_t begin, const OnChunk& on_chunk);
 void split_json_lines(std::string_view bytes, uint64_t begin, const OnChunk& on_chunk);
-void split_csv(std::string_view bytes, uint64_t begin, const OnChunk& on_chunk);         // the header row is the first chunk
+// The header row is the first chunk. Behind a quote that is never closed the search goes on at the line below the quote's.
+// kStrict: text behind a closing quote is a fault, for it is how a lost quote shows.
+enum class CsvQuotes { kStrict, kLoose };
+void split_csv(std::string_view bytes, uint64_t begin, CsvQuotes quotes, const OnChunk& on_chunk);
 void split_paragraphs(std::string_view bytes, uint64_t begin, const OnChunk& on_chunk);  // parted by blank lines
 
-// Reads the CSV row at `at` and moves behind it, counting line breaks into `line`. False when a quote is never closed.
-// cells may be null where only the end is wanted.
-bool next_csv_row(std::string_view bytes, uint64_t& at, int64_t& line, std::vector<std::string>* cells);
+// Reads the CSV row at `at` and moves behind it, counting line breaks into `line`. cells may be null where only the end is wanted.
+struct CsvRow {
+  bool open = false;         // a quote is never closed
+  bool loose = false;        // text stands behind a closing quote
+  uint64_t fault_quote = 0;  // where the first quote stands that is open or loose
+};
+CsvRow next_csv_row(std::string_view bytes, uint64_t& at, int64_t& line, std::vector<std::string>* cells);
 
 }  // namespace qalora::text

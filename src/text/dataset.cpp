@@ -160,6 +160,7 @@ void Dataset::Impl::scan(bool skip_bad_records) {
       const Entry entry{chunk.begin, static_cast<uint32_t>(chunk.end - chunk.begin), static_cast<uint32_t>(chunk.line)};
       entries.insert(entries.end(), count, entry);
     } catch (const DataError& error) {
+      QALORA_REQUIRE(!chunk.fatal, DataError, place(chunk.line), ": ", error.what(), "; correct it");
       QALORA_REQUIRE(skip_bad_records, DataError, place(chunk.line), ": ", error.what(),
                      "; correct it, or leave such records out with --skip-bad-records");
       bad.push_back({chunk.line, error.what()});
@@ -172,7 +173,7 @@ void Dataset::Impl::scan(bool skip_bad_records) {
   switch (container) {
     case Container::kJsonArray: split_json_array(bytes, begin, on_chunk); break;
     case Container::kJsonLines: split_json_lines(bytes, begin, on_chunk); break;
-    case Container::kCsv: split_csv(bytes, begin, on_chunk); break;
+    case Container::kCsv: split_csv(bytes, begin, CsvQuotes::kStrict, on_chunk); break;
     case Container::kParagraphs: split_paragraphs(bytes, begin, on_chunk); break;
   }
   entries.shrink_to_fit();
@@ -244,7 +245,7 @@ void read_csv(const fs::path& path, const std::function<void(std::vector<std::st
   if (bytes.empty()) return;
   const uint64_t begin = content_begin(path, bytes);
   std::vector<std::string> cells;
-  split_csv(bytes, begin, [&](const Chunk& chunk) {
+  split_csv(bytes, begin, CsvQuotes::kLoose, [&](const Chunk& chunk) {
     QALORA_REQUIRE(chunk.fault.empty(), DataError, path.string(), ":", chunk.line, ": ", chunk.fault);
     const std::string_view text = bytes.substr(chunk.begin, chunk.end - chunk.begin);
     QALORA_REQUIRE(valid_utf8(text), DataError, path.string(), ":", chunk.line, ": the row is not valid UTF-8");

@@ -161,9 +161,109 @@ TEST_F(DatasetFiles, AnArraysDamageIsLocal) {
   skipped("[" + good + ",\n,\n" + good + "]", 2, 1, 2, "no record behind");
   skipped("[" + good + ",\n42, \"text\", null,\n" + good + "]", 2, 3, 2, "number; expected an object");
   skipped("[" + good + "]\nmore", 1, 1, 2, "more behind");
+  const std::string lost_brace = "{\"instruction\": \"a\", \"output\": \"b\",\n";
+  skipped("[" + good + ",\n" + lost_brace + good + ",\n" + good + "]", 3, 1, 2, "other kind");
+  skipped("[" + good + ",\n{\"instruction\": \"a\", \"output\": \"lost quote}]\n", 1, 1, 2, "not closed");
   skipped("[" + good + ",\n" + good.substr(0, 30), 1, 2, 2, "not closed");
   skipped("[" + good + ",\n{\"instruction\": \"a\",", 1, 2, 2, "part of a file");
   skipped("[" + good, 1, 1, 1, "closing ']'");
+}
+
+std::string many_records(int count, const std::string& before, const std::string& between) {
+  std::string text;
+  for (int i = 0; i < count; ++i) {
+    text += message(i > 0 ? between : before, R"({"instruction": "number )", i, R"(", "output": "a {b}, {c}, {\"instruction\""})");
+  }
+  return text;
+}
+
+std::string replaced(std::string text, const std::string& from, const std::string& to) {
+  const size_t at = text.find(from);
+  EXPECT_NE(at, std::string::npos) << from;
+  return at == std::string::npos ? text : text.replace(at, from.size(), to);
+}
+
+TEST_F(DatasetFiles, OneDamagedRecordOfAThousandCostsOneRecord) {
+  for (const std::string between : {", ", ",", ",\n", ",\n  ", "\n  ,\n  "}) {
+    const bool lines = between.find('\n') != std::string::npos;
+    const std::string array = many_records(1000, lines ? "[\n" + between.substr(between.rfind('\n') + 1) : "[", between) + "]";
+    for (const int index : {0, 4, 998, 999}) {
+      const std::string number = "number " + std::to_string(index);
+      for (const std::string& to : {number, message("\"", number, "\"")}) {  // a lost quote, one too many
+        const std::string damaged = replaced(array, number + "\"", to);
+        const Dataset data = open("a.json", damaged, true);
+        EXPECT_EQ(data.size(), 999) << between << index;
+        EXPECT_EQ(data.bad().size(), 1u) << between << index;
+        EXPECT_EQ(data.record(0).instruction, index == 0 ? "number 1" : "number 0");
+      }
+    }
+  }
+  // Must differ: an undamaged one has them all.
+  EXPECT_EQ(open("a.json", many_records(1000, "[", ",") + "]").size(), 1000);
+}
+
+const std::string kSelfInstruct = R"(  {
+    "instruction": "add",
+    "instances": [
+      {
+        "input": "1 2",
+        "output": "3"
+      },
+      {
+        "input": "2 2",
+        "output": "4"
+      }
+    ]
+  })";
+
+TEST_F(DatasetFiles, AnObjectInsideADamagedRecordIsNoRecord) {
+  const std::string bad = replaced(kSelfInstruct, "\"1 2\"", "\"1 2");
+  for (const std::string& array : {"[\n" + bad + ",\n" + kSelfInstruct + ",\n" + kSelfInstruct + "\n]\n",
+                                   "[\n" + kSelfInstruct + ",\n" + bad + ",\n" + kSelfInstruct + "\n]\n",
+                                   "[\n" + kSelfInstruct + ",\n" + kSelfInstruct + ",\n" + bad + "\n]\n"}) {
+    const Dataset data = open("a.json", array, true);
+    EXPECT_EQ(data.format(), DataFormat::kSelfInstruct);
+    EXPECT_EQ(data.size(), 4);
+    EXPECT_EQ(data.bad().size(), 1u);
+  }
+  // "}, {" on one line, as some writers have it.
+  const std::string joined = "[" + kSelfInstruct.substr(2) + ", " + bad.substr(2) + ", " + kSelfInstruct.substr(2) + "]";
+  EXPECT_EQ(open("a.json", joined, true).size(), 4);
+}
+
+TEST_F(DatasetFiles, WhereTheNextRecordCannotBeToldTheFileIsRefused) {
+  std::string flat = kSelfInstruct;  // no indentation: an instance looks like a record
+  for (size_t at = flat.find("  "); at != std::string::npos; at = flat.find("  ")) flat.erase(at, 2);
+  const std::string bad = replaced(flat, "\"1 2\"", "\"1 2");
+  const auto refused = [&](const std::string& content) { return error_of<DataError>([&] { open("a.json", content, /*skip=*/true); }); };
+  EXPECT_CONTAINS(refused("[\n" + flat + ",\n" + bad + ",\n" + flat + "\n]"), "a.json:15: ");
+  EXPECT_CONTAINS(refused("[\n" + flat + ",\n" + bad + ",\n" + flat + "\n]"), "records behind it cannot be told apart");
+  EXPECT_CONTAINS(refused(std::string("[") + kGood + "],\n" + kGood + "]"), "a.json:1: there is more behind");
+  // Must differ: the last one takes nobody with it, and what is left out is said.
+  const Dataset data = open("a.json", "[\n" + flat + ",\n" + bad + "\n]", true);
+  EXPECT_EQ(data.size(), 2);
+  ASSERT_EQ(data.bad().size(), 1u);
+  EXPECT_CONTAINS(data.bad()[0].reason, "bytes) is left out");
+}
+
+TEST_F(DatasetFiles, ALostQuoteCostsOneRowOfACsvFile) {
+  for (const bool quoted : {false, true}) {
+    std::string csv = "instruction,output\n";
+    for (int i = 0; i < 100; ++i) {
+      const std::string_view outer = quoted ? "\"" : "", inner = quoted || i % 10 == 0 ? "\"" : "";
+      csv += message(outer, "q", i, outer, ",", inner, "a", i, inner, "\n");
+    }
+    for (const std::string at : {"\"a30\"", "\"a90\""}) {
+      const Dataset data = open("a.csv", replaced(csv, at, at.substr(0, at.size() - 1)), true);
+      EXPECT_EQ(data.size(), 99) << at;
+      ASSERT_EQ(data.bad().size(), 1u) << at;
+      EXPECT_EQ(data.bad()[0].line, at == "\"a30\"" ? 32 : 92);
+      EXPECT_EQ(data.line(98), 101);
+      EXPECT_EQ(data.record(98).output, "a99");
+    }
+  }
+  const std::string spans = "instruction,output\nq,\"two\nlines\"\nq,\"open\nq,a\nq,a\n";
+  EXPECT_CONTAINS(error_of<DataError>([&] { open("a.csv", spans, /*skip=*/true); }), "a.csv:4: a quote is opened");
 }
 
 TEST_F(DatasetFiles, CsvRowsThatDoNotFit) {
