@@ -118,6 +118,8 @@ void Tokenizer::Impl::load(const fs::path& folder) {
     digest.update(
         message("\n", token.id, token.special, token.strip_left, token.strip_right, token.content.size(), token.content));
   }
+  for (const int64_t id : stops) digest.update(message("\nstop ", id));
+  digest.update(message("\nchat template ", rules.chat_template));
   fingerprint = digest.hex();
 }
 

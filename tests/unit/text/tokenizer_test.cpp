@@ -253,6 +253,10 @@ TEST_F(TinyTokenizer, FingerprintFollowsTheRules) {
   EXPECT_EQ(make().fingerprint(), plain);
   EXPECT_NE(make(R"({"legacy": false})").fingerprint(), plain);
   EXPECT_NE(make(R"({"add_bos_token": false})").fingerprint(), plain);
+  EXPECT_NE(make(R"({"chat_template": "[INST]"})").fingerprint(), plain);
+  EXPECT_NE(make(R"({"chat_template": "[INST]"})").fingerprint(), make(R"({"chat_template": "<|im_start|>"})").fingerprint());
+  write_file(dir_ / "generation_config.json", R"({"eos_token_id": [2, 1]})");
+  EXPECT_NE(make("{}").fingerprint(), plain);
 }
 
 TEST_F(TinyTokenizer, AModelWithoutDummyPrefix) {
