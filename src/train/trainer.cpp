@@ -47,8 +47,10 @@ StepResult Trainer::step() {
   result.learning_rate = learning_rate_at(config_.schedule, config_.learning_rate, config_.warmup_steps, config_.steps, state_.updates);
   result.skipped = !std::isfinite(result.loss) || !std::isfinite(result.gradient_norm);
   if (!result.skipped) {
+    updating_ = true;
     optimizer_.clip(result.gradient_norm, config_.max_grad_norm);
     optimizer_.step(result.learning_rate);
+    updating_ = false;
     ++state_.updates;
   }
   optimizer_.zero_grad();

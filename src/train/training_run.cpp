@@ -56,8 +56,24 @@ void TrainingRun::loop() {
     draw_curve();
     log::info(message("stopped at step ", trainer_.state().step, "; continue with the same command and --resume"));
     throw;
+  } catch (const DivergedError&) {
+    throw;  // the weights went wrong
+  } catch (const std::exception&) {
+    save_what_is_done();
+    throw;
   }
   progress.finish();
+}
+
+// When data, memory or disk fail: the steps so far are not lost. Whatever fails now must not hide why the run ends.
+void TrainingRun::save_what_is_done() {
+  if (steps_run_ == 0 || !trainer_.whole()) return;
+  try {
+    checkpoint();
+    log::info(message("the run failed at step ", trainer_.state().step, ", its state is saved; continue with the same command and --resume"));
+  } catch (const std::exception& error) {
+    log::warn(message("the state of step ", trainer_.state().step, " could not be saved: ", error.what()));
+  }
 }
 
 void TrainingRun::after_step() {

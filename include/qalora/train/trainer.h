@@ -31,6 +31,8 @@ class Trainer {
   // Mean loss of the held-out examples; touches neither weights nor any random number.
   double held_out_loss();
   const TrainState& state() const { return state_; }
+  // False when an error struck while weights were being moved: they are of no step then.
+  bool whole() const { return !updating_; }
 
  private:
   model::Llama& model_;
@@ -38,6 +40,7 @@ class Trainer {
   const TrainingData& data_;
   const TrainConfig& config_;
   TrainState state_;
+  bool updating_ = false;
 };
 
 }  // namespace qalora::train

@@ -33,6 +33,7 @@ class TrainingRun {
   [[noreturn]] void diverged(const std::string& what) const;
   void evaluate();
   void checkpoint();
+  void save_what_is_done();
   void record(const nlohmann::json& event);
   void draw_curve() const;
 
