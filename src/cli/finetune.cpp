@@ -35,11 +35,13 @@ std::vector<Key> keys_of(train::TrainConfig& c) {
       {"rank", &c.rank, "rank of A and B", adapter},
       {"alpha", &c.alpha, "the adapter's output is scaled by alpha / rank", adapter},
       {"dropout", &c.dropout, "dropped share of the pooled inputs while training", adapter},
-      {"pooling", &c.pooling, "sum (the paper) or mean (the authors' code; needs a learning rate about group_size times higher)", adapter},
+      {"pooling", &c.pooling, "sum (the paper) or mean (the authors' code, which trains at 2e-4)", adapter},
       {"targets", &c.targets, "layers that get an adapter", adapter},
       {"data_format", &c.data_format, "auto, alpaca, flan, self-instruct, longform, chip2, sharegpt, messages, text or tokens", data},
       {"template", &c.template_name, "prompt around a record: alpaca, alpaca-paper (blank after '### Response:'), none or chat", data},
       {"sequence_length", &c.sequence_length, "longest row in tokens; longer examples are cut on the right", data},
+      {"source_length", &c.source_length, "a prompt is cut to so many tokens, so that its answer survives; 0: no limit of its own", data},
+      {"target_length", &c.target_length, "an answer is cut to so many tokens; 0: no limit of its own", data},
       {"packing", &c.packing, "several examples a row, kept apart by attention and positions", data},
       {"shuffle", &c.shuffle, "a new order each epoch; false: file order", data},
       {"group_by_length", &c.group_by_length, "rows of similar length together (saves padding, but batches may become single-task)", data},
@@ -89,12 +91,20 @@ json spans_json(const std::vector<train::ExampleSpan>& spans) {
   return result;
 }
 
+// A file that is bad throughout must not make a document as large as itself.
+json bad_json(const std::vector<text::BadRecord>& records) {
+  constexpr size_t kMost = 1000;
+  json result = json::array();
+  for (size_t i = 0; i < std::min(records.size(), kMost); ++i) result.push_back({{"line", records[i].line}, {"reason", records[i].reason}});
+  return result;
+}
+
 json dry_run_json(const train::DryRun& dry) {
   const train::DataReport& r = dry.report;
   return {{"dry_run", true}, {"data_format", dry.format}, {"detected", dry.format_detected}, {"records", r.records}, {"examples", r.examples},
           {"bad_records", r.bad_records}, {"held_out", r.held_out}, {"cut", r.cut}, {"cut_tokens", r.cut_tokens}, {"without_target", r.without_target},
           {"tokens", r.tokens}, {"trained_tokens", r.trained_tokens}, {"median_length", r.median_length}, {"p95_length", r.p95_length},
-          {"longest", r.longest}, {"epochs", dry.epochs},
+          {"longest", r.longest}, {"split_texts", r.split_texts}, {"windows", r.windows}, {"bad", bad_json(dry.bad_records)}, {"epochs", dry.epochs},
           {"estimated_memory_bytes", dry.estimate.memory.total()}, {"estimated_seconds", dry.estimate.seconds},
           {"example", {{"spans", spans_json(dry.example_spans)}, {"input_ids", dry.example_ids}, {"labels", dry.example_labels}}}};
 }
@@ -109,11 +119,16 @@ std::string dry_run_text(const train::DryRun& dry, const train::TrainConfig& con
                              "  length          median ", r.median_length, ", 95 % within ", r.p95_length, ", longest ", r.longest, "\n",
                              "  cut             ", format_count(r.cut), " examples lose ", format_count(r.cut_tokens), " tokens to sequence_length ",
                              config.sequence_length, "\n",
+                             "  windows         ", format_count(r.split_texts), " long texts are trained in ", format_count(r.windows), " examples\n",
                              "  left out        ", format_count(r.without_target), " examples with nothing to train on\n",
                              "  the run         ", config.steps, " steps x ", config.batch_size, " rows = ", format_fixed(dry.epochs, 2),
                              " epochs\n  memory          ", dry.estimate.memory_text(), dry.estimate.fits() ? "" : "; this may not fit", "\n",
                              "  time            ", dry.estimate.time_text(), "\n");
-  for (const std::string& bad : dry.bad_records) text += "  bad record      " + bad + "\n";
+  const size_t shown = std::min<size_t>(dry.bad_records.size(), 5);
+  for (size_t i = 0; i < shown; ++i) {
+    text += message("  bad record      ", config.data, ":", dry.bad_records[i].line, ": ", dry.bad_records[i].reason, "\n");
+  }
+  if (shown < dry.bad_records.size()) text += message("                  and ", dry.bad_records.size() - shown, " more; --json lists them\n");
   text += "\nOne example; only what stands between >>> and <<< is trained:\n";
   if (dry.example_spans.empty()) return text + "  (ready-made token ids)\n";
   for (const train::ExampleSpan& span : dry.example_spans) {
@@ -138,7 +153,11 @@ void run(FinetuneOptions& options) {
   resolve_dtype(*options.common);
   if (options.dump_config) return print(resolved(options));
   if (options.common->dry_run) {
-    const train::DryRun dry = train::dry_run(options.config, options.common->compute);
+    train::RunOptions checks;
+    checks.resume = options.resume;
+    checks.force = options.common->force;
+    checks.compute = options.common->compute;
+    const train::DryRun dry = train::dry_run(options.config, checks);
     return options.common->json ? print_json(dry_run_json(dry)) : print(dry_run_text(dry, options.config));
   }
   train::RunOptions run_options;

@@ -1,7 +1,10 @@
 #include "chat.h"
 
+#include <array>
 #include <utility>
 
+#include "blanks.h"
+#include "qalora/core/error.h"
 #include "qalora/text/batch.h"
 
 namespace qalora::text {
@@ -65,23 +68,64 @@ ChatStyle bare_style() {
   return {.system_after = {"\n"}, .answer_lead = " ", .answer_after = {"<eos>"}, .between = {"\n"}};
 }
 
-constexpr std::string_view kBlanks = " \n\t\r";
+// Zephyr's user turn ends with end-of-sequence: Tulu's has nothing there and Phi-3's "<|end|>", under the same markers.
+bool is_zephyr(std::string_view text) {
+  const size_t user = text.find("<|user|>");
+  if (user == std::string_view::npos || text.find("<|assistant|>") == std::string_view::npos) return false;
+  const size_t end = text.find("eos_token", user);
+  return end != std::string_view::npos && end < std::min(text.find("<|", user + 1), text.find("{%", user));
+}
+
+bool has(std::string_view text, std::string_view marker) { return text.find(marker) != std::string_view::npos; }
+
+struct Family {
+  const char* name;
+  ChatStyle (*style)();
+  bool (*matches)(std::string_view chat_template);
+};
+
+// Told by the markers in the template's text, the first that fits.
+const Family* family_of(std::string_view chat_template) {
+  static constexpr std::array<Family, 5> kFamilies = {{
+      {"Llama-3", llama3_style, [](std::string_view text) { return has(text, "<|start_header_id|>"); }},
+      {"ChatML", chatml_style, [](std::string_view text) { return has(text, "<|im_start|>"); }},
+      {"Llama-2", llama2_style, [](std::string_view text) { return has(text, "[INST]") && has(text, "<<SYS>>"); }},
+      {"Mistral", mistral_style, [](std::string_view text) { return has(text, "[INST]"); }},
+      {"Zephyr", zephyr_style, is_zephyr},
+  }};
+  for (const Family& family : kFamilies) {
+    if (family.matches(chat_template)) return &family;
+  }
+  return nullptr;
+}
+
+const Family& known_family(const Tokenizer& tokenizer) {
+  const Family* family = family_of(tokenizer.chat_template());
+  QALORA_REQUIRE(family != nullptr, DataError, tokenizer.folder().string(),
+                 ": its chat_template is none that is known; expected the markers of Llama-2, Mistral, ChatML, Zephyr or Llama-3. Set "
+                 "template to alpaca or none, or remove chat_template from tokenizer_config.json to train \"### Human\"");
+  return *family;
+}
 
 }  // namespace
 
-ChatStyle chat_style(TemplateKind kind, std::string_view chat_template) {
+ChatStyle block_style(TemplateKind kind) {
   switch (kind) {
     case TemplateKind::kAlpaca: return alpaca_style("### Response:\n", false);
     case TemplateKind::kAlpacaPaper: return alpaca_style("### Response: ", true);
     case TemplateKind::kNone: return bare_style();
     case TemplateKind::kChat: break;
   }
-  const auto has = [&](std::string_view marker) { return chat_template.find(marker) != std::string_view::npos; };
-  if (has("<|start_header_id|>")) return llama3_style();
-  if (has("<|im_start|>")) return chatml_style();
-  if (has("[INST]")) return has("<<SYS>>") ? llama2_style() : mistral_style();
-  if (has("<|user|>")) return zephyr_style();
   return plain_style();
+}
+
+ChatStyle chat_style(TemplateKind kind, const Tokenizer& tokenizer) {
+  const bool own = kind == TemplateKind::kChat && !tokenizer.chat_template().empty();
+  return own ? known_family(tokenizer).style() : block_style(kind);
+}
+
+std::string chat_template_name(const Tokenizer& tokenizer) {
+  return tokenizer.chat_template().empty() ? "" : known_family(tokenizer).name;
 }
 
 void ExampleBuilder::add_text(std::string_view text, bool trained) {
@@ -137,10 +181,10 @@ Example ExampleBuilder::take() {
   return std::exchange(example_, {});
 }
 
-bool ends_with_blank(std::string_view text) { return !text.empty() && kBlanks.find(text.back()) != std::string_view::npos; }
+bool ends_with_blank(std::string_view text) { return !text.empty() && is_blank(text.back()); }
 
 void add_answer(ExampleBuilder& builder, const ChatStyle& style, std::string_view answer, bool blank_before) {
-  const bool own_blank = !answer.empty() && kBlanks.find(answer.front()) != std::string_view::npos;
+  const bool own_blank = !answer.empty() && is_blank(answer.front());
   if (!blank_before && !own_blank) builder.add_text(style.answer_lead, true);
   style.answer_apart ? builder.add_apart(answer, true) : builder.add_text(answer, true);
   builder.add_markers(style.answer_after, true);
@@ -148,39 +192,49 @@ void add_answer(ExampleBuilder& builder, const ChatStyle& style, std::string_vie
 
 void add_turns(ExampleBuilder& builder, const ChatStyle& style, const std::vector<Turn>& turns, bool open_answer) {
   builder.add_text(style.opening, false);
-  const Turn* system = nullptr;  // waits for the user turn that takes it in
+  std::string system;         // waits for the user turn that takes it in
   bool after_answer = false;
-  bool blank = false;            // the text so far ends with white space
-  const auto open = [&] {
+  bool open_line = false;     // the text so far is a user's, and nothing parts it from the next turn
+  bool blank = false;         // white space stands where an answer begins
+  const auto open = [&](bool request) {
     if (std::exchange(after_answer, false)) builder.add_markers(style.between, false);
+    if (std::exchange(open_line, false) && request) builder.add_text("\n", false);
+  };
+  const auto add_request = [&](const std::string& content, bool is_user) {
+    open(/*request=*/true);
+    builder.add_markers(is_user ? style.user_before : style.system_before, false);
+    if (is_user && !system.empty()) {
+      builder.add_markers(style.system_before, false);
+      builder.add_text(std::exchange(system, {}), false);
+      builder.add_markers(style.system_after, false);
+    }
+    builder.add_text(content, false);
+    builder.add_markers(is_user ? style.user_after : style.system_after, false);
+    open_line = is_user && style.user_after.empty();
+    const auto& after = is_user ? style.user_after : style.system_after;
+    blank = style.answer_before.empty() && ends_with_blank(after.empty() ? content : after.back());
+  };
+  const auto flush_system = [&] {
+    if (!system.empty()) add_request(std::exchange(system, {}), /*is_user=*/true);
   };
   for (const Turn& turn : turns) {
     if (turn.role == "system" && style.system_in_user) {
-      system = &turn;
-    } else if (turn.role == "system" || turn.role == "user") {
-      const bool is_user = turn.role == "user";
-      open();
-      builder.add_markers(is_user ? style.user_before : style.system_before, false);
-      if (is_user && system != nullptr) {
-        builder.add_markers(style.system_before, false);
-        builder.add_text(std::exchange(system, nullptr)->content, false);
-        builder.add_markers(style.system_after, false);
-      }
-      builder.add_text(turn.content, false);
-      builder.add_markers(is_user ? style.user_after : style.system_after, false);
-      blank = ends_with_blank(turn.content) && style.user_after.empty();
+      system += (system.empty() ? "" : "\n\n") + turn.content;
+    } else if (turn.role != "assistant") {
+      add_request(turn.content, turn.role == "user");
     } else {
-      open();
+      flush_system();
+      open(/*request=*/false);
       builder.add_markers(style.answer_before, false);
       add_answer(builder, style, turn.content, blank);
       after_answer = true;
       blank = false;
     }
   }
-  if (open_answer) {
-    open();
-    builder.add_markers(style.answer_before, false);
-  }
+  flush_system();
+  if (!open_answer) return;
+  open(/*request=*/false);
+  builder.add_markers(style.answer_before, false);
 }
 
 }  // namespace qalora::text

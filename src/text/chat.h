@@ -23,8 +23,10 @@ struct ChatStyle {
   bool answer_apart = false;                                       // answers are encoded as if nothing stood before them
 };
 
-// kChat: by the tokenizer's chat template (or "### Human"); the others by their own block.
-ChatStyle chat_style(TemplateKind kind, std::string_view chat_template);
+// The template's own block; kChat: "### Human" and "### Assistant".
+ChatStyle block_style(TemplateKind kind);
+// The same, but kChat by the tokenizer's chat template where it has one. DataError when its text is none that is known.
+ChatStyle chat_style(TemplateKind kind, const Tokenizer& tokenizer);
 
 // Builds ids and labels from text and special tokens in order.
 class ExampleBuilder {
@@ -53,7 +55,8 @@ bool ends_with_blank(std::string_view text);
 // An answer with what belongs to it, all trained. blank_before: no lead is wanted, because a blank or nothing stands in front.
 void add_answer(ExampleBuilder& builder, const ChatStyle& style, std::string_view answer, bool blank_before);
 
-// The turns; open_answer: ends where the assistant begins to speak.
+// The turns, none of them lost: a system text that belongs into a user turn waits for one, and stands as a user turn where none comes
+// before the next answer. open_answer: ends where the assistant begins to speak.
 void add_turns(ExampleBuilder& builder, const ChatStyle& style, const std::vector<Turn>& turns, bool open_answer);
 
 }  // namespace qalora::text

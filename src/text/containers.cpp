@@ -4,12 +4,11 @@
 #include <cstring>
 #include <utility>
 
+#include "blanks.h"
 #include "qalora/core/error.h"
 
 namespace qalora::text {
 namespace {
-
-bool is_space(char c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r'; }
 
 // A place in the file that knows its line.
 struct Cursor {
@@ -26,7 +25,7 @@ struct Cursor {
     line_begin = at;
   }
   void skip_space() {
-    while (!done() && is_space(peek())) step();
+    while (!done() && is_blank(peek())) step();
   }
   void advance_to(uint64_t target) {
     while (at < target) step();
@@ -72,7 +71,7 @@ std::string skip_value(Cursor& cursor) {
       kinds >>= 1;
       --depth;
       cursor.step();
-    } else if (depth == 0 && (c == ',' || is_space(c))) {
+    } else if (depth == 0 && (c == ',' || is_blank(c))) {
       return "";
     } else {
       cursor.step();
@@ -104,7 +103,7 @@ struct Layout {
 // The first key of the object at `at`, with its quotes; "" where none begins there.
 std::string_view first_key(std::string_view bytes, uint64_t at) {
   if (at >= bytes.size() || bytes[at] != '{') return {};
-  const size_t quote = bytes.find_first_not_of(" \t\r\n", at + 1);
+  const size_t quote = bytes.find_first_not_of(kBlanks, at + 1);
   if (quote == std::string_view::npos || bytes[quote] != '"') return {};
   const size_t end = bytes.find_first_of("\"\\\n", quote + 1);
   return end != std::string_view::npos && bytes[end] == '"' ? bytes.substr(quote, end + 1 - quote) : std::string_view{};
@@ -115,9 +114,9 @@ std::string_view first_key(std::string_view bytes, uint64_t at) {
 size_t find_object(std::string_view bytes, uint64_t at, uint64_t end, std::string_view key, bool behind_comma) {
   if (key.empty()) return std::string_view::npos;
   for (size_t found = bytes.find(key, at + 1); found < end; found = bytes.find(key, found + 1)) {
-    const size_t brace = bytes.find_last_not_of(" \t\r\n", found - 1);
+    const size_t brace = bytes.find_last_not_of(kBlanks, found - 1);
     if (brace == std::string_view::npos || brace <= at || bytes[brace] != '{') continue;
-    const size_t comma = bytes.find_last_not_of(" \t\r\n", brace - 1);
+    const size_t comma = bytes.find_last_not_of(kBlanks, brace - 1);
     if (!behind_comma || (comma > at && bytes[comma] == ',')) return brace;
   }
   return std::string_view::npos;
@@ -159,7 +158,7 @@ void resynchronise(Cursor& cursor, const Layout& layout, Chunk& chunk) {
   chunk.fatal = find_object(bytes, cursor.at, bytes.size(), layout.key, /*behind_comma=*/false) != std::string_view::npos;
   chunk.fault += message("; everything from here to the end of the file (", bytes.size() - cursor.at, " bytes) ",
                          chunk.fatal ? "would be left out, because the records behind it cannot be told apart" : "is left out");
-  const size_t last = bytes.find_last_not_of(" \t\r\n");
+  const size_t last = bytes.find_last_not_of(kBlanks);
   cursor.advance_to(bytes[last] == ']' && last > cursor.at ? last : bytes.size());
 }
 
@@ -242,7 +241,7 @@ void split_json_lines(std::string_view bytes, uint64_t begin, const OnChunk& on_
   for (uint64_t at = begin; at < bytes.size(); ++line) {
     const uint64_t end = line_end(bytes, at);
     Chunk chunk{at, end, line, ""};
-    while (chunk.end > chunk.begin && is_space(bytes[chunk.end - 1])) --chunk.end;
+    while (chunk.end > chunk.begin && is_blank(bytes[chunk.end - 1])) --chunk.end;
     if (chunk.end > chunk.begin) {
       chunk.fault = size_fault(chunk.end - chunk.begin);
       if (chunk.fault.empty() && too_deep(bytes.substr(chunk.begin, chunk.end - chunk.begin))) {
@@ -338,10 +337,11 @@ void split_paragraphs(std::string_view bytes, uint64_t begin, const OnChunk& on_
   for (uint64_t at = begin; at < bytes.size(); ++line) {
     const uint64_t end = line_end(bytes, at);
     uint64_t last = end;
-    while (last > at && is_space(bytes[last - 1])) --last;
+    while (last > at && is_blank(bytes[last - 1])) --last;
     if (last == at) {
       close();
     } else {
+      if (open && last - chunk.begin > kMaxTextBytes) close();
       if (!std::exchange(open, true)) chunk = {at, last, line, ""};
       chunk.end = last;
     }

@@ -11,6 +11,7 @@
 namespace qalora::text {
 
 inline constexpr uint64_t kMaxRecordBytes = uint64_t{64} << 20;
+inline constexpr uint64_t kMaxTextBytes = uint64_t{1} << 20;  // what is encoded at once of a text without blank lines
 inline constexpr int kMaxDepth = 64;  // nesting of a JSON record; bits of one word
 
 struct Chunk {
@@ -29,7 +30,8 @@ void split_json_lines(std::string_view bytes, uint64_t begin, const OnChunk& on_
 // kStrict: text behind a closing quote is a fault, for it is how a lost quote shows.
 enum class CsvQuotes { kStrict, kLoose };
 void split_csv(std::string_view bytes, uint64_t begin, CsvQuotes quotes, const OnChunk& on_chunk);
-void split_paragraphs(std::string_view bytes, uint64_t begin, const OnChunk& on_chunk);  // parted by blank lines
+// Parted by blank lines, and at the end of a line where one would be longer than kMaxTextBytes.
+void split_paragraphs(std::string_view bytes, uint64_t begin, const OnChunk& on_chunk);
 
 // Reads the CSV row at `at` and moves behind it, counting line breaks into `line`. cells may be null where only the end is wanted.
 struct CsvRow {

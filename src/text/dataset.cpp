@@ -1,14 +1,17 @@
 #include "qalora/text/dataset.h"
 
 #include <algorithm>
+#include <cctype>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <optional>
 
+#include "blanks.h"
 #include "containers.h"
 #include "formats.h"
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
+#include "qalora/core/log.h"
 #include "qalora/core/signals.h"
 
 namespace qalora::text {
@@ -48,18 +51,47 @@ uint64_t content_begin(const fs::path& path, std::string_view bytes) {
   return bytes.starts_with("\xef\xbb\xbf") ? 3 : 0;
 }
 
-Container container_of(const fs::path& path, std::string_view bytes, uint64_t begin) {
-  if (path.extension() == ".txt") return Container::kParagraphs;
-  if (path.extension() == ".csv") return Container::kCsv;
-  const size_t first = bytes.find_first_not_of(" \t\r\n", begin);
+std::string lower_extension(const fs::path& path) {
+  std::string extension = path.extension().string();
+  std::transform(extension.begin(), extension.end(), extension.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  return extension;
+}
+
+// By the name where it says text or CSV, else by the first character; a forced format has its word where the two disagree.
+Container container_of(const fs::path& path, std::string_view bytes, uint64_t begin, DataFormat format) {
+  const std::string extension = lower_extension(path);
+  const bool text_name = extension == ".txt" || extension == ".md" || extension == ".text";
+  if (extension == ".csv") return Container::kCsv;
+  const size_t first = bytes.find_first_not_of(kBlanks, begin);
+  if (first == std::string_view::npos && text_name) return Container::kParagraphs;
   QALORA_REQUIRE(first != std::string_view::npos, DataError, path.string(), ": the file holds nothing but white space");
-  if (bytes[first] == '[') return Container::kJsonArray;
-  if (bytes[first] == '{') return Container::kJsonLines;
+  const bool json_like = bytes[first] == '[' || bytes[first] == '{';
+  if (format == DataFormat::kText && (text_name || !json_like)) return Container::kParagraphs;
+  if (format == DataFormat::kAuto && extension == ".txt") {
+    if (bytes[first] == '{') {
+      log::warn(message(path.string(), ": begins with '{' but is read as plain text because of its name; give data_format, or rename JSON ",
+                        "Lines to .jsonl"));
+    }
+    return Container::kParagraphs;
+  }
+  if (json_like) return bytes[first] == '[' ? Container::kJsonArray : Container::kJsonLines;
   const auto byte = static_cast<unsigned char>(bytes[first]);
   const std::string seen =
       byte >= 0x20 && byte < 0x7f ? message("'", bytes[first], "'") : message("byte ", static_cast<int>(byte));
   throw DataError(message(path.string(), ": begins with ", seen,
-                          "; expected '[' (JSON), '{' (JSON Lines), or a name that ends in .csv or .txt"));
+                          "; expected '[' (JSON), '{' (JSON Lines), or a name that ends in .csv or .txt; data_format text takes any text"));
+}
+
+// SHA-256 of all bytes, handing pages back on the way.
+std::string hash_of(const MappedFile& file) {
+  const auto bytes = file.bytes();
+  Sha256 digest;
+  for (uint64_t at = 0; at < bytes.size(); at += kReleaseBytes) {
+    const auto part = bytes.subspan(at, std::min<uint64_t>(kReleaseBytes, bytes.size() - at));
+    digest.update(part);
+    file.release(part);
+  }
+  return digest.hex();
 }
 
 void require_plain_text(std::string_view text) {
@@ -84,8 +116,8 @@ struct Dataset::Impl {
   std::vector<Entry> entries;        // several with one begin: the instances of one self-instruct record
   std::vector<BadRecord> bad;
   uintmax_t size_on_disk = 0;
-  fs::file_time_type written;
-  mutable std::once_flag hashed;
+  mutable std::mutex mutex;  // of what follows
+  mutable fs::file_time_type written;
   mutable std::string digest;
 
   Impl(const fs::path& path, DataFormat wanted) : file(path), format(wanted), detected(wanted == DataFormat::kAuto) {
@@ -150,7 +182,7 @@ void Dataset::Impl::scan(bool skip_bad_records) {
   const fs::path& path = file.path();
   const std::string_view bytes = view(file);
   const uint64_t begin = content_begin(path, bytes);
-  container = container_of(path, bytes, begin);
+  container = container_of(path, bytes, begin, format);
   uint64_t released = 0;
   bool header = container == Container::kCsv;
   const auto on_chunk = [&](Chunk chunk) {
@@ -182,11 +214,18 @@ void Dataset::Impl::scan(bool skip_bad_records) {
       bad.empty() ? "" : message("; all ", bad.size(), " are bad, the first in line ", bad[0].line, ": ", bad[0].reason));
 }
 
+// A file that was only touched is taken as it is, where its hash is known from before.
 void Dataset::Impl::require_unchanged(const std::string& place) const {
+  const std::lock_guard lock(mutex);
   std::error_code gone;
   const auto size = fs::file_size(file.path(), gone);
   const auto time = gone ? fs::file_time_type() : fs::last_write_time(file.path(), gone);
-  QALORA_REQUIRE(!gone && size == size_on_disk && time == written, DataError, place,
+  bool same = !gone && size == size_on_disk;
+  if (same && time != written) {
+    same = !digest.empty() && hash_of(MappedFile(file.path())) == digest;
+    if (same) written = time;
+  }
+  QALORA_REQUIRE(same, DataError, place,
                  ": the file was changed or removed after it was checked; leave it alone while it is in use and start again");
 }
 
@@ -226,16 +265,8 @@ bool Dataset::detected() const { return impl_->detected; }
 const std::vector<BadRecord>& Dataset::bad() const { return impl_->bad; }
 
 std::string Dataset::fingerprint() const {
-  std::call_once(impl_->hashed, [&] {
-    const auto bytes = impl_->file.bytes();
-    Sha256 digest;
-    for (uint64_t at = 0; at < bytes.size(); at += kReleaseBytes) {
-      const auto part = bytes.subspan(at, std::min<uint64_t>(kReleaseBytes, bytes.size() - at));
-      digest.update(part);
-      impl_->file.release(part);
-    }
-    impl_->digest = digest.hex();
-  });
+  const std::lock_guard lock(impl_->mutex);
+  if (impl_->digest.empty()) impl_->digest = hash_of(impl_->file);
   return impl_->digest;
 }
 

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <set>
 
+#include "blanks.h"
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
 #include "qalora/text/batch.h"
@@ -27,14 +28,10 @@ constexpr Name kNames[] = {{DataFormat::kAuto, "auto"},         {DataFormat::kAl
                            {DataFormat::kShareGpt, "sharegpt"}, {DataFormat::kMessages, "messages"},
                            {DataFormat::kText, "text"},         {DataFormat::kTokens, "tokens"}};
 
-bool is_blank_text(std::string_view text) {
-  return std::all_of(text.begin(), text.end(), [](char c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r'; });
-}
-
 std::string_view trim(std::string_view text) {
-  const auto first = text.find_first_not_of(" \t\r\n");
+  const auto first = text.find_first_not_of(kBlanks);
   if (first == std::string_view::npos) return {};
-  return text.substr(first, text.find_last_not_of(" \t\r\n") - first + 1);
+  return text.substr(first, text.find_last_not_of(kBlanks) - first + 1);
 }
 
 const json& member(const json& record, const char* key) {
@@ -57,16 +54,16 @@ std::string optional_text(const json& record, const char* key) {
 
 std::string answer_of(const json& record, const char* key) {
   const std::string& answer = text_of(record, key);
-  QALORA_REQUIRE(!is_blank_text(answer), DataError, "the answer '", key, "' is empty");
+  QALORA_REQUIRE(!is_blank(answer), DataError, "the answer '", key, "' is empty");
   return answer;
 }
 
 Record exchange(std::string instruction, std::string input, std::string output) {
-  QALORA_REQUIRE(!is_blank_text(instruction) || !is_blank_text(input), DataError, "the request is empty");
+  QALORA_REQUIRE(!is_blank(instruction) || !is_blank(input), DataError, "the request is empty");
   Record record;
-  if (is_blank_text(instruction)) instruction = std::exchange(input, {});
+  if (is_blank(instruction)) instruction = std::exchange(input, {});
   record.instruction = std::move(instruction);
-  record.input = is_blank_text(input) ? "" : std::move(input);
+  record.input = is_blank(input) ? "" : std::move(input);
   record.output = std::move(output);
   return record;
 }
@@ -89,7 +86,7 @@ std::vector<Record> read_self_instruct(const json& record) {
     constexpr std::string_view kEnd = "<|endoftext|>";
     Record pair = read_pair(record, "prompt", "completion");
     if (pair.output.ends_with(kEnd)) pair.output.resize(pair.output.size() - kEnd.size());
-    QALORA_REQUIRE(!is_blank_text(pair.output), DataError, "the answer 'completion' is empty");
+    QALORA_REQUIRE(!is_blank(pair.output), DataError, "the answer 'completion' is empty");
     return {std::move(pair)};
   }
   const std::string& instruction = text_of(record, "instruction");
@@ -112,7 +109,7 @@ Record chat(std::vector<Turn> turns) {
   QALORA_REQUIRE(std::any_of(turns.begin(), turns.end(), answers), DataError,
                  "no turn is the assistant's, so there is nothing to train");
   for (const Turn& turn : turns)
-    QALORA_REQUIRE(turn.role != "assistant" || !is_blank_text(turn.content), DataError, "an assistant's turn is empty");
+    QALORA_REQUIRE(turn.role != "assistant" || !is_blank(turn.content), DataError, "an assistant's turn is empty");
   if (turns.size() == 2 && turns[0].role == "user" && turns[1].role == "assistant") {
     return exchange(std::move(turns[0].content), "", std::move(turns[1].content));
   }
@@ -202,7 +199,7 @@ std::vector<Record> read_tokens(const json& record) {
 std::vector<Record> read_text(const json& record) {
   Record result;
   result.text = text_of(record, "text");
-  QALORA_REQUIRE(!is_blank_text(result.text), DataError, "'text' is empty");
+  QALORA_REQUIRE(!is_blank(result.text), DataError, "'text' is empty");
   return {std::move(result)};
 }
 
@@ -242,12 +239,16 @@ DataFormat parse_data_format(std::string_view name) {
 }
 
 json parse_record(std::string_view bytes) {
-  std::set<std::string> keys;
+  std::vector<std::set<std::string>> keys;  // of each object that is open
   std::string twice;
-  const auto watch = [&](int depth, json::parse_event_t event, json& value) {
-    if (event == json::parse_event_t::key && depth == 1 && !keys.insert(value.get_ref<const std::string&>()).second) {
+  bool nul = false;
+  const auto watch = [&](int, json::parse_event_t event, json& value) {
+    if (event == json::parse_event_t::object_start) keys.emplace_back();
+    if (event == json::parse_event_t::object_end) keys.pop_back();
+    if (event == json::parse_event_t::key && !keys.back().insert(value.get_ref<const std::string&>()).second) {
       twice = value.get_ref<const std::string&>();
     }
+    if (event == json::parse_event_t::value && value.is_string()) nul |= value.get_ref<const std::string&>().find('\0') != std::string::npos;
     return true;
   };
   json record;
@@ -258,6 +259,7 @@ json parse_record(std::string_view bytes) {
   }
   QALORA_REQUIRE(record.is_object(), DataError, "the record is ", record.type_name(), "; expected an object");
   QALORA_REQUIRE(twice.empty(), DataError, "the key '", twice, "' occurs twice");
+  QALORA_REQUIRE(!nul, DataError, "a NUL character (\\u0000) stands in the text");
   return record;
 }
 

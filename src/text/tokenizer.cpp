@@ -6,6 +6,7 @@
 #include <array>
 #include <optional>
 
+#include "blanks.h"
 #include "qalora/core/error.h"
 #include "sentencepiece_file.h"
 #include "tokenizer_rules.h"
@@ -38,8 +39,6 @@ bool is_there(const fs::path& path) {
   return fs::exists(path, unreadable);
 }
 
-bool is_blank(char c) { return c == ' ' || c == '\t' || c == '\n' || c == '\r'; }
-
 }  // namespace
 
 struct Tokenizer::Impl {
@@ -53,7 +52,7 @@ struct Tokenizer::Impl {
     bool special = false, strip_left = false, strip_right = false;
   };
 
-  fs::path path;
+  fs::path folder, path;
   TokenizerRules rules;
   SentencePieceFile file;
   sentencepiece::SentencePieceProcessor model;  // told to add no dummy prefix; we put the blank in front ourselves
@@ -66,7 +65,7 @@ struct Tokenizer::Impl {
   std::vector<int64_t> stops;
   std::string fingerprint;
 
-  void load(const fs::path& folder);
+  void load(const fs::path& where);
   void read_pieces();
   void add_matches();
   void add_match(Match match);
@@ -81,7 +80,8 @@ struct Tokenizer::Impl {
   std::string bytes_of(int64_t id, bool first, bool skip_special) const;
 };
 
-void Tokenizer::Impl::load(const fs::path& folder) {
+void Tokenizer::Impl::load(const fs::path& where) {
+  folder = where;
   path = folder / "tokenizer.model";
   if (!is_there(path)) {
     const bool bpe = is_there(folder / "tokenizer.json");
@@ -249,6 +249,7 @@ Tokenizer::Tokenizer(const fs::path& folder) : impl_(std::make_unique<Impl>()) {
 Tokenizer::~Tokenizer() = default;
 Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 
+const fs::path& Tokenizer::folder() const { return impl_->folder; }
 bool Tokenizer::exists(const fs::path& folder) { return is_there(folder / "tokenizer.model"); }
 
 std::vector<int64_t> Tokenizer::encode(std::string_view text, EncodeOptions options) const {

@@ -65,7 +65,7 @@ void add_token(TokenizerRules& rules, AddedToken token) {
 
 void read_named_tokens(const fs::path& path, const json& object, TokenizerRules& rules) {
   const std::pair<const char*, std::optional<std::string>*> named[] = {
-      {"bos_token", &rules.bos}, {"eos_token", &rules.eos}, {"unk_token", &rules.unk}};
+      {"bos_token", &rules.bos}, {"eos_token", &rules.eos}};
   for (const auto& [key, target] : named) {
     if (!object.contains(key) || *target) continue;
     *target = token_text(path, object[key], key);

@@ -22,7 +22,7 @@ struct TokenizerRules {
   bool adds_eos = false;
   bool legacy = true;             // text behind a special token gets a dummy prefix again
   bool adds_prefix_space = true;  // only looked at without legacy
-  std::optional<std::string> bos, eos, unk;
+  std::optional<std::string> bos, eos;
   std::vector<AddedToken> added;
   std::vector<int64_t> stop_ids;  // of generation_config.json
   std::string chat_template;

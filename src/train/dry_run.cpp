@@ -1,4 +1,6 @@
 #include "qalora/core/error.h"
+#include "qalora/io/checkpoint.h"
+#include "qalora/model/load.h"
 #include "qalora/text/batch.h"
 #include "qalora/train/finetune.h"
 #include "qalora/train/prepare.h"
@@ -25,22 +27,22 @@ std::vector<ExampleSpan> spans_of(const text::Tokenizer& tokenizer, const text::
 
 }  // namespace
 
-DryRun dry_run(const TrainConfig& config, at::ScalarType compute) {
+DryRun dry_run(const TrainConfig& config, const RunOptions& options) {
   const Prepared prepared = prepare(config);
+  if (!config.out.empty()) require_output(config, options.resume, options.force);
+  if (config.initialize != "random") model::check_tensors(io::Checkpoint(config.model), prepared.model);
   const TrainingData data(config, prepared.tokenizer_or_null(), prepared.model.vocab_size);
   DryRun result;
   result.report = data.report();
   result.format = text::data_format_name(data.dataset().format());
   result.format_detected = data.dataset().detected();
   result.epochs = data.epochs(config.steps);
-  for (const text::BadRecord& bad : data.dataset().bad()) {
-    if (result.bad_records.size() < 5) result.bad_records.push_back(message(config.data, ":", bad.line, ": ", bad.reason));
-  }
-  const text::Example example = data.example(data.first_example());
+  result.bad_records = data.bad();
+  const text::Example example = data.first_example();
   result.example_ids = example.input_ids;
   result.example_labels = example.labels;
   if (prepared.tokenizer) result.example_spans = spans_of(*prepared.tokenizer, example);
-  result.estimate = estimate_run(expected_workload(prepared.model, config, compute), config, data, config.steps);
+  result.estimate = estimate_run(expected_workload(prepared.model, config, options.compute), config, data, config.steps);
   return result;
 }
 

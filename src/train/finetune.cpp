@@ -20,7 +20,7 @@ json report_json(const DataReport& report) {
   return {{"records", report.records}, {"bad_records", report.bad_records}, {"examples", report.examples}, {"held_out", report.held_out},
           {"cut", report.cut}, {"cut_tokens", report.cut_tokens}, {"without_target", report.without_target}, {"tokens", report.tokens},
           {"trained_tokens", report.trained_tokens}, {"median_length", report.median_length}, {"p95_length", report.p95_length},
-          {"longest", report.longest}};
+          {"longest", report.longest}, {"split_texts", report.split_texts}, {"windows", report.windows}};
 }
 
 // True when `read` got through; a checkpoint that is damaged or lacks a file is named, so that the one before it is taken.
@@ -94,27 +94,16 @@ void log_data(const TrainConfig& config, const TrainingData& data) {
   const DataReport& report = data.report();
   log::info(message(config.data, ": ", format_count(report.examples), " examples (format ", text::data_format_name(data.dataset().format()),
                     data.dataset().detected() ? ", detected" : "", "), ", report.cut, " cut to ", config.sequence_length, " tokens, ",
+                    report.split_texts > 0 ? message(report.split_texts, " long texts in ", report.windows, " windows, ") : "",
                     report.without_target, " without a target left out, ", report.bad_records, " bad ones skipped, ", report.held_out,
                     " held out"));
-}
-
-// Before anything is read that takes time.
-void require_output(const TrainConfig& config, const RunOptions& options) {
-  QALORA_REQUIRE(!config.out.empty(), UserError, "out is missing: the run folder (--out DIR)");
-  std::vector<fs::path> inputs = {config.model, config.initial_adapter};
-  for (const std::string& file : {config.data, config.eval_data}) {
-    std::error_code error;
-    if (!fs::is_directory(file, error)) inputs.push_back(file);  // a folder in a file's place is refused by who reads it
-  }
-  RunFolder::require_apart(config.out, inputs);
-  RunFolder::require_usable(config.out, options.resume, options.force);
 }
 
 }  // namespace
 
 void finetune(const TrainConfig& config, const RunOptions& options) {
   const Prepared prepared = prepare(config);
-  require_output(config, options);
+  require_output(config, options.resume, options.force);
   const TrainingData data(config, prepared.tokenizer_or_null(), prepared.model.vocab_size);
   log_data(config, data);
   TrainingSubject subject(config, options.compute);

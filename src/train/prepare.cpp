@@ -3,6 +3,7 @@
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
 #include "qalora/core/log.h"
+#include "qalora/train/run_folder.h"
 
 namespace qalora::train {
 
@@ -42,6 +43,17 @@ Prepared prepare(const TrainConfig& config) {
                  result.tokenizer->vocab_size(), " pieces, more than the ", result.model.vocab_size,
                  " rows of the embedding; do they belong together?");
   return result;
+}
+
+void require_output(const TrainConfig& config, bool resume, bool force) {
+  QALORA_REQUIRE(!config.out.empty(), UserError, "out is missing: the run folder (--out DIR)");
+  std::vector<fs::path> inputs = {config.model, config.initial_adapter};
+  for (const std::string& file : {config.data, config.eval_data}) {
+    std::error_code error;
+    if (!fs::is_directory(file, error)) inputs.push_back(file);  // a folder in a file's place is refused by who reads it
+  }
+  RunFolder::require_apart(config.out, inputs);
+  RunFolder::require_usable(config.out, resume, force);
 }
 
 }  // namespace qalora::train

@@ -51,7 +51,7 @@ struct BadRecord {
 class Dataset {
  public:
   // JSON array, JSON Lines, CSV (with a header line), or text (one record a blank-line-separated block, .txt). The container
-  // is told from the first bytes, the format from the first record's keys unless forced.
+  // is told from the name and the first bytes, the format from the first record's keys unless forced (kText: any text that is no JSON).
   // Scans the whole file once: UserError when missing, DataError naming file and line for the first bad record unless
   // skip_bad_records, then bad() lists them. DataError for an empty file and for one where nothing is left.
   Dataset(const fs::path& path, DataFormat format, bool skip_bad_records);
@@ -59,7 +59,8 @@ class Dataset {
   Dataset(Dataset&&) noexcept;
 
   int64_t size() const;
-  Record record(int64_t index) const;    // DataError with file and line when the file changed meanwhile
+  // DataError with file and line when the file changed meanwhile; merely touched it is taken, once fingerprint() was asked for.
+  Record record(int64_t index) const;
   int64_t line(int64_t index) const;     // from 1
   const fs::path& path() const;
   DataFormat format() const;             // never kAuto

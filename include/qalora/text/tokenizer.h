@@ -20,6 +20,7 @@ class Tokenizer {
   ~Tokenizer();
   Tokenizer(Tokenizer&&) noexcept;
 
+  const fs::path& folder() const;
   static bool exists(const fs::path& folder);  // a tokenizer.model lies in the folder
 
   // Ids of text. Special tokens written in the text ("</s>") become their ids only with parse_special; added tokens that are

@@ -27,6 +27,8 @@ struct TrainConfig {
   std::string data_format = "auto";
   std::string template_name = "alpaca";
   int64_t sequence_length = 1024;
+  int64_t source_length = 0;  // a prompt is cut to this, 0: only by sequence_length
+  int64_t target_length = 0;  // an answer likewise
   bool packing = false;
   bool shuffle = true;
   bool group_by_length = false;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -20,9 +21,11 @@ namespace qalora::train {
 struct DataReport {
   int64_t records = 0;         // good ones in the file
   int64_t bad_records = 0;     // skipped because skip_bad_records is set
+  int64_t split_texts = 0;     // plain texts longer than sequence_length, which are trained in windows,
+  int64_t windows = 0;         // and the windows, each an example
   int64_t examples = 0;        // used for training
   int64_t held_out = 0;        // kept out of it for evaluation
-  int64_t cut = 0;             // longer than sequence_length
+  int64_t cut = 0;             // longer than sequence_length, source_length or target_length
   int64_t cut_tokens = 0;
   int64_t without_target = 0;  // nothing left to learn after cutting: dropped
   int64_t tokens = 0;          // of the used examples, one epoch
@@ -45,32 +48,52 @@ class TrainingData {
   text::Batch held_out_batch(int64_t index) const;
 
   const DataReport& report() const { return report_; }
-  const text::Dataset& dataset() const { return *dataset_; }
-  text::Example example(int64_t index) const { return example_of(*dataset_, index); }
-  int64_t first_example() const;  // index of the first one trained on without shuffling
+  const text::Dataset& dataset() const { return *training_.dataset; }
+  const std::vector<text::BadRecord>& bad() const { return bad_; }  // of the training file
+  text::Example first_example() const;  // the first one trained on without shuffling
   double epochs(int64_t steps) const;  // how often `steps` steps see each example
-  std::string fingerprint() const { return dataset_->fingerprint(); }
+  std::string fingerprint() const { return training_.dataset->fingerprint(); }
 
  private:
-  // One epoch's rows: each the examples (dataset indices) that share it.
+  // What one row can be made of: a record, or a window of a long text.
+  struct Piece {
+    int64_t record = 0;
+    int32_t window = 0;
+    int32_t length = 0;  // tokens
+  };
+  struct Source {
+    std::unique_ptr<text::Dataset> dataset;
+    std::vector<Piece> pieces;  // those with something to train on, in file order
+    // Ids of long texts, whose windows would else have all of the text encoded for each of them.
+    mutable std::map<int64_t, std::vector<int64_t>> texts;
+    mutable int64_t cached_ids = 0;
+  };
+  using OnExample = std::function<void(const text::Example& example)>;
+
+  // One epoch's rows: each the pieces that share it.
   using Rows = std::vector<std::vector<int64_t>>;
   const Rows& epoch_rows(int64_t epoch) const;
   // Examples of global row `row`, counted through all epochs.
   const std::vector<int64_t>& row(int64_t row) const;
-  text::Example example_of(const text::Dataset& dataset, int64_t index) const;
+  void say_chat_style() const;
+  text::Example window_of(const Source& source, const Piece& piece) const;
+  text::Example example_of(const Source& source, const Piece& piece) const;
+  text::Example example_of(const Source& source, int64_t piece) const { return example_of(source, source.pieces[piece]); }
+  Source open(const std::string& path) const;
+  void read_all(Source& source, const char* what, int64_t vocab_size, std::vector<text::BadRecord>& bad, const OnExample& on_example);
   void measure(int64_t vocab_size);
   void hold_out();
   void measure_held_out(int64_t vocab_size);
-  const text::Dataset& held_out_dataset() const { return eval_dataset_ ? *eval_dataset_ : *dataset_; }
-  text::Batch make_batch(const std::vector<std::vector<int64_t>>& rows, const text::Dataset& dataset) const;
+  const Source& held_out_source() const { return separate_.dataset ? separate_ : training_; }
+  text::Batch make_batch(const std::vector<std::vector<int64_t>>& rows) const;
 
   TrainConfig config_;
   const text::Tokenizer* tokenizer_;
   text::ExampleOptions options_;
-  std::unique_ptr<text::Dataset> dataset_, eval_dataset_;
-  std::vector<int64_t> used_;      // dataset indices trained on, in file order
-  std::vector<int64_t> held_out_;  // indices kept out, into eval_dataset_ where there is one
-  std::vector<int32_t> lengths_;   // tokens of each example of the dataset, 0 for a dropped one
+  Source training_, separate_;     // separate_: eval_data, where given
+  std::vector<int64_t> used_;      // pieces trained on, in file order
+  std::vector<int64_t> held_out_;  // pieces kept out, of separate_ where there is one
+  std::vector<text::BadRecord> bad_;
   DataReport report_;
   mutable std::map<int64_t, Rows> epochs_;      // cache of the last two
   mutable std::vector<int64_t> epoch_begin_;    // first global row of each epoch known so far

@@ -34,14 +34,15 @@ struct DryRun {
   std::string format;            // "alpaca", ...
   bool format_detected = false;
   double epochs = 0;
-  std::vector<std::string> bad_records;  // "FILE:LINE: reason", the first few
+  std::vector<text::BadRecord> bad_records;
   std::vector<ExampleSpan> example_spans;  // of the first example, in order; empty without a tokenizer
   std::vector<int64_t> example_ids, example_labels;
   Estimate estimate;
 };
 
-// Reads the data and the model's config and tokenizer, no weights, and writes nothing.
-DryRun dry_run(const TrainConfig& config, at::ScalarType compute);
+// All that `finetune` would refuse before its first step, but for the weights' values: of them only names and shapes are looked at.
+// Writes nothing; `out` may be empty.
+DryRun dry_run(const TrainConfig& config, const RunOptions& options);
 
 // Errors: UserError (configuration), DataError (files), DivergedError (three non-finite steps in a row), Interrupted (after
 // saving a checkpoint), IoError.

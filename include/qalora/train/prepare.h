@@ -18,5 +18,7 @@ struct Prepared {
 
 // UserError for a configuration that cannot run or does not fit the base, DataError for a damaged base.
 Prepared prepare(const TrainConfig& config);
+// UserError when `out` cannot be the run folder.
+void require_output(const TrainConfig& config, bool resume, bool force);
 
 }  // namespace qalora::train

@@ -1,6 +1,7 @@
 // Chats through make_example and make_prompt: src/text/chat.cpp.
 #include <gtest/gtest.h>
 
+#include "qalora/core/error.h"
 #include "qalora/text/batch.h"
 #include "qalora/text/template.h"
 #include "tiny_tokenizer.h"
@@ -14,6 +15,8 @@ using Ids = std::vector<int64_t>;
 const std::vector<Turn> kTurns = {
     {"system", "Be brief."}, {"user", "Hi"}, {"assistant", "Hello"}, {"user", "Bye"}, {"assistant", "So long"}};
 
+constexpr const char* kZephyr = "{{ '<|user|>' + content + eos_token }}{{ '<|assistant|>' + content + eos_token }}";
+
 std::string config(const std::string& marker) {
   return R"({"legacy": false, "chat_template": ")" + marker + R"(", "added_tokens_decoder": {
       "400": {"content": "<|im_start|>", "special": true}, "401": {"content": "<|im_end|>", "special": true}}})";
@@ -22,11 +25,11 @@ std::string config(const std::string& marker) {
 class Chats : public testing::Test {
  protected:
   // The whole chat as text with the trained parts in [[ ]].
-  std::string shown(const std::string& tokenizer_config, TemplateKind kind = TemplateKind::kChat) {
+  std::string shown(const std::string& tokenizer_config, TemplateKind kind = TemplateKind::kChat, const std::vector<Turn>& turns = kTurns) {
     write_tiny_tokenizer(dir_.path(), tokenizer_config);
     const Tokenizer tokenizer(dir_.path());
     Record record;
-    record.turns = kTurns;
+    record.turns = turns;
     const Example example = make_example(tokenizer, record, {.kind = kind});
     std::string text;
     bool open = false;
@@ -80,7 +83,7 @@ TEST_F(Chats, Llama3AndZephyr) {
             "<|start_header_id|>assistant<|end_header_id|>\n\n[[Hello<|eot_id|>]]<|start_header_id|>user<|end_header_id|>\n\nBye<"
             "|eot_id|>"
             "<|start_header_id|>assistant<|end_header_id|>\n\n[[So long<|eot_id|></s>]]");
-  EXPECT_EQ(shown(config("<|user|>")),
+  EXPECT_EQ(shown(config(kZephyr)),
             "<s><|system|>\nBe "
             "brief.</s>\n<|user|>\nHi</s>\n<|assistant|>\n[[Hello</s>]]\n<|user|>\nBye</s>\n<|assistant|>\n[[So long</s>]]");
 }
@@ -91,6 +94,52 @@ TEST_F(Chats, UnderAlpacaAndNoneTheBlockRepeats) {
             "### Instruction:\nBe brief.\n\nHi\n\n### Response:\n[[Hello</s>]]\n\n### Instruction:\nBye\n\n### Response:\n[[So "
             "long</s>]]");
   EXPECT_EQ(shown("{\"legacy\": false}", TemplateKind::kNone), "<s>Be brief.\nHi[[ Hello</s>]]\nBye[[ So long</s>]]");
+}
+
+// A system text in front of an answer, two of them, and one behind everything.
+TEST_F(Chats, NoSystemTextVanishes) {
+  const std::vector<Turn> alone = {{"system", "Be brief."}, {"assistant", "Hello"}, {"user", "Bye"}, {"assistant", "So long"}};
+  const std::vector<Turn> two = {{"system", "Be brief."}, {"system", "Be kind."}, {"user", "Hi"}, {"assistant", "Hello"}};
+  const std::vector<Turn> last = {{"user", "Hi"}, {"assistant", "Hello"}, {"user", "Bye"}, {"assistant", "So"}, {"system", "Stop."}};
+  EXPECT_EQ(shown(config("[INST] <<SYS>>"), TemplateKind::kChat, alone),
+            "<s>[INST] Be brief. [/INST][[ Hello </s>]]<s>[INST] Bye [/INST][[ So long </s>]]");
+  EXPECT_EQ(shown(config("[INST] <<SYS>>"), TemplateKind::kChat, two),
+            "<s>[INST] <<SYS>>\nBe brief.\n\nBe kind.\n<</SYS>>\n\nHi [/INST][[ Hello </s>]]");
+  EXPECT_TRUE(shown(config("[INST]"), TemplateKind::kChat, last).ends_with("[[ So</s>]][INST] Stop. [/INST]"));
+  EXPECT_TRUE(shown("{}", TemplateKind::kAlpaca, alone).find("### Instruction:\nBe brief.\n\n### Response:\n[[Hello</s>]]") != std::string::npos);
+  for (const auto kind : {TemplateKind::kAlpaca, TemplateKind::kAlpacaPaper, TemplateKind::kNone, TemplateKind::kChat}) {
+    for (const std::string style : {"", "[INST]", "[INST] <<SYS>>", "<|im_start|>", "<|start_header_id|>", kZephyr}) {
+      for (const auto& turns : {alone, two, last}) {
+        const std::string text = shown(config(style), kind, turns);
+        for (const Turn& turn : turns) EXPECT_CONTAINS(text, turn.content);
+      }
+    }
+  }
+}
+
+TEST_F(Chats, UnderNoneTurnsStandApart) {
+  EXPECT_EQ(shown(R"({"legacy": false})", TemplateKind::kNone, {{"user", "one"}, {"user", "two"}, {"assistant", "three"}, {"user", "x"}}),
+            "<s>one\ntwo[[ three</s>]]\nx");
+  EXPECT_EQ(shown(R"({"legacy": false})", TemplateKind::kNone, {{"user", "one"}, {"system", "two"}, {"assistant", "three"}}),
+            "<s>one\ntwo\n[[three</s>]]");
+}
+
+TEST_F(Chats, AnUnknownTemplateIsRefused) {
+  const std::string phi3 = "{{ '<|user|>' + content + '<|end|>' }}{{ '<|assistant|>' + content }}{{ eos_token }}";
+  const std::string tulu = "{{ '<|user|>' + content }}{% elif %}{{ '<|assistant|>' + content + eos_token }}";
+  for (const std::string& unknown : {std::string("<start_of_turn>"), std::string("<|user|>"), phi3, tulu}) {
+    const std::string what = error_of<DataError>([&] { shown(config(unknown)); });
+    EXPECT_CONTAINS(what, dir_.path().string());
+    EXPECT_CONTAINS(what, "Zephyr");
+    EXPECT_EQ(shown(config(unknown), TemplateKind::kNone), shown(config(""), TemplateKind::kNone));  // must differ: nobody asks for it
+  }
+  const auto name = [&](const std::string& marker) {
+    write_tiny_tokenizer(dir_.path(), config(marker));
+    return chat_template_name(Tokenizer(dir_.path()));
+  };
+  EXPECT_EQ(name(""), "");
+  EXPECT_EQ(name("[INST]"), "Mistral");
+  EXPECT_EQ(name(kZephyr), "Zephyr");
 }
 
 TEST_F(Chats, AnExchangeInTurnsIsTheExchangeInFields) {
@@ -108,7 +157,7 @@ TEST_F(Chats, AnExchangeInTurnsIsTheExchangeInFields) {
 }
 
 TEST_F(Chats, GenerationSeesTheTrainingPrompt) {
-  for (const std::string marker : {"", "[INST]", "[INST] <<SYS>>", "<|im_start|>", "<|start_header_id|>", "<|user|>"}) {
+  for (const std::string marker : {"", "[INST]", "[INST] <<SYS>>", "<|im_start|>", "<|start_header_id|>", kZephyr}) {
     write_tiny_tokenizer(dir_.path(), config(marker));
     const Tokenizer tokenizer(dir_.path());
     Record record;

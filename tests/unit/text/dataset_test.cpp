@@ -5,6 +5,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -108,6 +109,35 @@ TEST_F(DatasetFiles, AForcedFormatWins) {
   EXPECT_CONTAINS(error("a.jsonl", line, DataFormat::kFlan), "'inputs' is missing");
 }
 
+TEST_F(DatasetFiles, NamesAreReadWithoutCaseAndAForcedFormatChoosesTheContainer) {
+  EXPECT_EQ(open("a.TXT", "one\n\ntwo\n").size(), 2);
+  EXPECT_EQ(open("a.CSV", "instruction,output\na,b\n").record(0).output, "b");
+  EXPECT_EQ(open("a.md", "# Title\n\n[a link](b)\n", false, DataFormat::kText).size(), 2);
+  EXPECT_EQ(open("b.md", "[a link](b)\n", false, DataFormat::kText).record(0).text, "[a link](b)");
+  EXPECT_EQ(open("corpus", "one\n\ntwo\n", false, DataFormat::kText).size(), 2);
+  EXPECT_CONTAINS(error("a.md", "# Title\n"), "data_format text");
+  // JSON Lines under another name: plain text, with a warning, unless the format says otherwise.
+  const std::string lines = std::string(kGood) + "\n" + kGood + "\n";
+  EXPECT_EQ(open("lines.txt", lines, false, DataFormat::kAlpaca).size(), 2);
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(open("lines.txt", lines).format(), DataFormat::kText);
+  EXPECT_CONTAINS(testing::internal::GetCapturedStderr(), "begins with '{'");
+}
+
+TEST_F(DatasetFiles, ALongTextWithoutBlankLinesIsSeveralRecords) {
+  std::string text;
+  while (text.size() < (5 << 19)) text += "a line of the text\n";  // 2.5 MiB
+  const Dataset data = open("a.txt", text + "\nlast\n");
+  ASSERT_EQ(data.size(), 4);
+  std::string whole;
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_LE(data.record(i).text.size(), size_t{1} << 20);
+    whole += data.record(i).text + "\n";
+  }
+  EXPECT_EQ(whole, text);
+  EXPECT_EQ(data.record(3).text, "last");
+}
+
 TEST_F(DatasetFiles, TheFirstRecordDecidesForTheRest) {
   expect_bad_line(R"({"inputs": "q", "targets": "a"})", "'instruction' is missing");
   // A damaged first record decides nothing.
@@ -132,6 +162,8 @@ TEST_F(DatasetFiles, EachBadRecordSaysWhy) {
   expect_bad_line("{\"instruction\": \"a\", \"output\": \"\xc3\x28\"}", "UTF-8");
   expect_bad_line(R"({"instruction": "a", "output": "\ud800 alone"})", "surrogate");
   expect_bad_line("{\"instruction\": \"a\", \"output\": \"n\0l\"}"s, "not valid JSON");
+  expect_bad_line(R"({"instruction": "a", "output": "n\u0000l"})", "NUL character");
+  expect_bad_line(R"({"messages": [{"role": "user", "role": "system", "content": "a"}]})", "'role' occurs twice");
 }
 
 TEST_F(DatasetFiles, DeepNestingIsRefusedNotFollowed) {
@@ -310,10 +342,27 @@ TEST_F(DatasetFiles, AFileChangedMeanwhileIsNoticed) {
   const std::string content = std::string(kGood) + "\n" + kGood + "\n";
   const Dataset data = open("a.jsonl", content);
   EXPECT_EQ(data.record(1).output, "hi");
+  const auto later = fs::last_write_time(dir_ / "a.jsonl") + std::chrono::seconds(5);
+  fs::last_write_time(dir_ / "a.jsonl", later);
+  EXPECT_CONTAINS(error_of<DataError>([&] { data.record(1); }), "a.jsonl:2: the file was changed");  // nobody knows its hash
   write_file(dir_ / "a.jsonl", content.substr(0, 20));
   EXPECT_CONTAINS(error_of<DataError>([&] { data.record(1); }), "a.jsonl:2: the file was changed");
   fs::remove(dir_ / "a.jsonl");
   EXPECT_CONTAINS(error_of<DataError>([&] { data.record(0); }), "a.jsonl:1: the file was changed");
+}
+
+TEST_F(DatasetFiles, AFileThatWasOnlyTouchedIsTakenAsItIs) {
+  const std::string content = std::string(kGood) + "\n" + kGood + "\n";
+  const Dataset data = open("a.jsonl", content);
+  data.fingerprint();
+  const auto written = fs::last_write_time(dir_ / "a.jsonl");
+  fs::last_write_time(dir_ / "a.jsonl", written + std::chrono::seconds(5));
+  EXPECT_EQ(data.record(1).output, "hi");
+  std::string other = content;
+  other[content.find("hi\"")] = 'H';
+  write_file(dir_ / "a.jsonl", other);  // as long as before
+  fs::last_write_time(dir_ / "a.jsonl", written + std::chrono::seconds(9));
+  EXPECT_CONTAINS(error_of<DataError>([&] { data.record(1); }), "a.jsonl:2: the file was changed");
 }
 
 TEST_F(DatasetFiles, ARecordOver64MiBIsBadAndTheRestIsRead) {

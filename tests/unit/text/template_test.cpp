@@ -181,6 +181,60 @@ TEST_F(Examples, PlainTextIsTrainedWhole) {
   EXPECT_EQ(example.trained_tokens(), std::ssize(example.input_ids) - 1);
 }
 
+TEST_F(Examples, ALongTextIsTrainedInWindowsThatMissNothing) {
+  const Tokenizer tokenizer(dir_.path());
+  const Ids ids = text_ids(tokenizer, "in the end the hen is in the hall");
+  const int64_t total = std::ssize(ids);
+  for (const int64_t length : {int64_t{2}, int64_t{5}, total - 1, total, total + 1, int64_t{0}}) {
+    Ids targets;
+    const int64_t windows = text_window(ids, 0, length).windows;
+    for (int64_t window = 0; window < windows; ++window) {
+      const Example example = text_window(ids, window, length);
+      EXPECT_EQ(example.windows, windows);
+      EXPECT_FALSE(example.cut);
+      EXPECT_LE(std::ssize(example.input_ids), length > 0 ? length : total);
+      EXPECT_GE(example.trained_tokens(), 1);
+      targets.insert(targets.end(), example.labels.begin() + 1, example.labels.end());
+    }
+    EXPECT_EQ(targets, Ids(ids.begin() + 1, ids.end())) << length;  // each token once, in order
+    EXPECT_EQ(windows > 1, length > 0 && length < total) << length;
+  }
+  Record record;
+  record.text = "in the end the hen is in the hall";
+  EXPECT_EQ(make_example(tokenizer, record, {.sequence_length = 5}).input_ids, text_window(ids, 0, 5).input_ids);
+}
+
+TEST_F(Examples, PromptAndAnswerAreCutApart) {
+  const Tokenizer tokenizer(dir_.path());
+  const Record record = request(std::string(200, 'x'), "", "the answer");
+  const Example full = make_example(tokenizer, record, {}), source = make_example(tokenizer, record, {.source_length = 20});
+  const Ids answer = trained(full);
+  EXPECT_EQ(trained(source), answer);  // a long prompt takes nothing from its answer
+  EXPECT_EQ(untrained_front(source), Ids(full.input_ids.begin(), full.input_ids.begin() + 20));
+  EXPECT_TRUE(source.cut);
+  EXPECT_EQ(source.cut_tokens, std::ssize(full.input_ids) - 20 - std::ssize(answer));
+  const Example target = make_example(tokenizer, record, {.target_length = 3});
+  EXPECT_EQ(trained(target), Ids(answer.begin(), answer.begin() + 3));
+  EXPECT_EQ(untrained_front(target), untrained_front(full));
+  // Must differ: cut as a whole the answer is lost; and limits that nothing reaches change nothing.
+  EXPECT_EQ(make_example(tokenizer, record, {.sequence_length = 40}).trained_tokens(), 0);
+  const Example wide = make_example(tokenizer, record, {.source_length = 1000, .target_length = 1000});
+  EXPECT_EQ(wide.input_ids, full.input_ids);
+  EXPECT_FALSE(wide.cut);
+}
+
+TEST_F(Examples, ATokenizerWithoutAnEndIsRefused) {
+  write_file(dir_ / "tokenizer.model", tiny_model(/*dummy_prefix=*/true, /*has_end=*/false));
+  const Tokenizer tokenizer(dir_.path());
+  ASSERT_EQ(tokenizer.eos_id(), -1);
+  for (const auto kind : {TemplateKind::kAlpaca, TemplateKind::kNone, TemplateKind::kChat}) {
+    const std::string what = error_of<DataError>([&] { make_example(tokenizer, request("Go", "", "the"), {.kind = kind}); });
+    EXPECT_CONTAINS(what, dir_.path().string() + ": the tokenizer has no end-of-sequence token");
+  }
+  EXPECT_CONTAINS(error_of<DataError>([&] { text_ids(tokenizer, "the"); }), "no end-of-sequence");
+  EXPECT_GT(make_prompt(tokenizer, TemplateKind::kAlpaca, "Go").size(), 0u);  // a prompt needs none
+}
+
 TEST_F(Examples, TokensAreTakenAsTheyAre) {
   Record record;
   record.input_ids = {5, 6, 7, 8};

@@ -185,6 +185,64 @@ TEST_F(DataTest, BadIdsNameTheirLine) {
   }
 }
 
+TEST_F(DataTest, BadIdsAreSkippedAndCountedWhenBadRecordsAre) {
+  TrainConfig c = config();
+  c.skip_bad_records = true;
+  c.shuffle = false;
+  std::ofstream(file(), std::ios::app) << "{\"input_ids\": [1, 2], \"labels\": [1, 99]}\nnonsense\n";
+  const TrainingData data(c, nullptr, 20);  // records 10 and later hold ids from 20
+  EXPECT_EQ(data.report().bad_records, 15);
+  EXPECT_EQ(data.report().records, 10);
+  EXPECT_EQ(data.report().examples, 10);
+  ASSERT_EQ(data.bad().size(), 15u);
+  const auto bad_in = [&](int64_t line) {
+    return std::count_if(data.bad().begin(), data.bad().end(), [&](const text::BadRecord& bad) { return bad.line == line; });
+  };
+  EXPECT_EQ(bad_in(10), 0);
+  for (int64_t line = 11; line <= 25; ++line) EXPECT_EQ(bad_in(line), 1) << line;
+  EXPECT_EQ(records(data, 2), (std::multiset<int64_t>{8, 9, 0, 1}));  // the next epoch begins behind the ten
+  c.eval_data = file();
+  EXPECT_EQ(TrainingData(c, nullptr, 20).report().held_out, 10);
+}
+
+TEST_F(DataTest, ALongTextIsTrainedWhole) {
+  REQUIRE_SHARED("data/tokenizer/llama2.tokenizer.model");
+  test::write_file(dir_ / "tokenizer.model", test::read_file(test::shared_dir() / "data/tokenizer/llama2.tokenizer.model"));
+  const text::Tokenizer tokenizer(dir_.path());
+  std::string text = "Once";
+  for (int i = 0; i < 400; ++i) text += message(" upon a time, ", i, " times,");
+  test::write_file(dir_ / "a.txt", text + "\n\nshort\n");
+  TrainConfig c = config();
+  c.data = dir_ / "a.txt";
+  c.data_format = "text";
+  c.batch_size = c.micro_batch_size = 1;
+  const TrainingData data(c, &tokenizer, 32000);
+  const int64_t total = std::ssize(text::text_ids(tokenizer, text)), windows = (total - 1 + 14) / 15;
+  EXPECT_EQ(data.report().records, 2);
+  EXPECT_EQ(data.report().split_texts, 1);
+  EXPECT_EQ(data.report().windows, windows);
+  EXPECT_EQ(data.report().examples, windows + 1);
+  EXPECT_EQ(data.report().cut, 0);
+  EXPECT_EQ(data.report().longest, 16);
+  // An epoch predicts every token but the first of each text once, in whatever order.
+  std::multiset<int64_t> targets, expected;
+  for (int64_t step = 0; step < data.report().examples; ++step) {
+    const text::Batch batch = data.step(step).front();
+    for (int64_t t = 0; t < batch.length(); ++t) {
+      const int64_t target = batch.targets[0][t].item<int64_t>();
+      if (target != text::kIgnore) targets.insert(target);
+    }
+  }
+  for (const std::string& part : {text, std::string("short")}) {
+    const std::vector<int64_t> ids = text::text_ids(tokenizer, part);
+    expected.insert(ids.begin() + 1, ids.end());
+  }
+  EXPECT_EQ(targets, expected);
+  EXPECT_EQ(data.report().trained_tokens, std::ssize(expected));
+  c.eval_data = c.data;
+  EXPECT_EQ(TrainingData(c, &tokenizer, 32000).report().held_out, windows + 1);
+}
+
 TEST_F(DataTest, GroupingByLengthSortsWithinASpan) {
   std::vector<int> lengths;
   for (int i = 0; i < 40; ++i) lengths.push_back(4 + (i * 23) % 57);  // 4..60 tokens
