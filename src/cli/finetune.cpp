@@ -39,7 +39,7 @@ std::vector<Key> keys_of(train::TrainConfig& c) {
       {"targets", &c.targets, "layers that get an adapter", adapter},
       {"data_format", &c.data_format, "auto, alpaca, flan, self-instruct, longform, chip2, sharegpt, messages, text or tokens", data},
       {"template", &c.template_name, "prompt around a record: alpaca, alpaca-paper (blank after '### Response:'), none or chat", data},
-      {"sequence_length", &c.sequence_length, "longest row in tokens; longer examples are cut on the right", data},
+      {"sequence_length", &c.sequence_length, "longest row in tokens; longer examples are cut on the right, plain text goes on in another row", data},
       {"source_length", &c.source_length, "a prompt is cut to so many tokens, so that its answer survives; 0: no limit of its own", data},
       {"target_length", &c.target_length, "an answer is cut to so many tokens; 0: no limit of its own", data},
       {"packing", &c.packing, "several examples a row, kept apart by attention and positions", data},

@@ -75,6 +75,27 @@ TEST_F(Resume, SignalsSaveAndStop) {
   }
 }
 
+TEST_F(Resume, AnErrorAmidTheStepsLosesNoneOfThem) {
+  const std::string data = folder("changing.json"), sound = read_file(tune());
+  const std::vector<std::string> more = {"--steps", "60", "--checkpoint-interval", "0", "--data", data, "-q"};
+  write_file(data, sound);
+  const fs::path whole = folder("error-whole"), parts = folder("error-parts"), touched = folder("touched");
+  expect_trained(whole, more);
+  EXPECT_EQ(Background(words(parts, more)).at(parts, 3, [&] { write_file(data, sound.substr(0, sound.size() / 2)); }), 3);
+  const int step = newest_step(parts);
+  EXPECT_GE(step, 3);
+  EXPECT_LT(step, 60);
+  write_file(data, sound);
+  std::vector<std::string> again = more;
+  again.push_back("--resume");
+  expect_trained(parts, again);
+  expect_same_end(whole, parts, 60);
+  // Touched and nothing else: the run goes on.
+  const auto touch = [&] { fs::last_write_time(data, fs::last_write_time(data) + std::chrono::seconds(5)); };
+  EXPECT_EQ(Background(words(touched, more)).at(touched, 3, touch), 0);
+  expect_same_end(whole, touched, 60);
+}
+
 TEST_F(Resume, AnEvaluationThatASignalCutShortIsMadeUpFor) {
   const std::vector<std::string> more = {"--steps", "4", "--checkpoint-interval", "0", "--micro-batch-size", "1", "--eval-interval", "2",
                                          "--eval-examples", "300", "-q"};

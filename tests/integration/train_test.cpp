@@ -220,6 +220,45 @@ TEST_F(Train, HeldOutDataAreCheckedFirst) {
   EXPECT_NE(unused.err.find("eval_interval is 0: nothing will be evaluated"), std::string::npos) << unused.err;
 }
 
+TEST_F(Train, ADryRunRefusesWhatTheRunWould) {
+  const std::vector<std::string> dry = {"--dry-run"};
+  EXPECT_EQ(finetune(folder("dry-new"), dry).exit_code, 0);
+  expect_trained(folder("dry-old"), {"--steps", "1", "-q"});
+  expect_refused(folder("dry-old"), dry, 2, "holds a run already");
+  EXPECT_EQ(finetune(folder("dry-old"), joined(dry, {"--force"})).exit_code, 0);
+  fs::copy(base(), folder("weightless"), fs::copy_options::recursive);
+  fs::remove(folder("weightless/model.safetensors"));
+  const Outcome weightless = finetune(folder("dry-new"), joined(dry, {"--model", folder("weightless")}));
+  EXPECT_NE(weightless.exit_code, 0);
+  EXPECT_NE(weightless.err.find("model.safetensors"), std::string::npos) << weightless.err;
+}
+
+TEST_F(Train, ADryRunListsBadRecordsAndWindows) {
+  std::string lines;
+  for (int i = 0; i < 8; ++i) lines += "{\"instruction\": \"a\", \"output\": 5}\n";
+  write_file(folder("bad-lines.jsonl"), lines + "{\"instruction\": \"a\", \"output\": \"b\"}\n");
+  const std::vector<std::string> more = {"--data", folder("bad-lines.jsonl"), "--data-format", "auto", "--skip-bad-records", "true", "--dry-run"};
+  const Outcome text = finetune(folder("dry-bad"), more);
+  ASSERT_EQ(text.exit_code, 0) << text.err;
+  EXPECT_NE(text.out.find("bad-lines.jsonl:5: 'output' is number"), std::string::npos) << text.out;
+  EXPECT_EQ(text.out.find("bad-lines.jsonl:6: "), std::string::npos) << text.out;
+  EXPECT_NE(text.out.find("and 3 more"), std::string::npos) << text.out;
+  const json bad = json::parse(finetune(folder("dry-bad"), joined(more, {"--json"})).out).at("bad");
+  ASSERT_EQ(bad.size(), 8u);
+  EXPECT_EQ(bad[7].at("line"), 8);
+  std::string long_text;
+  for (int i = 0; i < 300; ++i) long_text += "The miller counts the stones of the bridge. ";
+  write_file(folder("long.txt"), long_text);
+  const std::vector<std::string> plain = {"--data", folder("long.txt"), "--data-format", "text", "--dry-run"};
+  const Outcome windows = finetune(folder("dry-bad"), plain);
+  ASSERT_EQ(windows.exit_code, 0) << windows.err;
+  EXPECT_NE(windows.out.find("1 long texts are trained in "), std::string::npos) << windows.out;
+  const json dry = json::parse(finetune(folder("dry-bad"), joined(plain, {"--json"})).out);
+  EXPECT_EQ(dry.at("windows"), dry.at("examples"));
+  EXPECT_GT(dry.at("windows"), 10);
+  EXPECT_EQ(dry.at("trained_tokens"), dry.at("tokens").get<int64_t>() - dry.at("examples").get<int64_t>());
+}
+
 TEST_F(Train, ADryRunShowsEveryTurnAndWhatTheRunNeeds) {
   write_file(folder("chat.jsonl"), R"({"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Holgo."}, )"
                                    R"({"role": "user", "content": "When?"}, {"role": "assistant", "content": "In autumn."}]})" "\n");

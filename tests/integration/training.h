@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <thread>
@@ -108,12 +109,16 @@ class Background {
 
   // Sends the signal once metrics.jsonl has a line of this step -> the exit code, as run_qalora gives it.
   int stop_at(const fs::path& run, int step, int signal_number) {
+    return at(run, step, [&] { ::kill(child_, signal_number); });
+  }
+  // The same with anything else done at that step, and then waits for the run's end.
+  int at(const fs::path& run, int step, const std::function<void()>& act) {
     const std::string line = "\"step\":" + std::to_string(step) + ",";
     for (int i = 0; i < 30000; ++i) {
       if (fs::exists(run / "metrics.jsonl") && read_file(run / "metrics.jsonl").find(line) != std::string::npos) break;
       std::this_thread::sleep_for(std::chrono::milliseconds(2));
     }
-    ::kill(child_, signal_number);
+    act();
     int status = 0;
     waitpid(child_, &status, 0);
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
