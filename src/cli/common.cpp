@@ -140,14 +140,39 @@ bool is_inside(const fs::path& path, const fs::path& folder) {
   }
 }
 
+// As it is written, or as it really lies: both names would be gone with the folder.
+bool holds(const fs::path& folder, const fs::path& path) {
+  std::error_code error;
+  const fs::path real = fs::canonical(path, error);
+  return is_inside(path, folder) || (!error && is_inside(real, folder));
+}
+
+// A mistyped --out --force must not cost a folder of something else.
+void require_replaceable(const fs::path& out) {
+  const fs::file_type kind = kind_of(out);
+  if (kind == fs::file_type::not_found) return;
+  QALORA_REQUIRE(kind == fs::file_type::directory, UserError, "--out ", out.string(), ": is a file, expected a folder");
+  const std::vector<std::string> names = list_folder(out);
+  const auto any = [&](const auto& predicate) { return std::any_of(names.begin(), names.end(), predicate); };
+  const bool model = any([](const std::string& name) { return name == "config.json" || name == "adapter_config.json"; });
+  const bool weights = any([](const std::string& name) { return name.ends_with(".safetensors"); });
+  QALORA_REQUIRE(names.empty() || (model && weights), UserError, "--out ", out.string(),
+                 ": is a folder that holds no checkpoint and is not empty; --force does not replace it, choose another place");
+}
+
 }  // namespace
 
 void require_output(const fs::path& out, bool force, const std::vector<fs::path>& inputs) {
   for (const fs::path& input : inputs) {
+    if (input.empty()) continue;
     QALORA_REQUIRE(!same_file(out, input), UserError, "--out ", out.string(), ": is the same place as the input ", input.string());
+    QALORA_REQUIRE(!holds(out, input), UserError, "--out ", out.string(), ": holds the input ", input.string(), "; choose another place");
   }
   require_free("--out", out, force);
+  require_replaceable(out);
 }
+
+void require_writable(const fs::path& out, bool force, uint64_t required_bytes) { const AtomicFolder probe(out, force, required_bytes); }
 
 void require_output_file(const char* flag, const fs::path& out, bool force, const std::vector<fs::path>& inputs) {
   for (const fs::path& input : inputs) {

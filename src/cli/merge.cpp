@@ -7,8 +7,7 @@
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
 #include "qalora/core/log.h"
-#include "qalora/eval/merge_proof.h"
-#include "qalora/model/merge_checkpoint.h"
+#include "qalora/eval/verified_merge.h"
 
 namespace qalora::cli {
 namespace {
@@ -21,36 +20,49 @@ constexpr const char* kExamples =
 struct MergeOptions {
   std::shared_ptr<CommonOptions> common;
   std::string model, adapter, out, data;
+  bool accept_unknown_base = false;
 };
 
-// The written files against the base and the adapter; VerificationError when anything but rounding differs.
-void require_exact(const std::string& out, const model::ByteChanges& changes, const eval::MergeProof& proof) {
-  const bool kept = changes.codes == 0 && changes.scales == 0 && changes.others == 0;
-  QALORA_REQUIRE(kept, VerificationError, out, ": not written: ", changes.codes, " bytes of codes, ", changes.scales, " of scales and ",
-                 changes.others, " of other tensors differ from the base; the disk or the memory of this machine is not reliable");
-  QALORA_REQUIRE(!(proof.tolerance == 0), VerificationError, out,
-                 ": not written: the logits of base + adapter do not depend on the offsets, so nothing can be proved; the adapter is so "
-                 "large that the model overflows");
-  QALORA_REQUIRE(proof.verified(), VerificationError, out, ": not written: the merged model's logits differ from base + adapter by ",
-                 proof.max_logit_difference, ", rounding explains at most ", proof.tolerance, " on ", proof.tokens,
-                 " tokens; please report this with the adapter's adapter_config.json");
+// What of the base the adapter names, so that it could be compared.
+const char* base_checked(const io::AdapterConfig& config) {
+  return config.base_fingerprint.empty() ? "nothing" : config.base_state_fingerprint.empty() ? "codes and scales" : "everything";
 }
 
-void report(const MergeOptions& options, const nlohmann::json& json, const model::ByteChanges& changes, const eval::MergeProof& proof,
-            const std::string& source) {
-  if (options.common->json) {
-    print_json(json);
-    return;
-  }
+void print_report(const eval::MergeReport& report, const std::string& tokens_from) {
   print(format_table({{"merge", "value"},
-                      {"linear layers merged", format_count(json["layers"])},
-                      {"largest logit difference, merged - (base + adapter)", format_number(proof.max_logit_difference)},
-                      {"what rounding can explain", format_number(proof.tolerance)},
-                      {"what the adapter does to the logits", format_number(proof.effect)},
-                      {"tokens compared (" + source + ")", format_count(proof.tokens)},
-                      {"bytes of offsets changed", format_count(static_cast<int64_t>(changes.offsets))},
-                      {"bytes of codes changed", format_count(static_cast<int64_t>(changes.codes))},
-                      {"bytes of scales changed", format_count(static_cast<int64_t>(changes.scales))}}));
+                      {"linear layers merged", format_count(report.layers)},
+                      {"offsets compared, all correctly rounded", format_count(report.offsets.offsets)},
+                      {"largest logit difference, merged - (base + adapter)", format_number(report.logits.max_logit_difference)},
+                      {"what rounding can explain", format_number(report.logits.tolerance)},
+                      {"what the adapter does to the logits", format_number(report.logits.effect)},
+                      {"tokens compared (" + tokens_from + ")", format_count(report.logits.tokens)},
+                      {"bytes of offsets changed", format_count(static_cast<int64_t>(report.changes.offsets))},
+                      {"bytes of codes changed", format_count(static_cast<int64_t>(report.changes.codes))},
+                      {"bytes of scales changed", format_count(static_cast<int64_t>(report.changes.scales))}}));
+}
+
+nlohmann::json report_json(const eval::MergeReport& report, const std::string& tokens_from) {
+  return {{"layers", report.layers},
+          {"max_logit_difference", report.logits.max_logit_difference},
+          {"tolerance", report.logits.tolerance},
+          {"verified", report.logits.verified() && report.offsets.exact()},
+          {"adapter_effect", report.logits.effect},
+          {"logits_decide", report.logits.decides()},
+          {"tokens", report.logits.tokens},
+          {"tokens_from", tokens_from},
+          {"offsets_compared", report.offsets.offsets},
+          {"worst_offset_error", report.offsets.worst},
+          {"offset_bytes_changed", report.changes.offsets},
+          {"code_bytes_changed", report.changes.codes},
+          {"scale_bytes_changed", report.changes.scales},
+          {"bytes", report.bytes}};
+}
+
+// Refusals that cost nothing come first.
+void check_output(const MergeOptions& options, const fs::path& adapter_folder, const std::string& training_data) {
+  QALORA_REQUIRE(options.common->dry_run || !options.out.empty(), UserError, "--out: give the folder to write");
+  if (options.out.empty()) return;
+  require_output(options.out, options.common->force, {options.model, options.adapter, adapter_folder, options.data, training_data});
 }
 
 void run(MergeOptions& options) {
@@ -62,13 +74,10 @@ void run(MergeOptions& options) {
   }
   const auto start = std::chrono::steady_clock::now();
   const fs::path model_folder = options.model, adapter_folder = io::find_adapter(options.adapter);
-  if (!options.common->dry_run) {
-    QALORA_REQUIRE(!options.out.empty(), UserError, "--out: give the folder to write");
-    require_output(options.out, options.common->force, {model_folder, options.adapter, adapter_folder});
-  }
-  const io::Checkpoint base(model_folder);
   const io::AdapterFile adapter = io::read_adapter(adapter_folder);
-  model::check_mergeable(base, adapter_folder, adapter);
+  check_output(options, adapter_folder, adapter.config.training_data);
+  const io::Checkpoint base(model_folder);
+  model::check_mergeable(base, adapter_folder, adapter, options.accept_unknown_base);
   const uint64_t bytes = model::merged_bytes(base, adapter);
   const model::LlamaConfig config = model::read_config(model_folder);
   const eval::ProofTokens tokens = options.data.empty() ? eval::proof_tokens(model_folder, config, adapter.config.training_data)
@@ -76,35 +85,29 @@ void run(MergeOptions& options) {
   log::info(message("merging ", adapter_folder.string(), " (rank ", adapter.config.rank, ", ", io::pooling_name(adapter.config.pooling),
                     " pooling, ", adapter.modules.size(), " layers) into ", options.model, ": writes ", format_bytes(bytes)));
   if (options.common->dry_run) {
-    if (options.common->json) print_json({{"layers", adapter.modules.size()}, {"bytes", bytes}, {"dry_run", true}});
+    if (!options.out.empty()) require_writable(options.out, options.common->force, bytes + io::sidecar_bytes(model_folder));
+    if (options.common->json) {
+      print_json({{"layers", adapter.modules.size()},
+                  {"bytes", bytes},
+                  {"base_checked", base_checked(adapter.config)},
+                  {"dry_run", true}});
+    }
     log::info("dry run: nothing was written");
     return;
   }
-  constexpr uint64_t kSidecarBytes = 8'000'000;  // headers, config.json and the tokenizer's files
-  AtomicFolder folder(options.out, options.common->force, bytes + kSidecarBytes);
-  const int64_t layers = model::merge_checkpoint(base, adapter_folder, adapter, folder.staging());
-  const model::ByteChanges changes = model::compare_bytes(base, io::Checkpoint(folder.staging()));
-  const eval::MergeProof proof = eval::prove_merge(model_folder, adapter, folder.staging(), tokens);
-  require_exact(options.out, changes, proof);
-  folder.commit();
-
+  const eval::MergeReport report = eval::merge_verified(base, adapter_folder, adapter, tokens, options.out, options.common->force);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  report(options,
-         {{"layers", layers},
-          {"max_logit_difference", proof.max_logit_difference},
-          {"tolerance", proof.tolerance},
-          {"verified", proof.verified()},
-          {"adapter_effect", proof.effect},
-          {"tokens", proof.tokens},
-          {"tokens_from", tokens.source},
-          {"offset_bytes_changed", changes.offsets},
-          {"code_bytes_changed", changes.codes},
-          {"scale_bytes_changed", changes.scales},
-          {"bytes", bytes},
-          {"seconds", seconds}},
-         changes, proof, tokens.source);
-  if (proof.effect <= proof.tolerance) {
-    log::warn("the adapter changes the logits by no more than rounding does: it is untrained, or was trained very little");
+  if (options.common->json) {
+    nlohmann::json json = report_json(report, tokens.source);
+    json["base_checked"] = base_checked(adapter.config);
+    json["seconds"] = seconds;
+    print_json(json);
+  } else {
+    print_report(report, tokens.source);
+  }
+  if (!report.logits.decides()) {
+    log::warn("the adapter changes the logits by no more than rounding does: it is untrained, or was trained very little; the offsets alone "
+              "prove this merge");
   }
   log::info(message("merged and verified: wrote ", options.out, " in ", format_duration(seconds)));
   log::info(message("score it with: qalora eval --model ", options.out, " --task perplexity --data FILE"));
@@ -120,6 +123,8 @@ Command make_merge(CLI::App& root) {
   app->add_option("--adapter", options->adapter, "adapter, checkpoint or run folder")->required();
   app->add_option("--out", options->out, "folder to write");
   app->add_option("--data", options->data, "data whose first records the proof uses (default: the adapter's training data)");
+  app->add_flag("--accept-unknown-base", options->accept_unknown_base,
+                "merge an adapter that does not say on which base it was trained, because you know that it was this one");
   options->common = add_common(*app, kComputes | kWrites);
   return {app, [options] { run(*options); }};
 }

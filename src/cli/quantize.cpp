@@ -51,10 +51,8 @@ void check_options(const QuantizeOptions& options) {
   if (options.common->compute != at::kFloat && !options.common->dtype.empty()) {
     log::warn("--dtype has no effect here: quantising computes in float32");
   }
-  if (!options.common->dry_run) {
-    QALORA_REQUIRE(!options.out.empty(), UserError, "--out: give the folder to write");
-    require_output(options.out, options.common->force, {options.model});
-  }
+  QALORA_REQUIRE(options.common->dry_run || !options.out.empty(), UserError, "--out: give the folder to write");
+  if (!options.out.empty()) require_output(options.out, options.common->force, {options.model});
 }
 
 void print_estimate(const model::QuantizePlan& plan) {
@@ -92,6 +90,7 @@ void run(QuantizeOptions& options) {
                          {"bits_per_weight", plan.bits_per_weight},
                          {"dry_run", options.common->dry_run}};
   if (options.common->dry_run) {
+    if (!options.out.empty()) require_writable(options.out, options.common->force, plan.disk_bytes);
     json["estimated_peak_memory_bytes"] = plan.peak_bytes;
     if (options.common->json) print_json(json);
     log::info("dry run: nothing was written");

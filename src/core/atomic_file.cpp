@@ -1,4 +1,5 @@
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -7,12 +8,14 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <random>
 #include <system_error>
 #include <utility>
 
 #include "qalora/core/error.h"
 #include "qalora/core/file.h"
 #include "qalora/core/format.h"
+#include "qalora/core/log.h"
 
 namespace qalora {
 
@@ -61,14 +64,71 @@ bool contains_current_folder(const fs::path& folder) {
   return false;
 }
 
+// No two processes, here or on another machine that writes to the same disk, take one name.
+std::string unique_number() {
+  std::random_device random;
+  char text[48];
+  std::snprintf(text, sizeof text, "%ld-%08x", static_cast<long>(::getpid()), static_cast<unsigned>(random()));
+  return text;
+}
+
+// An exclusive lock on a folder, which ends with its process however that ends; -1 where somebody holds it or the file system has none.
+int lock_folder(const fs::path& folder) {
+  const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  if (descriptor < 0 || ::flock(descriptor, LOCK_EX | LOCK_NB) == 0) return descriptor;
+  ::close(descriptor);
+  return -1;
+}
+
+// Removes the staging folders whose process is gone: those that can be locked.
+void remove_abandoned(const fs::path& parent, const std::string& prefix) {
+  std::error_code failed;
+  std::vector<fs::path> folders;
+  for (fs::directory_iterator entry(parent, failed), end; !failed && entry != end; entry.increment(failed)) {
+    if (entry->path().filename().string().starts_with(prefix)) folders.push_back(entry->path());
+  }
+  for (const fs::path& folder : folders) {
+    const int lock = lock_folder(folder);
+    if (lock < 0) continue;
+    fs::remove_all(folder, failed);
+    ::close(lock);
+    log::info(folder.string() + ": left by a run that was killed, removed");
+  }
+}
+
+void require_room(const fs::path& path, const fs::path& parent, uint64_t required_bytes) {
+  struct statvfs disk = {};
+  if (required_bytes == 0 || ::statvfs(parent.c_str(), &disk) != 0) return;
+  const uint64_t free_bytes = static_cast<uint64_t>(disk.f_bavail) * disk.f_frsize;
+  QALORA_REQUIRE(free_bytes >= required_bytes, IoError, path.string(), ": needs ", format_bytes(required_bytes), ", but the disk has only ",
+                 format_bytes(free_bytes), " free; choose another output or make room");
+}
+
+// Puts `staging` at `path` -> where that which lay there is now.
+fs::path change_places(const fs::path& staging, const fs::path& path) {
+  if (::renameat2(AT_FDCWD, staging.c_str(), AT_FDCWD, path.c_str(), RENAME_EXCHANGE) == 0) return staging;
+  const bool unknown = errno == EINVAL || errno == ENOSYS || errno == ENOTSUP;  // to this file system or kernel
+  if (!unknown) fail(path, "be put in place", errno);
+  fs::path aside = path;
+  aside += message(kAsideMark, unique_number());
+  if (::rename(path.c_str(), aside.c_str()) != 0) fail(path, "be moved aside", errno);
+  if (::rename(staging.c_str(), path.c_str()) != 0) {
+    const int reason = errno;
+    std::error_code ignored;
+    fs::rename(aside, path, ignored);
+    fail(path, "be put in place", reason);
+  }
+  return aside;
+}
+
 }  // namespace
 
 AtomicFile::AtomicFile(const fs::path& path)
-    : path_(path), temporary_(parent_of(path) / message(".", path.filename().string(), ".tmp-", ::getpid())) {
+    : path_(path), temporary_(parent_of(path) / message(".", path.filename().string(), kStagingMark, unique_number())) {
   std::error_code ignored;
   QALORA_REQUIRE(path.has_filename() && !fs::is_directory(path, ignored), IoError, path.string(),
                  ": is a folder, expected a file name to write");
-  descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0666);
+  descriptor_ = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
   if (descriptor_ < 0) fail(path_, "be written", errno);
 }
 
@@ -108,27 +168,48 @@ AtomicFolder::AtomicFolder(const fs::path& path, bool replace, uint64_t required
                  ": exists already; choose another output, or --force to replace it");
   QALORA_REQUIRE(!exists || !contains_current_folder(path_), UserError, path_.string(),
                  ": is the current folder or one above it and will not be replaced; choose another output");
+  try {
+    prepare(required_bytes);
+  } catch (...) {
+    discard();
+    throw;
+  }
+}
+
+void AtomicFolder::prepare(uint64_t required_bytes) {
   const fs::path parent = parent_of(path_);
   std::error_code failed;
+  for (fs::path folder = parent; !folder.empty() && !fs::exists(folder, failed); folder = folder.parent_path()) {
+    made_.push_back(folder);
+    if (folder == folder.parent_path()) break;
+  }
   fs::create_directories(parent, failed);
   if (failed) fail(parent, "be created", failed.value());
+  remove_abandoned(parent, path_.filename().string() + std::string(kStagingMark));
 
-  struct statvfs disk = {};
-  if (required_bytes > 0 && ::statvfs(parent.c_str(), &disk) == 0) {
-    const uint64_t free_bytes = static_cast<uint64_t>(disk.f_bavail) * disk.f_frsize;
-    QALORA_REQUIRE(free_bytes >= required_bytes, IoError, path_.string(), ": needs ", format_bytes(required_bytes),
-                   ", but the disk has only ", format_bytes(free_bytes), " free; choose another output or make room");
-  }
   staging_ = path_;
-  staging_ += message(".tmp-", ::getpid());
-  fs::remove_all(staging_, failed);  // of a crashed process that had our number
-  if (::mkdir(staging_.c_str(), 0777) != 0) fail(path_, "be written", errno);
+  staging_ += message(kStagingMark, unique_number());
+  // Before the question for room: where nothing can be written, that is the reason to give, not a disk of 0 bytes.
+  if (::mkdir(staging_.c_str(), 0777) != 0) {
+    const int reason = errno;
+    staging_.clear();
+    fail(path_, "be written", reason);
+  }
+  lock_ = lock_folder(staging_);
+  require_room(path_, parent, required_bytes);
 }
 
-AtomicFolder::~AtomicFolder() {
+void AtomicFolder::discard() {
   std::error_code ignored;
-  if (!committed_) fs::remove_all(staging_, ignored);
+  if (!staging_.empty()) fs::remove_all(staging_, ignored);
+  staging_.clear();
+  if (lock_ >= 0) ::close(lock_);
+  lock_ = -1;
+  if (committed_) return;
+  for (const fs::path& folder : made_) ::rmdir(folder.c_str());  // stays when somebody put something into it
 }
+
+AtomicFolder::~AtomicFolder() { discard(); }
 
 void AtomicFolder::commit() {
   QALORA_CHECK(!committed_, path_.string(), " was committed twice");
@@ -144,17 +225,15 @@ void AtomicFolder::commit() {
   const bool exists = is_taken(path_);
   QALORA_REQUIRE(replace_ || !exists, UserError, path_.string(),
                  ": somebody created it meanwhile; choose another output, or --force");
-  fs::path aside = path_;
-  aside += message(".old-", ::getpid());
-  if (exists && ::rename(path_.c_str(), aside.c_str()) != 0) fail(path_, "be moved aside", errno);
-  if (::rename(staging_.c_str(), path_.c_str()) != 0) {
-    const int reason = errno;
-    if (exists) fs::rename(aside, path_, failed);
-    fail(path_, "be put in place", reason);
+  if (!exists) {  // from here on staging_ is what gave way to the new folder, or nothing
+    if (::rename(staging_.c_str(), path_.c_str()) != 0) fail(path_, "be put in place", errno);
+    staging_.clear();
+  } else {
+    staging_ = change_places(staging_, path_);
   }
   committed_ = true;
   sync_folder(parent_of(path_));
-  if (exists) fs::remove_all(aside, failed);
+  discard();
 }
 
 void write_text_file(const fs::path& path, std::string_view text) {

@@ -1,25 +1,28 @@
 #include "qalora/core/file.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
 
 #include "qalora/core/error.h"
+#include "qalora/core/signals.h"
 
 namespace qalora {
 
 namespace {
 
-// Opens for reading, or says why not. The caller closes.
+// Opens for reading, or says why not. The caller closes. Non-blocking, because opening a pipe that nobody writes to would wait for ever.
 int open_for_reading(const fs::path& path) {
   int descriptor = -1;
   do {
-    descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   } while (descriptor < 0 && errno == EINTR);
   if (descriptor >= 0) return descriptor;
   const int reason = errno;
@@ -37,6 +40,13 @@ struct stat status_of(int descriptor, const fs::path& path) {
   QALORA_REQUIRE(::fstat(descriptor, &status) == 0, DataError, path.string(), ": cannot be read: ", std::strerror(errno));
   QALORA_REQUIRE(!S_ISDIR(status.st_mode), DataError, path.string(), ": is a folder, expected a file");
   return status;
+}
+
+// Until a pipe has more to read; a signal that asks to stop is heard meanwhile.
+void wait_readable(int descriptor) {
+  struct pollfd waiting = {.fd = descriptor, .events = POLLIN, .revents = 0};
+  ::poll(&waiting, 1, /*timeout=*/-1);
+  throw_if_stopped();
 }
 
 }  // namespace
@@ -90,11 +100,33 @@ std::string read_text_file(const fs::path& path, uint64_t limit_bytes) {
   while (true) {
     const ssize_t count = ::read(file.value, buffer, sizeof buffer);
     if (count < 0 && errno == EINTR) continue;
+    if (count < 0 && errno == EAGAIN) {
+      wait_readable(file.value);
+      continue;
+    }
     QALORA_REQUIRE(count >= 0, DataError, path.string(), ": cannot be read: ", std::strerror(errno));
     if (count == 0) return text;
     text.append(buffer, static_cast<size_t>(count));
     refuse(text.size());
   }
+}
+
+fs::file_type kind_of(const fs::path& path) {
+  std::error_code failed;
+  const fs::file_type type = fs::status(path, failed).type();
+  QALORA_REQUIRE(!failed || type == fs::file_type::not_found, DataError, path.string(), ": cannot be read: ", failed.message());
+  return type;
+}
+
+std::vector<std::string> list_folder(const fs::path& folder) {
+  std::vector<std::string> names;
+  std::error_code failed;
+  for (fs::directory_iterator entry(folder, failed), end; !failed && entry != end; entry.increment(failed)) {
+    names.push_back(entry->path().filename().string());
+  }
+  QALORA_REQUIRE(!failed, DataError, folder.string(), ": cannot be listed: ", failed.message());
+  std::sort(names.begin(), names.end());
+  return names;
 }
 
 bool same_file(const fs::path& a, const fs::path& b) {

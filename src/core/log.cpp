@@ -33,7 +33,38 @@ void erase_live_line(State& s) {
   s.live = false;
 }
 
-void emit(const std::string& label, const char* color, const std::string& text, bool on_terminal) {
+// Names from files stand in messages: control characters, which a terminal would obey, are written as \\x1b, and what is far too long
+// loses its middle. A line after the first is indented, so that a name with a line break cannot pass for a message of its own.
+std::string printable(const std::string& text) {
+  constexpr size_t kLongest = 4000, kStart = 3000, kEnd = 500;
+  if (text.size() > kLongest) {
+    return printable(text.substr(0, kStart)) + message(" ... (", text.size() - kStart - kEnd, " bytes left out) ... ") +
+           printable(text.substr(text.size() - kEnd));
+  }
+  std::string result;
+  const auto escape = [&](unsigned char byte) {
+    char code[8];
+    std::snprintf(code, sizeof code, "\\x%02x", byte);
+    result += code;
+  };
+  for (size_t i = 0; i < text.size(); ++i) {
+    const auto byte = static_cast<unsigned char>(text[i]), next = static_cast<unsigned char>(i + 1 < text.size() ? text[i + 1] : 0);
+    if (byte == '\n') {
+      result += "\n  ";
+    } else if (byte == 0xC2 && next >= 0x80 && next < 0xA0) {  // U+0080 to U+009F, the other half of the control characters
+      escape(next);
+      ++i;
+    } else if ((byte < 0x20 && byte != '\t') || byte == 0x7F) {
+      escape(byte);
+    } else {
+      result += text[i];
+    }
+  }
+  return result;
+}
+
+void emit(const std::string& label, const char* color, const std::string& raw, bool on_terminal) {
+  const std::string text = printable(raw);
   State& s = state();
   const bool paint = colored();
   std::lock_guard lock(s.mutex);

@@ -17,6 +17,13 @@ void on_stop(int number) {
   stop_number = number;
 }
 
+// The page of a mapped file is gone. Nothing can be cleaned up here: what was being written lies under its temporary name.
+void on_lost_page(int) {
+  constexpr char kText[] = "\nerror: an input file became shorter while it was read, or its disk failed; nothing was put in place\n";
+  [[maybe_unused]] const ssize_t ignored = ::write(STDERR_FILENO, kText, sizeof kText - 1);
+  _exit(static_cast<int>(ExitCode::kData));
+}
+
 void set_handler(int number, void (*handler)(int)) {
   struct sigaction action = {};
   action.sa_handler = handler;
@@ -35,6 +42,7 @@ void install_stop_handlers() {
   if (before.sa_handler != SIG_IGN) set_handler(SIGHUP, on_stop);  // under nohup it stays ignored
   set_handler(SIGPIPE, SIG_IGN);
   set_handler(SIGXFSZ, SIG_IGN);
+  set_handler(SIGBUS, on_lost_page);
 }
 
 int stop_signal() { return stop_number; }

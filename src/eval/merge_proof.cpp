@@ -86,6 +86,24 @@ double logit_distance(const model::Llama& model, const at::Tensor& a, const at::
   return largest;
 }
 
+// The adapter's modules of a model, with their offsets and what the adapter adds to them.
+struct MovedOffsets {
+  model::Linear* linear;
+  at::Tensor offsets, change;  // [out_features, groups] f32
+};
+
+std::vector<MovedOffsets> moved_offsets(model::Llama& model, const io::AdapterFile& adapter) {
+  std::vector<MovedOffsets> result;
+  for (model::Linear* linear : model.linears()) {
+    const auto found = adapter.modules.find(linear->module());
+    if (found == adapter.modules.end()) continue;
+    const quant::PackedWeight& weight = linear->packed();
+    result.push_back({linear, weight.offsets,
+                      quant::offset_change(linear->module(), adapter.config, found->second, weight.in_features, weight.group_size)});
+  }
+  return result;
+}
+
 void replace_offsets(model::Linear& linear, const at::Tensor& offsets) {
   quant::PackedWeight weight = linear.packed();
   weight.offsets = offsets;
@@ -95,16 +113,12 @@ void replace_offsets(model::Linear& linear, const at::Tensor& offsets) {
   linear = std::move(changed);
 }
 
-// Moves every offset of the adapter's modules as the header says.
-void shake_offsets(model::Llama& model, const io::AdapterFile& adapter) {
-  for (model::Linear* linear : model.linears()) {
-    const auto found = adapter.modules.find(linear->module());
-    if (found == adapter.modules.end()) continue;
-    const quant::PackedWeight& weight = linear->packed();
-    const at::Tensor change = quant::offset_change(linear->module(), adapter.config, found->second, weight.in_features, weight.group_size);
-    tensor::RandomStream stream(0, "merge proof " + linear->module());
-    const at::Tensor sign = stream.uniform_tensor(weight.offsets.sizes(), -1, 1).sign();
-    replace_offsets(*linear, weight.offsets + sign * (weight.offsets.abs() + change.abs()) * std::ldexp(1.0, -23));
+// Moves every offset of the adapter's modules as the header says, each draw another way.
+void shake_offsets(const std::vector<MovedOffsets>& modules, int draw) {
+  for (const auto& [linear, offsets, change] : modules) {
+    tensor::RandomStream stream(0, "merge proof " + linear->module(), static_cast<uint64_t>(draw));
+    const at::Tensor sign = stream.uniform_tensor(offsets.sizes(), -1, 1).sign();
+    replace_offsets(*linear, offsets + sign * (offsets.abs() + change.abs()) * std::ldexp(1.0, -23));
   }
 }
 
@@ -138,14 +152,19 @@ ProofTokens proof_tokens(const fs::path& model, const model::LlamaConfig& config
 MergeProof prove_merge(const fs::path& base, const io::AdapterFile& adapter, const fs::path& merged, const ProofTokens& tokens) {
   at::NoGradGuard no_grad;
   QALORA_CHECK(!tokens.sequences.empty(), "no tokens to prove a merge on");
-  at::Tensor plain, adapted, shaken;
+  at::Tensor plain, adapted;
+  std::vector<at::Tensor> shaken;
   {
     model::Llama model = model::load_model(base, {});
     plain = run(model, tokens, "proof: base");
-    model::attach_adapter(model, adapter, adapter.config.base_fingerprint);  // the merge has compared the fingerprints
+    // The merge has compared the bases.
+    model::attach_adapter(model, adapter, {adapter.config.base_fingerprint, adapter.config.base_state_fingerprint});
     adapted = run(model, tokens, "proof: base + adapter");
-    shake_offsets(model, adapter);
-    shaken = run(model, tokens, "proof: rounding");
+    const std::vector<MovedOffsets> modules = moved_offsets(model, adapter);
+    for (int draw = 0; draw < kDraws; ++draw) {
+      shake_offsets(modules, draw);
+      shaken.push_back(run(model, tokens, "proof: rounding"));
+    }
   }
   model::Llama model = model::load_model(merged, {});
   const at::Tensor result = run(model, tokens, "proof: merged");
@@ -154,7 +173,7 @@ MergeProof prove_merge(const fs::path& base, const io::AdapterFile& adapter, con
   proof.tokens = adapted.size(0);
   proof.effect = logit_distance(model, adapted, plain);
   proof.max_logit_difference = logit_distance(model, adapted, result);
-  proof.tolerance = kMargin * logit_distance(model, adapted, shaken);
+  for (const at::Tensor& draw : shaken) proof.tolerance = std::max(proof.tolerance, kMargin * logit_distance(model, adapted, draw));
   return proof;
 }
 

@@ -36,7 +36,8 @@ T field(const nlohmann::json& json, const std::string& where, const char* key, s
   } else if constexpr (std::is_same_v<T, double>) {
     fits = value.is_number(), expected = "a number";
   } else {
-    fits = value.is_number_integer(), expected = "a whole number";
+    // What does not fit into 64 bits with a sign would wrap and come out as another number.
+    fits = value.is_number_integer() && (!value.is_number_unsigned() || value.get<uint64_t>() <= INT64_MAX), expected = "a whole number";
   }
   QALORA_REQUIRE(fits, DataError, where, ": '", key, "' must be ", expected, ", got ", value.dump());
   return value.get<T>();
@@ -80,6 +81,7 @@ void read_own_block(const nlohmann::json& json, const std::string& where, Adapte
                  format_number(scaling), ", but lora_alpha and r give ", format_number(config.scaling));
   config.scaling = scaling;
   config.base_fingerprint = field<std::string>(json, block, "base_fingerprint", "");
+  config.base_state_fingerprint = field<std::string>(json, block, "base_state_fingerprint", "");
   config.training_data = field<std::string>(json, block, "training_data", "");
 }
 
@@ -160,7 +162,24 @@ nlohmann::json plain_number(double value) {
   return value;
 }
 
-bool is_adapter(const fs::path& folder) { return fs::is_regular_file(folder / kConfigFile); }
+bool is_adapter(const fs::path& folder) { return kind_of(folder / kConfigFile) == fs::file_type::regular; }
+
+// The checkpoint of a run with the highest step; empty where there is none.
+fs::path newest_checkpoint(const fs::path& checkpoints) {
+  fs::path newest;
+  int64_t newest_step = -1;
+  if (kind_of(checkpoints) != fs::file_type::directory) return newest;
+  for (const std::string& name : list_folder(checkpoints)) {
+    int64_t step = 0;
+    if (!name.starts_with("step-") || !is_adapter(checkpoints / name)) continue;
+    const char* end = name.data() + name.size();
+    const auto parsed = std::from_chars(name.data() + 5, end, step);
+    if (parsed.ec != std::errc() || parsed.ptr != end || step <= newest_step) continue;
+    newest_step = step;
+    newest = checkpoints / name;
+  }
+  return newest;
+}
 
 }  // namespace
 
@@ -181,27 +200,15 @@ Pooling parse_pooling(std::string_view name) {
 }
 
 fs::path find_adapter(const fs::path& folder) {
-  QALORA_REQUIRE(fs::exists(folder), UserError, folder.string(), ": there is no such adapter folder");
-  QALORA_REQUIRE(fs::is_directory(folder), UserError, folder.string(), ": is a file; expected the folder of an adapter");
+  const fs::file_type kind = kind_of(folder);
+  QALORA_REQUIRE(kind != fs::file_type::not_found, UserError, folder.string(), ": there is no such adapter folder");
+  QALORA_REQUIRE(kind == fs::file_type::directory, UserError, folder.string(), ": is a file; expected the folder of an adapter");
   if (is_adapter(folder)) return folder;
   if (is_adapter(folder / "adapter")) return folder / "adapter";
-  fs::path newest;
-  int64_t newest_step = -1;
-  if (fs::is_directory(folder / "checkpoints")) {
-    for (const auto& entry : fs::directory_iterator(folder / "checkpoints")) {
-      const std::string name = entry.path().filename().string();
-      int64_t step = 0;
-      if (!name.starts_with("step-") || !is_adapter(entry.path())) continue;
-      const char* end = name.data() + name.size();
-      const auto parsed = std::from_chars(name.data() + 5, end, step);
-      if (parsed.ec != std::errc() || parsed.ptr != end || step <= newest_step) continue;
-      newest_step = step;
-      newest = entry.path();
-    }
-  }
+  const fs::path newest = newest_checkpoint(folder / "checkpoints");
+  const bool is_model = kind_of(folder / "config.json") == fs::file_type::regular;
   QALORA_REQUIRE(!newest.empty(), UserError, folder.string(), ": no adapter here; looked for ", kConfigFile, ", adapter/", kConfigFile,
-                 " and checkpoints/step-N/", kConfigFile,
-                 fs::exists(folder / "config.json") ? "; this looks like a model's folder, which goes to --model" : "");
+                 " and checkpoints/step-N/", kConfigFile, is_model ? "; this looks like a model's folder, which goes to --model" : "");
   return newest;
 }
 
@@ -209,10 +216,11 @@ AdapterFile read_adapter(const fs::path& folder) {
   const fs::path found = find_adapter(folder);
   AdapterFile adapter;
   adapter.config = read_config(found / kConfigFile);
-  const bool torch_only = !fs::exists(found / kTensorFile) && fs::exists(found / "adapter_model.bin");
+  const auto there = [&](const char* name) { return kind_of(found / name) != fs::file_type::not_found; };
+  const bool torch_only = !there(kTensorFile) && there("adapter_model.bin");
   QALORA_REQUIRE(!torch_only, DataError, found.string(),
                  ": holds adapter_model.bin, a Python pickle, which is never opened; save the adapter as safetensors (PEFT: save_pretrained)");
-  QALORA_REQUIRE(fs::exists(found / kTensorFile), DataError, found.string(), ": there is no ", kTensorFile, " beside ", kConfigFile);
+  QALORA_REQUIRE(there(kTensorFile), DataError, found.string(), ": there is no ", kTensorFile, " beside ", kConfigFile);
   adapter.modules = read_modules(SafetensorsFile(found / kTensorFile), adapter.config.rank);
   if (adapter.config.targets.empty()) {
     std::set<std::string> targets;
@@ -256,6 +264,7 @@ void write_adapter(const fs::path& folder, const AdapterFile& adapter) {
                     {"group_size", config.group_size},
                     {"scaling", config.scaling},
                     {"base_fingerprint", config.base_fingerprint},
+                    {"base_state_fingerprint", config.base_state_fingerprint},
                     {"training_data", config.training_data}};
   write_json_file(folder / kConfigFile, json);
 }

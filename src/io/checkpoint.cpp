@@ -17,8 +17,7 @@ constexpr const char* kIndexFile = "model.safetensors.index.json";
 // Why a folder without model.safetensors cannot be read, with what to do.
 std::string explain_missing(const fs::path& folder) {
   std::set<std::string> found, others;
-  for (const auto& entry : fs::directory_iterator(folder)) {
-    const std::string name = entry.path().filename().string();
+  for (const std::string& name : list_folder(folder)) {
     if (name == "adapter_model.safetensors" || name == "adapter_config.json") {
       return "this is an adapter, not a model; pass it with --adapter and its base with --model";
     }
@@ -33,6 +32,8 @@ std::string explain_missing(const fs::path& folder) {
   return message("it holds ", join({found.begin(), found.end()}, ", "), ", which this version does not read; expected ", kSingleFile,
                  " or ", kIndexFile, "; convert the model to safetensors first (transformers: save_pretrained)");
 }
+
+bool is_there(const fs::path& path) { return kind_of(path) != fs::file_type::not_found; }
 
 // {tensor: file} of an index whose file names are plain names.
 std::map<std::string, std::string> read_index(const fs::path& path) {
@@ -56,20 +57,20 @@ std::map<std::string, std::string> read_index(const fs::path& path) {
 }  // namespace
 
 Checkpoint::Checkpoint(const fs::path& folder) : folder_(folder) {
-  QALORA_REQUIRE(fs::exists(folder), UserError, folder.string(), ": there is no such folder");
-  QALORA_REQUIRE(fs::is_directory(folder), UserError, folder.string(), ": is a file; expected the folder of a model");
-  if (fs::exists(folder / kSingleFile)) {
+  QALORA_REQUIRE(is_there(folder), UserError, folder.string(), ": there is no such folder");
+  QALORA_REQUIRE(kind_of(folder) == fs::file_type::directory, UserError, folder.string(), ": is a file; expected the folder of a model");
+  if (is_there(folder / kSingleFile)) {
     shards_.push_back(std::make_unique<SafetensorsFile>(folder / kSingleFile));
     for (const auto& [name, info] : shards_[0]->tensors()) where_[name] = 0;
     QALORA_REQUIRE(!where_.empty(), DataError, (folder / kSingleFile).string(), ": there is no tensor in it");
     return;
   }
   const fs::path index_path = folder / kIndexFile;
-  QALORA_REQUIRE(fs::exists(index_path), DataError, folder.string(), ": no weights that can be read: ", explain_missing(folder));
+  QALORA_REQUIRE(is_there(index_path), DataError, folder.string(), ": no weights that can be read: ", explain_missing(folder));
   const auto index = read_index(index_path);
   std::map<std::string, size_t> shard_of_file;
   for (const auto& [tensor, file] : index) {
-    QALORA_REQUIRE(fs::exists(folder / file), DataError, index_path.string(), ": tensor '", tensor, "' is said to be in '", file,
+    QALORA_REQUIRE(is_there(folder / file), DataError, index_path.string(), ": tensor '", tensor, "' is said to be in '", file,
                    "', which is not there; fetch the missing shard");
     shard_of_file[file] = 0;
   }
@@ -136,18 +137,35 @@ const fs::path& Checkpoint::file_of(const std::string& name) const {
   return shards_[where_.at(name)]->path();
 }
 
-const std::vector<fs::path> Checkpoint::files() const {
+std::vector<fs::path> Checkpoint::files() const {
   std::vector<fs::path> result;
   for (const auto& shard : shards_) result.push_back(shard->path());
   return result;
 }
 
-void copy_sidecars(const fs::path& from, const fs::path& to) {
+std::vector<std::string> sidecars(const fs::path& folder) {
+  std::vector<std::string> names;
   for (const char* name : {"tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-                           "chat_template.json", "chat_template.jinja", "generation_config.json", "LICENSE", "LICENSE.txt", "LICENSE.md",
-                           "USE_POLICY.md", "NOTICE", "NOTICE.txt"}) {
-    if (fs::is_regular_file(from / name)) copy_file_synced(from / name, to / name);
+                           "vocab.json", "merges.txt", "chat_template.json", "chat_template.jinja", "generation_config.json", "LICENSE",
+                           "LICENSE.txt", "LICENSE.md", "USE_POLICY.md", "NOTICE", "NOTICE.txt"}) {
+    const fs::path path = folder / name;
+    std::error_code failed;
+    if (!fs::exists(fs::symlink_status(path, failed))) continue;
+    QALORA_REQUIRE(is_there(path), DataError, path.string(), ": is a link that leads nowhere; restore the file or remove the link");
+    const MappedFile readable(path);
+    names.push_back(name);
   }
+  return names;
+}
+
+void copy_sidecars(const fs::path& from, const fs::path& to) {
+  for (const std::string& name : sidecars(from)) copy_file_synced(from / name, to / name);
+}
+
+uint64_t sidecar_bytes(const fs::path& folder) {
+  uint64_t total = 8'000'000;  // headers, config.json and the index of shards
+  for (const std::string& name : sidecars(folder)) total += MappedFile(folder / name).bytes().size();
+  return total;
 }
 
 }  // namespace qalora::io

@@ -43,18 +43,21 @@ void CheckpointWriter::open_next() {
   written_ = 0;
 }
 
-void CheckpointWriter::write(const std::string& name, std::span<const std::byte> bytes) {
+// The shard that the next tensor goes to.
+SafetensorsWriter& CheckpointWriter::next_shard(const std::string& name) {
   if (written_ == shards_[current_].size()) {
     writer_->finish();
     ++current_;
     QALORA_CHECK(current_ < shards_.size(), "tensor '", name, "' comes after the last one planned");
     open_next();
   }
-  writer_->write(name, bytes);
   ++written_;
+  return *writer_;
 }
 
-void CheckpointWriter::write(const std::string& name, const at::Tensor& tensor) { write(name, tensor_bytes(tensor)); }
+void CheckpointWriter::write(const std::string& name, std::span<const std::byte> bytes) { next_shard(name).write(name, bytes); }
+
+void CheckpointWriter::write(const std::string& name, const at::Tensor& tensor) { next_shard(name).write(name, tensor); }
 
 void CheckpointWriter::finish() {
   QALORA_CHECK(current_ + 1 == shards_.size(), "shard ", current_ + 1, " of ", shards_.size(), " is the last one written");

@@ -1,5 +1,6 @@
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
@@ -80,9 +81,14 @@ void write_safetensors(const fs::path& path, const std::map<std::string, at::Ten
                        const std::map<std::string, std::string>& metadata) {
   std::vector<PlannedTensor> plan;
   for (const auto& [name, tensor] : tensors) plan.push_back({name, dtype_of(tensor.scalar_type()), tensor.sizes().vec()});
-  SafetensorsWriter writer(path, std::move(plan), metadata);
-  for (const auto& [name, tensor] : tensors) writer.write(name, tensor.contiguous());
+  sort_by_alignment(plan);
+  SafetensorsWriter writer(path, plan, metadata);
+  for (const auto& planned : plan) writer.write(planned.name, tensors.at(planned.name).contiguous());
   writer.finish();
+}
+
+void sort_by_alignment(std::vector<PlannedTensor>& plan) {
+  std::stable_sort(plan.begin(), plan.end(), [](const auto& a, const auto& b) { return dtype_bytes(a.dtype) > dtype_bytes(b.dtype); });
 }
 
 std::span<const std::byte> tensor_bytes(const at::Tensor& tensor) {

@@ -5,8 +5,10 @@
 #include <set>
 
 #include "qalora/core/error.h"
+#include "qalora/core/log.h"
 #include "qalora/core/progress.h"
 #include "qalora/core/signals.h"
+#include "qalora/model/merge_checkpoint.h"
 
 namespace qalora::model {
 
@@ -109,7 +111,7 @@ void check_tensors(const io::Checkpoint& checkpoint, const LlamaConfig& config) 
     const std::string where = message(checkpoint.file_of(tensor.name).string(), ": tensor '", tensor.name, "' ");
     if (is_packed(checkpoint, tensor.name)) {  // its shapes follow from the group size: read_packed checks them
       QALORA_REQUIRE(config.quantization.has_value(), DataError, where, "is packed, but config.json has no 'quantization' entry");
-      const std::string module = tensor.name.substr(0, tensor.name.rfind('.'));
+      const std::string module = io::module_of(tensor.name);
       known.insert({module + ".scales", module + ".biases"});
       continue;
     }
@@ -128,8 +130,7 @@ void check_tensors(const io::Checkpoint& checkpoint, const LlamaConfig& config) 
 }
 
 bool is_packed(const io::Checkpoint& checkpoint, const std::string& weight_name) {
-  if (!weight_name.ends_with(".weight")) return false;
-  return checkpoint.contains(weight_name.substr(0, weight_name.size() - 6) + "scales");
+  return weight_name.ends_with(".weight") && checkpoint.contains(io::module_of(weight_name) + ".scales");
 }
 
 quant::PackedWeight read_packed(const io::Checkpoint& checkpoint, const std::string& module, int64_t out_features, int64_t in_features,
@@ -166,7 +167,25 @@ Llama load_model(const fs::path& folder, const LoadOptions& options) {
   return model;
 }
 
-void attach_adapter(Llama& model, const io::AdapterFile& file, const std::string& fingerprint) {
+BaseIdentity base_identity(const io::Checkpoint& checkpoint) {
+  const std::string fingerprint = io::base_fingerprint(checkpoint);
+  return {fingerprint, fingerprint.empty() ? "" : io::base_state_fingerprint(checkpoint)};
+}
+
+void require_base(const io::AdapterConfig& adapter, const BaseIdentity& base) {
+  const auto shown = [](const std::string& digest) { return digest.empty() ? "none (it is dense)" : digest.substr(0, 16) + "..."; };
+  const std::string name = adapter.base_model.empty() ? "" : " (" + adapter.base_model + ")";
+  const std::string advice = "; give the checkpoint that it was trained on" + name;
+  QALORA_REQUIRE(adapter.base_fingerprint.empty() || adapter.base_fingerprint == base.fingerprint, DataError,
+                 "the adapter was trained on another base: the fingerprint of its codes and scales is ", shown(adapter.base_fingerprint),
+                 ", this model's is ", shown(base.fingerprint), advice);
+  QALORA_REQUIRE(adapter.base_state_fingerprint.empty() || adapter.base_state_fingerprint == base.state, DataError,
+                 "the adapter was trained on another state of this base: the codes and scales are the same, but offsets or dense tensors "
+                 "are not (another adapter was merged into one of the two?): their fingerprint is ", shown(adapter.base_state_fingerprint),
+                 ", this model's is ", shown(base.state), advice);
+}
+
+void attach_adapter(Llama& model, const io::AdapterFile& file, const BaseIdentity& base) {
   const io::AdapterConfig& config = file.config;
   const bool quantised = model.config.quantization.has_value();
   if (config.pooling != io::Pooling::kNone) {
@@ -175,9 +194,7 @@ void attach_adapter(Llama& model, const io::AdapterFile& file, const std::string
     QALORA_REQUIRE(config.group_size == model.config.quantization->group_size, DataError, "the adapter's group_size ", config.group_size,
                    " does not match the model's ", model.config.quantization->group_size, "; give the checkpoint that it was trained on");
   }
-  QALORA_REQUIRE(config.base_fingerprint.empty() || config.base_fingerprint == fingerprint, DataError,
-                 "the adapter was trained on another base: its fingerprint is ", config.base_fingerprint.substr(0, 16), ", this model's is ",
-                 fingerprint.empty() ? "none (it is dense)" : fingerprint.substr(0, 16), "; give the checkpoint that it was trained on");
+  require_base(config, base);
   std::set<std::string> used;
   for (Linear* linear : model.linears()) {
     const auto found = file.modules.find(linear->module());
@@ -188,8 +205,8 @@ void attach_adapter(Llama& model, const io::AdapterFile& file, const std::string
     const int64_t group_size = config.group_size == quant::kWholeRow ? in_features : config.group_size;
     const int64_t inputs = config.pooling == io::Pooling::kNone ? in_features : kernels::groups_per_row(in_features, group_size);
     QALORA_REQUIRE(a.size(1) == inputs && b.size(0) == linear->out_features(), DataError, "adapter: '", linear->module(), "' has A ",
-                   a.sizes(), " and B ", b.sizes(), ", the model needs A [", config.rank, ", ", inputs, "] and B [", linear->out_features(), ", ",
-                   config.rank, "]");
+                   a.sizes(), " and B ", b.sizes(), ", the model needs A [", config.rank, ", ", inputs, "] and B [",
+                   linear->out_features(), ", ", config.rank, "]");
     linear->adapter = std::make_shared<Adapter>(Adapter{a, b, config.scaling, config.pooling, group_size, config.dropout});
   }
   for (const auto& [module, weights] : file.modules) {
@@ -201,9 +218,13 @@ Llama load_model_with_adapter(const fs::path& folder, const fs::path& adapter, c
   Llama model = load_model(folder, options);
   if (adapter.empty()) return model;
   const fs::path found = io::find_adapter(adapter);
-  const std::string fingerprint = model.config.quantization ? io::base_fingerprint(io::Checkpoint(folder)) : "";
+  const io::AdapterFile file = io::read_adapter(found);
+  require_not_merged(folder, found);
+  const bool unknown = file.config.pooling != io::Pooling::kNone && file.config.base_state_fingerprint.empty();
+  if (unknown) log::warn(found.string() + ": does not say on which offsets and dense tensors it was trained; whether " + folder.string() +
+                         " is that model cannot be checked");
   try {
-    attach_adapter(model, io::read_adapter(found), fingerprint);
+    attach_adapter(model, file, model.config.quantization ? base_identity(io::Checkpoint(folder)) : BaseIdentity{});
   } catch (const DataError& error) {
     throw DataError(found.string() + ": " + error.what());
   }

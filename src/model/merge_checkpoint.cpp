@@ -24,7 +24,7 @@ std::string adapter_digest(const fs::path& adapter_folder) { return sha256(Mappe
 // The module whose offsets `name` holds, when the adapter changes them; else "".
 std::string merged_module(const io::AdapterFile& adapter, const std::string& name) {
   if (!name.ends_with(kOffsets)) return "";
-  std::string module = name.substr(0, name.size() - kOffsets.size());
+  std::string module = io::module_of(name);
   return adapter.modules.contains(module) ? module : "";
 }
 
@@ -34,6 +34,7 @@ std::vector<io::PlannedTensor> plan_tensors(const io::Checkpoint& base, const io
     const io::TensorInfo& info = base.info(name);
     plan.push_back({name, merged_module(adapter, name).empty() ? info.dtype : io::Dtype::kF32, info.shape});
   }
+  io::sort_by_alignment(plan);
   return plan;
 }
 
@@ -41,7 +42,7 @@ std::vector<io::PlannedTensor> plan_tensors(const io::Checkpoint& base, const io
 std::map<std::string, std::vector<int64_t>> linear_shapes(const LlamaConfig& config) {
   std::map<std::string, std::vector<int64_t>> shapes;
   for (const auto& tensor : expected_tensors(config)) {
-    if (tensor.linear) shapes[tensor.name.substr(0, tensor.name.rfind('.'))] = tensor.shape;
+    if (tensor.linear) shapes[io::module_of(tensor.name)] = tensor.shape;
   }
   return shapes;
 }
@@ -55,7 +56,15 @@ uint64_t count_changed(std::span<const std::byte> a, std::span<const std::byte> 
 
 }  // namespace
 
-void check_mergeable(const io::Checkpoint& base, const fs::path& adapter_folder, const io::AdapterFile& adapter) {
+void require_not_merged(const fs::path& model, const fs::path& adapter_folder) {
+  const nlohmann::json json = io::read_json_file(model / "config.json");
+  if (!json.contains(kMergedKey) || !json[kMergedKey].is_array()) return;
+  const auto& merged = json[kMergedKey];
+  QALORA_REQUIRE(std::find(merged.begin(), merged.end(), adapter_digest(adapter_folder)) == merged.end(), UserError, model.string(),
+                 ": contains the adapter ", adapter_folder.string(), " already; adding it again would count it twice");
+}
+
+void check_mergeable(const io::Checkpoint& base, const fs::path& adapter_folder, const io::AdapterFile& adapter, bool accept_unknown_base) {
   const std::string where = adapter_folder.string(), folder = base.folder().string();
   const LlamaConfig config = read_config(base.folder());
   const io::AdapterConfig& settings = adapter.config;
@@ -67,14 +76,20 @@ void check_mergeable(const io::Checkpoint& base, const fs::path& adapter_folder,
                  "was trained on");
   QALORA_REQUIRE(settings.group_size == config.quantization->group_size, DataError, where, ": group_size ", settings.group_size,
                  " does not match the model's ", config.quantization->group_size, " in ", folder, "; give the checkpoint that it was trained on");
-  const std::string fingerprint = io::base_fingerprint(base);
-  if (settings.base_fingerprint.empty()) {
-    log::warn(where + ": does not say which base it was trained on (no base_fingerprint); merged into " + folder + " as you ask");
-  } else {
-    QALORA_REQUIRE(settings.base_fingerprint == fingerprint, DataError, where, ": trained on another base: its fingerprint is ",
-                   settings.base_fingerprint.substr(0, 16), "..., that of ", folder, " is ", fingerprint.substr(0, 16),
-                   "...; give the checkpoint that it was trained on", settings.base_model.empty() ? "" : " (" + settings.base_model + ")");
+  require_not_merged(base.folder(), adapter_folder);
+  QALORA_REQUIRE(!settings.base_fingerprint.empty() || accept_unknown_base, DataError, where,
+                 ": does not say on which base it was trained (no base_fingerprint), and merged into another one it would be noise; if "
+                 "you know that it was ", folder, ", say so with --accept-unknown-base");
+  try {
+    require_base(settings, base_identity(base));
+  } catch (const DataError& error) {
+    throw DataError(where + ": " + error.what());
   }
+  if (settings.base_state_fingerprint.empty()) {
+    log::warn(where + ": does not say on which offsets and dense tensors it was trained; that they are those of " + folder +
+              " cannot be checked");
+  }
+  io::sidecars(base.folder());
   const auto shapes = linear_shapes(config);
   for (const auto& [module, weights] : adapter.modules) {
     const auto found = shapes.find(module);
@@ -82,12 +97,6 @@ void check_mergeable(const io::Checkpoint& base, const fs::path& adapter_folder,
     QALORA_REQUIRE(base.contains(module + kOffsets), DataError, folder, ": module '", module, "' is not quantised, so it has no offsets");
     QALORA_REQUIRE(weights.b.size(0) == found->second[0], DataError, where, ": module '", module, "': lora_B has ", weights.b.size(0),
                    " rows, the model's layer ", found->second[0]);
-  }
-  const nlohmann::json json = io::read_json_file(base.folder() / "config.json");
-  if (json.contains(kMergedKey) && json[kMergedKey].is_array()) {
-    const auto& merged = json[kMergedKey];
-    QALORA_REQUIRE(std::find(merged.begin(), merged.end(), adapter_digest(adapter_folder)) == merged.end(), UserError, folder,
-                   ": contains the adapter ", where, " already; merging it again would add it twice");
   }
 }
 
@@ -102,11 +111,12 @@ int64_t merge_checkpoint(const io::Checkpoint& base, const fs::path& adapter_fol
   const LlamaConfig config = read_config(base.folder());
   QALORA_CHECK(config.quantization.has_value(), base.folder().string(), " is dense");
   const auto shapes = linear_shapes(config);
-  io::CheckpointWriter writer(folder, plan_tensors(base, adapter), {{"format", "mlx"}});
+  const std::vector<io::PlannedTensor> plan = plan_tensors(base, adapter);
+  io::CheckpointWriter writer(folder, plan, {{"format", "mlx"}});
   Progress progress("merging", static_cast<int64_t>(adapter.modules.size()), "modules");
   int64_t merged = 0;
   bool narrow_scales = false;
-  for (const auto& name : base.names()) {
+  for (const auto& [name, dtype, stored] : plan) {
     throw_if_stopped();
     const std::string module = merged_module(adapter, name);
     if (module.empty()) {
@@ -141,7 +151,7 @@ ByteChanges compare_bytes(const io::Checkpoint& base, const io::Checkpoint& merg
   ByteChanges changes;
   for (const auto& name : base.names()) {
     throw_if_stopped();
-    const std::string module = name.substr(0, name.rfind('.'));
+    const std::string module = io::module_of(name);
     const bool packed = base.contains(module + ".scales");
     uint64_t& counter = !packed                    ? changes.others
                         : name.ends_with(kOffsets)  ? changes.offsets

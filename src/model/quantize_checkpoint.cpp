@@ -16,10 +16,6 @@
 namespace qalora::model {
 namespace {
 
-constexpr size_t kWeightSuffix = 7;  // of ".weight"
-
-std::string module_of(const std::string& weight) { return weight.substr(0, weight.size() - kWeightSuffix); }
-
 std::string group_text(int64_t group_size) { return group_size == quant::kWholeRow ? "whole rows" : "group size " + std::to_string(group_size); }
 
 std::vector<std::string> make_notes(const QuantizationConfig& quantization, const std::set<int64_t>& widths) {
@@ -50,10 +46,20 @@ PackedShapes packed_shapes(const ExpectedTensor& tensor, const QuantizationConfi
   const int64_t rows = tensor.shape[0], columns = tensor.shape[1];
   const int64_t group_size = quantization.group_size == quant::kWholeRow ? columns : quantization.group_size;
   const int64_t words = kernels::words_per_row(columns, quantization.bits), groups = kernels::groups_per_row(columns, group_size);
-  const std::string module = module_of(tensor.name);
+  const std::string module = io::module_of(tensor.name);
   return {{module + ".weight", io::Dtype::kU32, {rows, words}},
           {module + ".scales", io::Dtype::kF32, {rows, groups}},
           {module + ".biases", io::Dtype::kF32, {rows, groups}}};
+}
+
+// In the order in which they are written: the widest elements first (io::sort_by_alignment).
+std::vector<ExpectedTensor> ordered_tensors(const io::Checkpoint& checkpoint, const LlamaConfig& config) {
+  std::vector<ExpectedTensor> tensors = expected_tensors(config);
+  const auto width = [&](const ExpectedTensor& tensor) {
+    return tensor.linear ? io::dtype_bytes(io::Dtype::kF32) : io::dtype_bytes(checkpoint.info(tensor.name).dtype);
+  };
+  std::stable_sort(tensors.begin(), tensors.end(), [&](const auto& a, const auto& b) { return width(a) > width(b); });
+  return tensors;
 }
 
 // tensor: any shape and float dtype. In pieces: a whole mask would be as large as the tensor.
@@ -81,7 +87,7 @@ QuantizePlan plan_quantization(const io::Checkpoint& checkpoint, const Quantizat
 
   uint64_t packed_bytes = 0, packed_weights = 0, largest = 0;
   std::set<int64_t> widths;
-  for (const auto& tensor : expected_tensors(plan.config)) {
+  for (const auto& tensor : ordered_tensors(checkpoint, plan.config)) {
     const io::TensorInfo& info = checkpoint.info(tensor.name);
     plan.input_bytes += info.bytes();
     // The stored bytes stand in the map and in a copy for a moment; then come the packed ones beside the copy.
@@ -102,17 +108,17 @@ QuantizePlan plan_quantization(const io::Checkpoint& checkpoint, const Quantizat
   }
   plan.bits_per_weight = 8.0 * static_cast<double>(packed_bytes) / static_cast<double>(packed_weights);
   plan.peak_bytes = tensor::peak_memory_bytes() + largest;
+  plan.disk_bytes = plan.output_bytes + io::sidecar_bytes(checkpoint.folder());
   plan.notes = make_notes(quantization, widths);
   return plan;
 }
 
 std::vector<QuantizedLayer> quantize_checkpoint(const io::Checkpoint& checkpoint, const QuantizePlan& plan, const fs::path& out, bool replace) {
-  constexpr uint64_t kSidecarBytes = 8'000'000;  // headers, config.json and the tokenizer's files
-  AtomicFolder folder(out, replace, plan.output_bytes + kSidecarBytes);
+  AtomicFolder folder(out, replace, plan.disk_bytes);
   io::CheckpointWriter writer(folder.staging(), plan.tensors, {{"format", "mlx"}});
   std::vector<QuantizedLayer> layers;
   Progress progress("quantising", plan.linears, "matrices");
-  for (const auto& tensor : expected_tensors(plan.config)) {
+  for (const auto& tensor : ordered_tensors(checkpoint, plan.config)) {
     throw_if_stopped();
     const std::string where = message(checkpoint.file_of(tensor.name).string(), ": tensor '", tensor.name, "'");
     at::Tensor weight = checkpoint.read(tensor.name);
@@ -123,7 +129,7 @@ std::vector<QuantizedLayer> quantize_checkpoint(const io::Checkpoint& checkpoint
       continue;
     }
     const quant::QuantizeResult result = quant::round_to_nearest(where, weight, plan.quantization.bits, plan.quantization.group_size);
-    const std::string module = module_of(tensor.name);
+    const std::string module = io::module_of(tensor.name);
     writer.write(module + ".weight", result.weight.codes);
     writer.write(module + ".scales", result.weight.scales);
     writer.write(module + ".biases", result.weight.offsets);

@@ -79,20 +79,20 @@ void require_writable(const fs::path& folder, const fs::path& path) {
   ::rmdir(probe.c_str());
 }
 
-// "step-7.old-123" -> "step-7", kind ".old-"; the temporary of a file has a dot in front.
+// "step-7.qalora-old-12-0a" -> "step-7", old; the temporary of a file has a dot in front.
 struct Leftover {
   std::string name, owner;
   bool old = false;
 };
 
 std::optional<Leftover> leftover_of(const std::string& name) {
-  for (const char* mark : {".tmp-", ".old-"}) {
+  for (const std::string_view mark : {kStagingMark, kAsideMark}) {
     const size_t at = name.rfind(mark);
-    if (at == std::string::npos || !all_digits(std::string_view(name).substr(at + 5))) continue;
+    if (at == std::string::npos) continue;
     std::string owner = name.substr(0, at);
     if (owner.starts_with(".")) owner.erase(0, 1);
     const bool own = is_step_name(owner) || std::find(std::begin(kOwn), std::end(kOwn), owner) != std::end(kOwn);
-    if (own) return Leftover{name, owner, std::string_view(mark) == ".old-"};
+    if (own) return Leftover{name, owner, mark == kAsideMark};
   }
   return std::nullopt;
 }

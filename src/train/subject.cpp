@@ -47,6 +47,7 @@ at::ScalarType save_dtype(const TrainConfig& config) {
 
 TrainingSubject::TrainingSubject(const TrainConfig& config, at::ScalarType compute) : full_(config.full()), source_(config.model) {
   config_json_ = io::read_json_file(fs::path(config.model) / "config.json");
+  if (full_) io::sidecars(config.model);  // they are copied at the end: what is wrong with one is said now
   const model::LlamaConfig shape = model::read_config(config.model);
   if (config.initialize == "random") {
     QALORA_REQUIRE(!fs::exists(fs::path(config.model) / "model.safetensors") && !fs::exists(fs::path(config.model) / "model.safetensors.index.json"),
@@ -59,7 +60,8 @@ TrainingSubject::TrainingSubject(const TrainConfig& config, at::ScalarType compu
     return;
   }
   model_ = model::load_model(config.model, {.compute = compute, .trainable = full_});
-  fingerprint_ = shape.quantization ? io::base_fingerprint(io::Checkpoint(config.model)) : dense_fingerprint(config.model);
+  if (shape.quantization) base_ = model::base_identity(io::Checkpoint(config.model));
+  fingerprint_ = shape.quantization ? base_.fingerprint + " " + base_.state : dense_fingerprint(config.model);
   if (!full_) prepare_adapter(config);
 }
 
@@ -93,9 +95,12 @@ void TrainingSubject::prepare_adapter(const TrainConfig& config) {
     adapter_ = quant::new_adapter(c, shapes, static_cast<uint64_t>(config.seed));
   }
   adapter_.config.base_model = config.model;
-  adapter_.config.training_data = config.data;
-  const std::string known = pooled ? fingerprint_ : "";
-  if (adapter_.config.base_fingerprint.empty()) adapter_.config.base_fingerprint = known;
+  std::error_code failed;
+  const fs::path data = fs::absolute(config.data, failed);  // the merge may be started from another folder
+  adapter_.config.training_data = failed ? config.data : data.string();
+  const model::BaseIdentity known = pooled ? base_ : model::BaseIdentity{};
+  if (adapter_.config.base_fingerprint.empty()) adapter_.config.base_fingerprint = known.fingerprint;
+  if (adapter_.config.base_state_fingerprint.empty()) adapter_.config.base_state_fingerprint = known.state;
   for (auto& [module, weights] : adapter_.modules) {
     weights.a = weights.a.detach().requires_grad_(true);
     weights.b = weights.b.detach().requires_grad_(true);

@@ -59,8 +59,11 @@ void print(const std::string& text);
 void require_folder(const fs::path& path, const char* flag);
 // UserError unless something lies at `path`; flag: "--data".
 void require_input(const fs::path& path, const char* flag);
-// For --out, a folder. UserError when it exists and not force, or is the same place as one of `inputs`.
+// For --out, a folder. UserError when it exists and not force, is or holds one of `inputs` (links resolved; empty ones are passed over),
+// or is anything but an empty folder and one that a checkpoint or an adapter was written to: --force replaces nothing else.
 void require_output(const fs::path& out, bool force, const std::vector<fs::path>& inputs);
+// For a dry run: IoError when the folder cannot be written, or the disk has less room than that. Leaves nothing behind.
+void require_writable(const fs::path& out, bool force, uint64_t required_bytes);
 // For a file that is written when the work is done. UserError when it exists and not force, or is one of `inputs` or inside one of
 // them; IoError when nothing can be written there. Before the work, which would be lost.
 void require_output_file(const char* flag, const fs::path& out, bool force, const std::vector<fs::path>& inputs);

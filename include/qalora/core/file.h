@@ -8,6 +8,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace qalora {
 
@@ -54,9 +55,11 @@ class AtomicFile {
   int descriptor_ = -1;
 };
 
-// A folder being written: files go to staging(), commit() syncs them and renames the whole folder to `path`. With `replace`
-// an existing `path` is moved aside first and removed only after the new one is in place; without it an existing `path` is a
-// UserError in the constructor. `required_bytes` > 0: fails at once with IoError when the disk has less room than that.
+// A folder being written: files go to staging(), commit() syncs them and puts the whole folder at `path`. With `replace` an existing
+// `path` and the new folder change places in one step; a file system that cannot do so gets two renames, and a kill between them
+// leaves the old folder as `path`.qalora-old-*. Without `replace` an existing `path` is a UserError in the constructor.
+// `required_bytes` > 0: fails at once with IoError when the disk has less room than that. Folders above `path` are made, and
+// removed again when nothing is committed. What a killed process left of the same `path` is removed first.
 class AtomicFolder {
  public:
   AtomicFolder(const fs::path& path, bool replace, uint64_t required_bytes = 0);
@@ -68,17 +71,29 @@ class AtomicFolder {
   void commit();
 
  private:
+  void prepare(uint64_t required_bytes);
+  void discard();
+
   fs::path path_, staging_;
+  std::vector<fs::path> made_;  // folders above `path` that were not there, the innermost first
+  int lock_ = -1;               // held while we live: tells our staging folder from an abandoned one
   bool replace_;
   bool committed_ = false;
 };
+// In the names of what is being written and of what gives way to it, each followed by the process and a random number.
+inline constexpr std::string_view kStagingMark = ".qalora-tmp-", kAsideMark = ".qalora-old-";
 
-// Whole small text file. UserError when missing, DataError when it is a folder, larger than `limit_bytes` or unreadable.
+// Whole small text file, or what a pipe gives. UserError when missing, DataError when it is a folder, larger than `limit_bytes` or
+// unreadable.
 std::string read_text_file(const fs::path& path, uint64_t limit_bytes = uint64_t{64} << 20);
 void write_text_file(const fs::path& path, std::string_view text);  // atomic
 void copy_file_synced(const fs::path& from, const fs::path& to);
 
 void sync_folder(const fs::path& folder);
+// What lies at `path`, links followed; not_found where there is nothing. DataError where it cannot be looked at: a name that is
+// too long, links in a circle, a folder that may not be entered.
+fs::file_type kind_of(const fs::path& path);
+std::vector<std::string> list_folder(const fs::path& folder);  // the names in it, sorted; DataError
 // True when both name the same existing file or folder (links resolved).
 bool same_file(const fs::path& a, const fs::path& b);
 

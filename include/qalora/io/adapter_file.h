@@ -22,7 +22,8 @@ struct AdapterConfig {
   Pooling pooling = Pooling::kSum;
   int64_t group_size = 0;   // 0 for an ordinary LoRA; -1 for whole-row groups
   std::vector<std::string> targets;  // "q_proj", ...
-  std::string base_fingerprint;      // of the quantised base; "" for a dense one
+  std::string base_fingerprint;      // of the quantised base's codes and scales; "" for a dense one
+  std::string base_state_fingerprint;  // of the base's offsets and dense tensors; "" for a dense one
   std::string base_model;            // path it was trained on, informative
   std::string training_data;         // path of the data file, used by merge's proof; "" if unknown
 };

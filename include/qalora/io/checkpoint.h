@@ -21,15 +21,15 @@ class Checkpoint {
   const fs::path& folder() const { return folder_; }
   bool contains(const std::string& name) const { return where_.contains(name); }
   const TensorInfo& info(const std::string& name) const;  // DataError naming folder and tensor when absent
-  // The stored shape must equal `shape` (DataError with both otherwise).
   at::Tensor read(const std::string& name) const;
+  // The stored shape must equal `shape` (DataError with both otherwise).
   at::Tensor read(const std::string& name, at::IntArrayRef shape) const;
   std::span<const std::byte> bytes(const std::string& name) const;
   void release(const std::string& name) const;
   std::vector<std::string> names() const;  // sorted
   uint64_t total_bytes() const;            // of all tensors
   const fs::path& file_of(const std::string& name) const;
-  const std::vector<fs::path> files() const;
+  std::vector<fs::path> files() const;
 
  private:
   fs::path folder_;
@@ -45,11 +45,12 @@ class CheckpointWriter {
                    uint64_t shard_bytes = uint64_t{4} * 1000 * 1000 * 1000);
   ~CheckpointWriter();
   void write(const std::string& name, std::span<const std::byte> bytes);
-  void write(const std::string& name, const at::Tensor& tensor);
+  void write(const std::string& name, const at::Tensor& tensor);  // dtype and shape must match the plan
   void finish();
 
  private:
   void open_next();
+  SafetensorsWriter& next_shard(const std::string& name);
   fs::path folder_;
   std::map<std::string, std::string> metadata_;
   std::vector<std::vector<PlannedTensor>> shards_;
@@ -60,12 +61,22 @@ class CheckpointWriter {
 nlohmann::json read_json_file(const fs::path& path);  // DataError with file and position for bad JSON or deep nesting
 void write_json_file(const fs::path& path, const nlohmann::json& value);
 
-// Copies tokenizer.model, tokenizer.json, tokenizer_config.json, special_tokens_map.json, added_tokens.json,
-// chat_template.json, chat_template.jinja, generation_config.json and LICENSE-like files where they exist.
+// "model.layers.0.mlp.up_proj" of "model.layers.0.mlp.up_proj.weight".
+std::string module_of(const std::string& tensor);
+
+// What belongs to a model beside its weights and its config.json and is carried along unchanged: the tokenizer's files, chat
+// templates, generation_config.json, licences. The names of those in the folder; DataError where one cannot be read, be it a link
+// that leads nowhere. Asked before the work, because copying comes last.
+std::vector<std::string> sidecars(const fs::path& folder);
 void copy_sidecars(const fs::path& from, const fs::path& to);
+// Room on the disk for them, for config.json and for the headers of the weights' files.
+uint64_t sidecar_bytes(const fs::path& folder);
 
 // SHA-256 over the names, shapes, codes and scales (by value) of every quantised matrix; "" when there is none. Offsets are left
 // out: a merge moves them, yet codes and scales identify the base.
 std::string base_fingerprint(const Checkpoint& checkpoint);
+// SHA-256 over what base_fingerprint leaves out, by value: offsets and dense tensors. An adapter is trained on these too: merged into
+// the same codes with other offsets it is another model.
+std::string base_state_fingerprint(const Checkpoint& checkpoint);
 
 }  // namespace qalora::io

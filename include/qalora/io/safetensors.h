@@ -1,6 +1,6 @@
 // The safetensors format: 8 bytes of header length, a JSON header, the tensors' bytes.
-// https://github.com/huggingface/safetensors ; the reader takes exactly what the reference reader takes, and refuses
-// duplicate names as the format's text asks.
+// https://github.com/huggingface/safetensors ; the reader takes what the reference reader takes, except for dtypes in which no
+// LLaMA is stored and for headers nested too deep, and refuses duplicate names as the format's text asks.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -62,6 +62,10 @@ struct PlannedTensor {
   uint64_t bytes() const;
 };
 
+// The widest dtype first, otherwise as they are: each tensor then begins at a multiple of its elements' size, as the reference writer
+// has it and as readers that map the file need it.
+void sort_by_alignment(std::vector<PlannedTensor>& plan);
+
 // Writes one file tensor by tensor: the header is known from the plan, the bytes come in the plan's order.
 class SafetensorsWriter {
  public:
@@ -78,7 +82,7 @@ class SafetensorsWriter {
   AtomicFile file_;
 };
 
-// All at once, in the order of the map; for adapters and optimizer state. Byte-for-byte a function of its arguments.
+// All at once, aligned (sort_by_alignment); for adapters and optimizer state. Byte-for-byte a function of its arguments.
 void write_safetensors(const fs::path& path, const std::map<std::string, at::Tensor>& tensors,
                        const std::map<std::string, std::string>& metadata = {});
 

@@ -21,10 +21,18 @@ struct LoadOptions {
 // Memory: packed weights stay packed, dense ones are kept in the compute dtype.
 Llama load_model(const fs::path& folder, const LoadOptions& options);
 
-// Attaches A and B to the layers they name. DataError when shapes, group size or the base's fingerprint do not fit.
-// fingerprint: of the base in `model` ("" for a dense one).
-void attach_adapter(Llama& model, const io::AdapterFile& adapter, const std::string& fingerprint);
-// load_model, then attach_adapter when `adapter` is not empty (any folder io::find_adapter takes).
+// What tells a quantised base from others: io::base_fingerprint and io::base_state_fingerprint. Both "" for a dense one.
+struct BaseIdentity {
+  std::string fingerprint, state;
+};
+BaseIdentity base_identity(const io::Checkpoint& checkpoint);
+// DataError when the adapter says that it was trained on another base; what it does not say is not compared.
+void require_base(const io::AdapterConfig& adapter, const BaseIdentity& base);
+
+// Attaches A and B to the layers they name. DataError when shapes, group size or the base do not fit. base: of what is in `model`.
+void attach_adapter(Llama& model, const io::AdapterFile& adapter, const BaseIdentity& base);
+// load_model, then attach_adapter when `adapter` is not empty (any folder io::find_adapter takes). UserError when the model contains
+// the adapter already.
 Llama load_model_with_adapter(const fs::path& folder, const fs::path& adapter, const LoadOptions& options);
 
 // Every tensor a checkpoint of this configuration must hold, with its dense shape.
@@ -47,7 +55,7 @@ quant::PackedWeight read_packed(const io::Checkpoint& checkpoint, const std::str
 Llama new_model(const LlamaConfig& config, uint64_t seed);
 // Every weight of a dense model by its name in a checkpoint; the tensors share their storage with the model.
 std::map<std::string, at::Tensor> named_weights(const Llama& model);
-// The dense checkpoint of a trained model (method "full") in `dtype`, with `source`'s config and sidecars.
+// The dense checkpoint of a trained model (method "full") in `dtype`; its config.json is `config_json` with that dtype, no sidecars.
 void save_dense(const Llama& model, const fs::path& folder, const nlohmann::json& config_json, at::ScalarType dtype);
 
 }  // namespace qalora::model

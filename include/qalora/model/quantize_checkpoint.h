@@ -19,13 +19,14 @@ struct QuantizePlan {
   std::vector<io::PlannedTensor> tensors;  // in the order in which they are written
   int64_t linears = 0;                 // matrices that are packed; everything else is copied byte for byte
   uint64_t input_bytes = 0, output_bytes = 0;  // of all tensors
+  uint64_t disk_bytes = 0;             // what the output needs, files beside the weights included
   uint64_t peak_bytes = 0;             // estimated largest memory of the process
   double bits_per_weight = 0;          // of the packed matrices, scales and offsets included
   std::vector<std::string> notes;      // what the person should know: shorter last groups, what MLX cannot read
 };
 
 // UserError when the checkpoint is quantised already; DataError when a tensor is missing, unknown, of another shape than
-// config.json says or of a dtype that is not a float.
+// config.json says or of a dtype that is not a float, or when a file beside the weights cannot be copied.
 QuantizePlan plan_quantization(const io::Checkpoint& checkpoint, const QuantizationConfig& quantization);
 
 struct QuantizedLayer {

@@ -8,6 +8,7 @@
 
 #include "qalora/io/adapter_file.h"
 #include "qalora/model/llama.h"
+#include "qalora/model/load.h"
 #include "qalora/train/config.h"
 #include "qalora/train/optimizer.h"
 #include "qalora/train/state.h"
@@ -23,7 +24,7 @@ class TrainingSubject {
   const model::Llama& model() const { return model_; }
   std::vector<Parameter> parameters() const;
   int64_t trained_elements() const;
-  // Of the quantised base's codes and scales, or of the dense one's shapes and samples of its bytes.
+  // Of the quantised base (codes and scales, then all else), or of the dense one's shapes and samples of its bytes.
   const std::string& base_fingerprint() const { return fingerprint_; }
   const std::string& initial_adapter_fingerprint() const { return initial_fingerprint_; }  // "" for a fresh one
 
@@ -41,6 +42,7 @@ class TrainingSubject {
   nlohmann::json config_json_;
   model::Llama model_;
   io::AdapterFile adapter_;
+  model::BaseIdentity base_;  // of a quantised base
   std::string fingerprint_, initial_fingerprint_;
 };
 

@@ -146,5 +146,22 @@ TEST_F(Log, FileThatCannotBeOpened) {
   }
 }
 
+TEST_F(Log, WhatNamesHoldCannotCommandTheTerminal) {
+  EXPECT_EQ(printed([] { log::error("tensor 'a\033[2Jb\rc\x7f'"); }), "error: tensor 'a\\x1b[2Jb\\x0dc\\x7f'\n");
+  EXPECT_EQ(printed([] { log::error("a\xc2\x9b""2Jb"); }), "error: a\\x9b2Jb\n");
+  EXPECT_EQ(printed([] { log::error("one\nerror: two"); }), "error: one\n  error: two\n");
+  EXPECT_EQ(printed([] { log::error("\xc3\xa4 \xe2\x82\xac\t"); }), "error: \xc3\xa4 \xe2\x82\xac\t\n");
+}
+
+TEST_F(Log, FarTooLongMessagesLoseTheirMiddle) {
+  const std::string said = printed([] { log::error("begin" + std::string(600000, 'x') + "end"); });
+  EXPECT_LT(said.size(), 4000u);
+  EXPECT_EQ(said.rfind("error: begin", 0), 0u);
+  EXPECT_NE(said.find("596508 bytes left out"), std::string::npos) << said;
+  EXPECT_EQ(said.substr(said.size() - 4), "end\n");
+  const std::string most(3900, 'x');
+  EXPECT_EQ(printed([&] { log::error(most); }), "error: " + most + "\n");
+}
+
 }  // namespace
 }  // namespace qalora

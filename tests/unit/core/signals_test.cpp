@@ -1,5 +1,6 @@
 #include "qalora/core/signals.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -9,6 +10,8 @@
 #include <functional>
 
 #include "qalora/core/error.h"
+#include "qalora/core/file.h"
+#include "support/support.h"
 
 namespace qalora {
 namespace {
@@ -79,6 +82,22 @@ TEST(Signals, BrokenPipeBecomesAnError) {
     ::_exit(::write(ends[1], "x", 1) < 0 && errno == EPIPE ? 0 : 91);
   });
   expect_exit(status, 0);
+}
+
+TEST(Signals, AMappedFileThatShrinksIsASentence) {
+  const test::TempDir dir;
+  test::write_file(dir / "file", std::string(100000, 'x'));
+  test::write_file(dir / "said", "");
+  const int status = in_child([&] {
+    const MappedFile file(dir / "file");
+    if (::truncate((dir / "file").c_str(), 10) != 0) ::_exit(90);
+    ::close(STDERR_FILENO);
+    if (::open((dir / "said").c_str(), O_WRONLY) != STDERR_FILENO) ::_exit(91);
+    const volatile std::byte* last = file.bytes().data() + 99999;
+    [[maybe_unused]] const std::byte lost = *last;
+  });
+  expect_exit(status, 3);
+  EXPECT_NE(test::read_file(dir / "said").find("became shorter"), std::string::npos);
 }
 
 }  // namespace

@@ -60,7 +60,14 @@ TEST_P(MergeProofTest, TheMergePassesAndEverythingElseIsFarOutside) {
   const ProofTokens tokens = proof_tokens(dir / "base", model::read_config(dir / "base"), "");
   EXPECT_EQ(tokens.source, "pseudo-random ids");
 
+  const io::Checkpoint base(dir / "base");
+  const OffsetCheck offsets = check_offsets(base, adapter, io::Checkpoint(dir / "merged"));
+  EXPECT_TRUE(offsets.exact());
+  EXPECT_GT(offsets.worst, 0.9);  // of many roundings one is nearly as large as roundings can be
+  EXPECT_GT(offsets.offsets, 1000);
+
   const MergeProof right = prove_merge(dir / "base", adapter, dir / "merged", tokens);
+  EXPECT_TRUE(right.decides());
   RecordProperty("difference_over_tolerance", std::to_string(right.max_logit_difference / right.tolerance));
   EXPECT_TRUE(right.verified());
   EXPECT_LE(5 * right.max_logit_difference, right.tolerance);
@@ -74,6 +81,7 @@ TEST_P(MergeProofTest, TheMergePassesAndEverythingElseIsFarOutside) {
     write_changed(dir / "base", dir / "merged", out, change);
     const MergeProof proof = prove_merge(dir / "base", adapter, out, tokens);
     EXPECT_FALSE(proof.verified()) << what;
+    EXPECT_GT(check_offsets(base, adapter, io::Checkpoint(out)).worst, 10) << what;
     EXPECT_GT(proof.max_logit_difference, 5 * proof.tolerance) << what;
     RecordProperty(what, std::to_string(proof.max_logit_difference / proof.tolerance));
   };
@@ -105,6 +113,82 @@ TEST(MergeProof, AnAdapterOnOneLayerPassesAndAMissingOneDoesNot) {
   const MergeProof right = prove_merge(dir / "base", adapter, dir / "merged", tokens);
   EXPECT_LE(5 * right.max_logit_difference, right.tolerance);
   EXPECT_FALSE(prove_merge(dir / "base", adapter, dir / "base", tokens).verified());
+}
+
+// Where logits cannot tell, offsets can: an adapter that was hardly trained, one whose parts cancel, one that is very large.
+class BeyondLogits : public ::testing::Test {
+ protected:
+  BeyondLogits() {
+    test::write_random_dense(dir_ / "dense");
+    test::quantize_to(dir_ / "dense", dir_ / "base", 4, 32);
+  }
+
+  OffsetCheck merge_and_check(const io::AdapterFile& adapter) {
+    test::write_adapter_to(dir_ / "adapter", adapter);
+    fs::remove_all(dir_ / "merged");
+    fs::create_directories(dir_ / "merged");
+    model::merge_checkpoint(io::Checkpoint(dir_ / "base"), dir_ / "adapter", adapter, dir_ / "merged");
+    return check_offsets(io::Checkpoint(dir_ / "base"), adapter, io::Checkpoint(dir_ / "merged"));
+  }
+
+  MergeProof prove(const io::AdapterFile& adapter, const fs::path& merged) {
+    return prove_merge(dir_ / "base", adapter, merged, proof_tokens(dir_ / "base", model::read_config(dir_ / "base"), ""));
+  }
+
+  // The error of a merge that left the adapter out.
+  double error_of_none(const io::AdapterFile& adapter) const {
+    return check_offsets(io::Checkpoint(dir_ / "base"), adapter, io::Checkpoint(dir_ / "base")).worst;
+  }
+
+  test::TempDir dir_;
+};
+
+TEST_F(BeyondLogits, AnAdapterThatDoesLessThanRounding) {
+  const io::AdapterFile adapter = test::random_adapter(dir_ / "base", io::Pooling::kSum, 1e-6);
+  EXPECT_TRUE(merge_and_check(adapter).exact());
+  EXPECT_GT(error_of_none(adapter), 3);
+  const MergeProof proof = prove(adapter, dir_ / "base");
+  EXPECT_TRUE(proof.verified());  // although nothing was merged
+  EXPECT_FALSE(proof.decides());
+}
+
+TEST_F(BeyondLogits, AnAdapterWhosePartsCancel) {
+  io::AdapterFile adapter = test::random_adapter(dir_ / "base", io::Pooling::kMean, 0.02);
+  for (auto& [module, weights] : adapter.modules) {  // a second pair that is the negative of a first, both large
+    const at::Tensor large = at::full_like(weights.a.narrow(0, 0, 1), 3e4);
+    weights.a = at::cat({weights.a, large, large});
+    weights.b = at::cat({weights.b, at::ones({weights.b.size(0), 1}), -at::ones({weights.b.size(0), 1})}, 1);
+  }
+  adapter.config.rank += 2;
+  adapter.config.alpha = adapter.config.scaling * static_cast<double>(adapter.config.rank);
+  EXPECT_TRUE(merge_and_check(adapter).exact());
+  EXPECT_GT(error_of_none(adapter), 1e4);
+  io::AdapterFile other = adapter;
+  for (auto& [module, weights] : other.modules) weights.b = weights.b * 1.001;
+  EXPECT_GT(check_offsets(io::Checkpoint(dir_ / "base"), other, io::Checkpoint(dir_ / "merged")).worst, 10);
+}
+
+TEST_F(BeyondLogits, AVeryLargeAdapterIsVerified) {
+  for (uint64_t seed : {11, 12, 13}) {
+    const io::AdapterFile adapter = test::random_adapter(dir_ / "base", io::Pooling::kSum, 2000, seed);
+    EXPECT_TRUE(merge_and_check(adapter).exact());
+    EXPECT_TRUE(prove(adapter, dir_ / "merged").verified()) << seed;
+    EXPECT_FALSE(prove(adapter, dir_ / "base").verified()) << seed;
+  }
+}
+
+TEST_F(BeyondLogits, OffsetsOfOtherModulesMustStay) {
+  io::AdapterFile adapter = test::random_adapter(dir_ / "base", io::Pooling::kSum, 0.02);
+  const std::string module = "model.layers.1.self_attn.q_proj";
+  std::erase_if(adapter.modules, [&](const auto& entry) { return entry.first != module; });
+  EXPECT_TRUE(merge_and_check(adapter).exact());
+  const std::string other = "model.layers.0.mlp.up_proj.biases";
+  at::Tensor offsets = io::Checkpoint(dir_ / "merged").read(other);
+  offsets[0][0] *= 1 + 1e-6;
+  test::rewrite(dir_ / "merged", other, offsets);
+  const OffsetCheck check = check_offsets(io::Checkpoint(dir_ / "base"), adapter, io::Checkpoint(dir_ / "merged"));
+  EXPECT_FALSE(check.exact());
+  EXPECT_EQ(check.worst_name, other);
 }
 
 TEST(MergeProof, AnUntrainedAdapterChangesNothing) {

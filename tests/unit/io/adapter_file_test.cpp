@@ -28,6 +28,7 @@ AdapterFile small_adapter() {
   adapter.config.group_size = 32;
   adapter.config.targets = {"q_proj"};
   adapter.config.base_fingerprint = std::string(64, 'a');
+  adapter.config.base_state_fingerprint = std::string(64, 'b');
   adapter.config.base_model = "some/base";
   adapter.config.training_data = "data.json";
   adapter.modules[kModule] = {at::arange(0, 6, at::kFloat).reshape({2, 3}), at::arange(0, 8, at::kFloat).reshape({4, 2}) / 3};
@@ -79,6 +80,8 @@ TEST(AdapterFile, ComesBackAsItWasByteForByte) {
   EXPECT_EQ(read.config.pooling, Pooling::kMean);
   EXPECT_EQ(read.config.group_size, 32);
   EXPECT_EQ(read.config.training_data, "data.json");
+  EXPECT_EQ(read.config.base_fingerprint, std::string(64, 'a'));
+  EXPECT_EQ(read.config.base_state_fingerprint, std::string(64, 'b'));
   EXPECT_TRUE(at::equal(read.modules.at(kModule).b, small_adapter().modules.at(kModule).b));
   write_adapter(two.path(), read);
   for (const char* name : {"adapter_config.json", "adapter_model.safetensors"}) {
@@ -127,6 +130,30 @@ TEST(AdapterFile, ReadsPeftsOwnFiles) {
   EXPECT_EQ(lora.modules.size(), 14u);
   EXPECT_EQ(lora.modules.at(kModule).a.sizes(), at::IntArrayRef({8, 64}));
   expect_part(refusal<DataError>(test::shared_dir() / "goldens/peft/qalora"), "use_qalora");
+}
+
+TEST(AdapterFile, NumbersThatDoNotFitAreNotOthers) {
+  const uint64_t large = 18446744073709551615u;  // as a signed number it would be -1: whole rows
+  expect_part(refusal_of_change({{"qalora", {{"group_size", large}}}}), "'group_size' must be a whole number, got 18446744073709551615");
+  expect_part(refusal_of_change({{"r", large}}), "'r' must be a whole number");
+  expect_part(refusal_of_change({{"qalora", {{"group_size", -2}}}}), "'group_size' is -2");
+  TempDir dir;
+  write_changed(dir.path(), {{"qalora", {{"group_size", -1}}}});
+  EXPECT_EQ(read_adapter(dir.path()).config.group_size, -1);
+}
+
+TEST(AdapterFile, PathsThatCannotBeLookedAtAreNamed) {
+  TempDir dir;
+  fs::create_directory_symlink(dir / "loop", dir / "loop");
+  expect_part(refusal<DataError>(dir / "loop"), (dir / "loop").string());
+  expect_part(refusal<DataError>(dir / std::string(300, 'n')), "File name too long");
+  fs::create_directories(dir / "run");
+  fs::create_symlink(dir / "run/checkpoints", dir / "run/checkpoints");
+  expect_part(refusal<DataError>(dir / "run"), "checkpoints");
+  write_adapter(dir / "run", small_adapter());
+  fs::remove(dir / "run/adapter_model.safetensors");
+  fs::create_symlink(dir / "run/adapter_model.safetensors", dir / "run/adapter_model.safetensors");
+  expect_part(refusal<DataError>(dir / "run"), "adapter_model.safetensors");
 }
 
 TEST(AdapterFile, RefusesWhatItCannotHonourByName) {

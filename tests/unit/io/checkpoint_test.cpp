@@ -2,7 +2,9 @@
 
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
+#include <functional>
 #include <nlohmann/json.hpp>
 
 #include "qalora/core/error.h"
@@ -202,6 +204,58 @@ TEST(CopySidecars, TakesTheTokenizerAndLeavesTheRest) {
   EXPECT_FALSE(fs::exists(to / "pytorch_model.bin"));
 }
 
+TEST(CopySidecars, TakesEveryTokenizersFiles) {
+  TempDir from, to;
+  for (const char* name : {"vocab.json", "merges.txt", "added_tokens.json", "chat_template.jinja"}) test::write_file(from / name, name);
+  copy_sidecars(from.path(), to.path());
+  for (const char* name : {"vocab.json", "merges.txt", "added_tokens.json", "chat_template.jinja"}) EXPECT_EQ(test::read_file(to / name), name);
+  EXPECT_EQ(sidecar_bytes(from.path()) - sidecar_bytes(TempDir().path()), 10u + 10 + 17 + 19);
+}
+
+TEST(CopySidecars, WhatIsThereAndCannotBeCopiedIsNamed) {
+  const auto refused = [](const std::function<void(const fs::path&)>& make) {
+    TempDir dir;
+    make(dir / "tokenizer.model");
+    try {
+      sidecars(dir.path());
+    } catch (const DataError& error) {
+      EXPECT_NE(std::string(error.what()).find((dir / "tokenizer.model").string()), std::string::npos) << error.what();
+      return std::string(error.what());
+    }
+    return std::string("accepted");
+  };
+  EXPECT_NE(refused([](const fs::path& path) { fs::create_symlink("nowhere", path); }).find("leads nowhere"), std::string::npos);
+  EXPECT_NE(refused([](const fs::path& path) { fs::create_symlink(path, path); }).find("cannot be read"), std::string::npos);
+  EXPECT_NE(refused([](const fs::path& path) { fs::create_directory(path); }).find("is a folder"), std::string::npos);
+  EXPECT_NE(refused([](const fs::path& path) { ::mkfifo(path.c_str(), 0600); }).find("is a pipe"), std::string::npos);
+  EXPECT_EQ(refused([](const fs::path& path) { test::write_file(path, "x"); }), "accepted");
+}
+
+TEST(Checkpoint, PathsThatCannotBeLookedAtAreNamed) {
+  TempDir dir;
+  fs::create_directory_symlink(dir / "loop", dir / "loop");
+  EXPECT_THROW(Checkpoint(dir / "loop"), DataError);
+  EXPECT_THROW(Checkpoint(dir / std::string(300, 'n')), DataError);
+  fs::create_directories(dir / "model");
+  fs::create_symlink(dir / "model/model.safetensors", dir / "model/model.safetensors");
+  EXPECT_THROW(Checkpoint(dir / "model"), DataError);
+}
+
+TEST(CheckpointWriter, RefusesATensorOfAnotherDtypeOrShapeThanPlanned) {
+  TempDir dir;
+  CheckpointWriter writer(dir.path(), {{"a", Dtype::kF32, {2, 3}}}, {});
+  EXPECT_THROW(writer.write("a", at::ones({2, 3}, at::kInt)), InternalError);  // as many bytes
+  EXPECT_THROW(writer.write("a", at::ones({3, 2})), InternalError);
+}
+
+TEST(WriteSafetensors, EveryTensorIsAligned) {
+  TempDir dir;
+  write_safetensors(dir / "model.safetensors", {{"a", at::ones({3}, at::kHalf)}, {"b", at::ones({2})}, {"c", at::ones({1}, at::kByte)}});
+  const SafetensorsFile file(dir / "model.safetensors");
+  for (const auto& [name, info] : file.tensors()) EXPECT_EQ(info.begin % static_cast<uint64_t>(dtype_bytes(info.dtype)), 0u) << name;
+  EXPECT_EQ(file.info("b").begin, 0u);
+}
+
 // A quantised matrix p and a dense one, as files hold them.
 std::map<std::string, at::Tensor> quantised_tensors() {
   return {{"p.weight", at::arange(0, 8, at::kInt).reshape({2, 4})},
@@ -246,6 +300,42 @@ TEST(Fingerprint, ScalesCountByValueWhateverTheirDtype) {
   EXPECT_EQ(fingerprint_of(half), fingerprint_of(quantised_tensors()));
   half["p.scales"] = half["p.scales"].to(at::kInt);
   EXPECT_THROW(fingerprint_of(half), DataError);
+}
+
+std::string state_of(const std::map<std::string, at::Tensor>& tensors) {
+  TempDir dir;
+  write_safetensors(dir / "model.safetensors", tensors);
+  return base_state_fingerprint(Checkpoint(dir.path()));
+}
+
+TEST(StateFingerprint, IsOfWhatTheFingerprintLeavesOut) {
+  const auto base = quantised_tensors();
+  const std::string expected = state_of(base);
+  EXPECT_EQ(expected.size(), 64u);
+  auto codes = base, scales = base;
+  codes["p.weight"] = base.at("p.weight") + 1;
+  scales["p.scales"] = at::full({2, 1}, 0.25);
+  for (const auto& other : {codes, scales}) EXPECT_EQ(state_of(other), expected);
+
+  auto offsets = base, dense = base, shape = base, renamed = base, more = base, integers = base;
+  offsets["p.biases"] = at::full({2, 1}, 1e-30);
+  dense["dense.weight"] = at::eye(2);
+  shape["dense.weight"] = at::ones({4, 1});
+  renamed["other.weight"] = base.at("dense.weight");
+  renamed.erase("dense.weight");
+  more["norm.weight"] = at::ones({2});
+  integers["dense.weight"] = base.at("dense.weight").view(at::kInt);  // the same bytes
+  for (const auto& other : {offsets, dense, shape, renamed, more, integers}) EXPECT_NE(state_of(other), expected);
+}
+
+TEST(StateFingerprint, NumbersCountByValueWhateverTheirDtype) {
+  auto base = quantised_tensors(), half = base;
+  base["dense.weight"] = at::arange(0, 1500000, at::kFloat).remainder(1021).reshape({2, 750000});  // more than one piece, exact in 16 bits
+  half["dense.weight"] = base["dense.weight"].to(at::kHalf);
+  half["p.biases"] = half["p.biases"].to(at::kBFloat16);
+  EXPECT_EQ(state_of(half), state_of(base));
+  half["dense.weight"][1][749999] += 1;
+  EXPECT_NE(state_of(half), state_of(base));
 }
 
 TEST(Fingerprint, IsEmptyForADenseModel) { EXPECT_EQ(fingerprint_of({{"a.weight", at::ones({2, 2})}}), ""); }

@@ -22,10 +22,10 @@ class MergeCheckpoint : public ::testing::Test {
 
   // What check_mergeable says about this adapter, or "" when it is fine.
   template <typename E>
-  std::string refusal(const fs::path& base, const io::AdapterFile& adapter) {
+  std::string refusal(const fs::path& base, const io::AdapterFile& adapter, bool accept_unknown = false) {
     test::write_adapter_to(dir_ / "adapter", adapter);
     try {
-      check_mergeable(io::Checkpoint(base), dir_ / "adapter", adapter);
+      check_mergeable(io::Checkpoint(base), dir_ / "adapter", adapter, accept_unknown);
     } catch (const E& error) {
       return error.what();
     }
@@ -125,7 +125,43 @@ TEST_F(MergeCheckpoint, RefusesToMergeTheSameAdapterTwice) {
   fs::create_directories(dir_ / "merged");
   merge_checkpoint(io::Checkpoint(base_), dir_ / "adapter", own, dir_ / "merged");
   expect_part(refusal<UserError>(dir_ / "merged", own), "contains the adapter");
-  EXPECT_EQ(refusal<Error>(dir_ / "merged", test::random_adapter(base_, io::Pooling::kSum, 0.01, /*seed=*/12)), "");
+  EXPECT_EQ(refusal<Error>(dir_ / "merged", test::random_adapter(dir_ / "merged", io::Pooling::kSum, 0.01, /*seed=*/12)), "");
+  fs::create_directories(dir_ / "adapter");
+  test::write_adapter_to(dir_ / "adapter", own);
+  expect_part(test::refusal<UserError>([&] { load_model_with_adapter(dir_ / "merged", dir_ / "adapter", {}); }), "contains the adapter");
+  EXPECT_NO_THROW(load_model_with_adapter(base_, dir_ / "adapter", {}));
+}
+
+// Codes and scales are those of the base, but not what the adapter was trained beside.
+TEST_F(MergeCheckpoint, RefusesAnotherStateOfTheSameBase) {
+  const io::AdapterFile own = adapter();
+  test::write_adapter_to(dir_ / "adapter", own);
+  fs::create_directories(dir_ / "merged");
+  merge_checkpoint(io::Checkpoint(base_), dir_ / "adapter", own, dir_ / "merged");
+  const io::AdapterFile second = test::random_adapter(dir_ / "merged", io::Pooling::kSum, 0.01, /*seed=*/12);
+  expect_part(refusal<DataError>(base_, second), "another state of this base");  // merging here would drop the first adapter
+  expect_part(test::refusal<DataError>([&] { load_model_with_adapter(base_, dir_ / "adapter", {}); }), "another state of this base");
+  EXPECT_EQ(refusal<Error>(dir_ / "merged", second), "");
+
+  const std::string offsets = "model.layers.0.mlp.up_proj.biases";
+  for (const std::string& name : {offsets, std::string("model.embed_tokens.weight"), std::string("model.norm.weight")}) {
+    fs::remove_all(dir_ / "changed");
+    fs::copy(base_, dir_ / "changed");
+    const at::Tensor value = io::Checkpoint(base_).read(name);
+    test::rewrite(dir_ / "changed", name, value);
+    EXPECT_EQ(refusal<Error>(dir_ / "changed", own), "") << name;  // written anew, in another order
+    test::rewrite(dir_ / "changed", name, value * 1.5);
+    expect_part(refusal<DataError>(dir_ / "changed", own), "another state of this base");
+  }
+}
+
+TEST_F(MergeCheckpoint, AnAdapterThatDoesNotNameItsBaseNeedsAWord) {
+  io::AdapterFile unknown = adapter();
+  unknown.config.base_state_fingerprint = "";
+  EXPECT_EQ(refusal<Error>(base_, unknown), "");  // a warning: another program wrote it
+  unknown.config.base_fingerprint = "";
+  expect_part(refusal<DataError>(base_, unknown), "--accept-unknown-base");
+  EXPECT_EQ(refusal<Error>(base_, unknown, /*accept_unknown=*/true), "");
 }
 
 }  // namespace

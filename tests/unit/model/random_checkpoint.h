@@ -44,6 +44,7 @@ inline io::AdapterFile random_adapter(const fs::path& base, io::Pooling pooling,
   settings.group_size = config.quantization->group_size;
   settings.targets = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
   settings.base_fingerprint = io::base_fingerprint(io::Checkpoint(base));
+  settings.base_state_fingerprint = io::base_state_fingerprint(io::Checkpoint(base));
   std::vector<quant::LinearShape> shapes;
   for (const auto& tensor : model::expected_tensors(config)) {
     if (!tensor.linear) continue;

@@ -95,18 +95,19 @@ TEST_F(RunFolderTest, ImpossiblePathsAreNamedAtOnce) {
 
 TEST_F(RunFolderTest, LeftoversOfAKilledRunGo) {
   RunFolder(out(), false, false, kToml);
-  for (const char* name : {"checkpoints/step-61.tmp-9820/a", ".loss.svg.tmp-9818", "adapter.tmp-77/a", "best.old-9/old",
-                           "checkpoints/step-4.old-9/a", "best/new", "notes.tmp-5", "adapter.old-thing"}) {
+  for (const char* name : {"checkpoints/step-61.qalora-tmp-9820-1f/a", ".loss.svg.qalora-tmp-9818-1f", "adapter.qalora-tmp-77-1f/a",
+                           "best.qalora-old-9-1f/old", "checkpoints/step-4.qalora-old-9-1f/a", "best/new", "notes.qalora-tmp-5-1f",
+                           "adapter.old-thing"}) {
     write(name);
   }
   RunFolder(out(), true, false, kToml);
-  for (const char* name : {"checkpoints/step-61.tmp-9820", ".loss.svg.tmp-9818", "adapter.tmp-77", "best.old-9",
-                           "checkpoints/step-4.old-9"}) {
+  for (const char* name : {"checkpoints/step-61.qalora-tmp-9820-1f", ".loss.svg.qalora-tmp-9818-1f", "adapter.qalora-tmp-77-1f",
+                           "best.qalora-old-9-1f", "checkpoints/step-4.qalora-old-9-1f"}) {
     EXPECT_FALSE(exists(name)) << name;
   }
   EXPECT_TRUE(exists("best/new"));
   EXPECT_TRUE(exists("checkpoints/step-4/a"));  // killed between two renames: the only copy gets its name back
-  EXPECT_TRUE(exists("notes.tmp-5"));           // not ours
+  EXPECT_TRUE(exists("notes.qalora-tmp-5-1f"));   // not ours
   EXPECT_TRUE(exists("adapter.old-thing"));
 }
 
