@@ -248,7 +248,9 @@ json parse_record(std::string_view bytes) {
     if (event == json::parse_event_t::key && !keys.back().insert(value.get_ref<const std::string&>()).second) {
       twice = value.get_ref<const std::string&>();
     }
-    if (event == json::parse_event_t::value && value.is_string()) nul |= value.get_ref<const std::string&>().find('\0') != std::string::npos;
+    if (event == json::parse_event_t::value && value.is_string()) {
+      nul |= value.get_ref<const std::string&>().find('\0') != std::string::npos;
+    }
     return true;
   };
   json record;

@@ -66,7 +66,8 @@ void TrainingData::say_chat_style() const {
   if (format == text::DataFormat::kTokens || format == text::DataFormat::kText) return;  // no template comes near them
   const std::string name = text::chat_template_name(*tokenizer_);
   if (!name.empty()) return log::info(message("template chat: ", config_.model, " has ", name, "'s"));
-  log::warn(message("template chat: ", config_.model, " has no chat_template; its turns are written with \"### Human:\" and \"### Assistant:\""));
+  log::warn(message("template chat: ", config_.model, " has no chat_template; turns are written with \"### Human:\" and ",
+                    "\"### Assistant:\""));
 }
 
 TrainingData::Source TrainingData::open(const std::string& path) const {
@@ -131,8 +132,8 @@ void TrainingData::measure(int64_t vocab_size) {
 void TrainingData::hold_out() {
   if (config_.eval_examples > 0) {
     const int64_t count = std::ssize(used_);
-    QALORA_REQUIRE(config_.eval_examples < count, UserError, "eval_examples is ", config_.eval_examples, ", but ", config_.data, " has only ",
-                   count, " examples; keep some for training");
+    QALORA_REQUIRE(config_.eval_examples < count, UserError, "eval_examples is ", config_.eval_examples, ", but ", config_.data,
+                   " has only ", count, " examples; keep some for training");
     const auto order = tensor::RandomStream(static_cast<uint64_t>(config_.seed), "held-out").permutation(count);
     for (int64_t i = 0; i < config_.eval_examples; ++i) held_out_.push_back(used_[order[i]]);
     std::sort(held_out_.begin(), held_out_.end());

@@ -237,7 +237,8 @@ TEST_F(Train, ADryRunListsBadRecordsAndWindows) {
   std::string lines;
   for (int i = 0; i < 8; ++i) lines += "{\"instruction\": \"a\", \"output\": 5}\n";
   write_file(folder("bad-lines.jsonl"), lines + "{\"instruction\": \"a\", \"output\": \"b\"}\n");
-  const std::vector<std::string> more = {"--data", folder("bad-lines.jsonl"), "--data-format", "auto", "--skip-bad-records", "true", "--dry-run"};
+  const std::vector<std::string> more = {"--data", folder("bad-lines.jsonl"), "--data-format", "auto", "--skip-bad-records", "true",
+                                         "--dry-run"};
   const Outcome text = finetune(folder("dry-bad"), more);
   ASSERT_EQ(text.exit_code, 0) << text.err;
   EXPECT_NE(text.out.find("bad-lines.jsonl:5: 'output' is number"), std::string::npos) << text.out;

@@ -106,7 +106,7 @@ TEST_F(Chats, NoSystemTextVanishes) {
   EXPECT_EQ(shown(config("[INST] <<SYS>>"), TemplateKind::kChat, two),
             "<s>[INST] <<SYS>>\nBe brief.\n\nBe kind.\n<</SYS>>\n\nHi [/INST][[ Hello </s>]]");
   EXPECT_TRUE(shown(config("[INST]"), TemplateKind::kChat, last).ends_with("[[ So</s>]][INST] Stop. [/INST]"));
-  EXPECT_TRUE(shown("{}", TemplateKind::kAlpaca, alone).find("### Instruction:\nBe brief.\n\n### Response:\n[[Hello</s>]]") != std::string::npos);
+  EXPECT_CONTAINS(shown("{}", TemplateKind::kAlpaca, alone), "### Instruction:\nBe brief.\n\n### Response:\n[[Hello</s>]]");
   for (const auto kind : {TemplateKind::kAlpaca, TemplateKind::kAlpacaPaper, TemplateKind::kNone, TemplateKind::kChat}) {
     for (const std::string style : {"", "[INST]", "[INST] <<SYS>>", "<|im_start|>", "<|start_header_id|>", kZephyr}) {
       for (const auto& turns : {alone, two, last}) {

@@ -30,7 +30,8 @@ inline std::string piece_field(const std::string& piece, float score, PieceType 
 
 // BPE with byte fallback: ids 0 to 2 <unk> <s> </s>, 3 to 258 the bytes, then merged pieces and characters.
 inline std::string tiny_model(bool dummy_prefix = true, bool has_end = true) {
-  std::string model = piece_field("<unk>", 0, kUnknown) + piece_field("<s>", 0, kControl) + piece_field(has_end ? "</s>" : "<end>", 0, kControl);
+  std::string model = piece_field("<unk>", 0, kUnknown) + piece_field("<s>", 0, kControl);
+  model += piece_field(has_end ? "</s>" : "<end>", 0, kControl);
   for (int byte = 0; byte < 256; ++byte) {
     char name[8];
     std::snprintf(name, sizeof name, "<0x%02X>", byte);
