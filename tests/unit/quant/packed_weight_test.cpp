@@ -136,7 +136,8 @@ TEST(PoolSums, AgreeWithTheDoubleReferenceAlsoInAShorterLastGroup) {
     const at::Tensor bound = sizes * (static_cast<double>(group_size - 1) * std::ldexp(1.0, -24));
     EXPECT_EQ(outside(pool_sums(x, group_size), exact, bound), 0) << in_features;
     EXPECT_EQ(outside(pool_sums(x + 1e-2, group_size), exact, bound), 1) << in_features;
-    if (groups > 1) EXPECT_EQ(outside(pool_sums(x.roll(1, 1), group_size), exact, bound), 1) << in_features;  // groups that begin one late
+    if (groups == 1) continue;
+    EXPECT_EQ(outside(pool_sums(x.roll(1, 1), group_size), exact, bound), 1) << in_features;  // groups that begin one late
   }
 }
 
