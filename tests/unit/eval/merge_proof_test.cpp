@@ -144,7 +144,7 @@ class BeyondLogits : public ::testing::Test {
 };
 
 TEST_F(BeyondLogits, AnAdapterThatDoesLessThanRounding) {
-  const io::AdapterFile adapter = test::random_adapter(dir_ / "base", io::Pooling::kSum, 1e-6);
+  const io::AdapterFile adapter = test::random_adapter(dir_ / "base", io::Pooling::kSum, 3e-8);
   EXPECT_TRUE(merge_and_check(adapter).exact());
   EXPECT_GT(error_of_none(adapter), 3);
   const MergeProof proof = prove(adapter, dir_ / "base");
