@@ -150,5 +150,25 @@ TEST_F(Output, UnknownBasesNeedAWordAndAreReported) {
   EXPECT_EQ(json::parse(run.out)["base_checked"], "nothing");
 }
 
+// What training writes about its base and its data is what a merge started from another folder needs.
+TEST_F(Output, TrainingRecordsItsBaseAndItsDataForTheMerge) {
+  quantize_to(dir_ / "dense", dir_ / "int4", 4, 32);
+  write_file(dir_ / "data.jsonl", "{\"input_ids\": [1, 2, 3, 4], \"labels\": [1, 2, 3, 4]}\n");
+  const std::string relative = fs::relative(dir_ / "data.jsonl", fs::current_path()).string();
+  ASSERT_TRUE(fs::path(relative).is_relative());
+  const Outcome run = run_qalora({"finetune", "--model", at("int4"), "--data", relative, "--data-format", "tokens", "--out", at("run"), "--steps", "2",
+                                  "--batch-size", "1", "--rank", "2", "--learning-rate", "0.01", "--sequence-length", "64", "--threads", "1", "-q"});
+  ASSERT_EQ(run.exit_code, 0) << run.err;
+  const json own = json::parse(read_file(dir_ / "run/adapter/adapter_config.json")).at("qalora");
+  const fs::path recorded = own.at("training_data").get<std::string>();
+  EXPECT_TRUE(recorded.is_absolute());
+  EXPECT_TRUE(same_file(recorded, dir_ / "data.jsonl"));
+  EXPECT_EQ(own.at("base_state_fingerprint").get<std::string>().size(), 64u);
+  const Outcome merge = run_qalora({"merge", "--model", at("int4"), "--adapter", at("run"), "--out", at("merged"), "-q", "--json"});
+  ASSERT_EQ(merge.exit_code, 0) << merge.err;
+  EXPECT_EQ(json::parse(merge.out).at("base_checked"), "everything");
+  EXPECT_EQ(json::parse(merge.out).at("tokens_from"), "1 records of " + recorded.string());
+}
+
 }  // namespace
 }  // namespace qalora::test
