@@ -259,7 +259,7 @@ TEST_F(DatasetFiles, AnObjectInsideADamagedRecordIsNoRecord) {
     EXPECT_EQ(data.bad().size(), 1u);
   }
   // "}, {" on one line, as some writers have it.
-  const std::string joined = "[" + kSelfInstruct.substr(2) + ", " + bad.substr(2) + ", " + kSelfInstruct.substr(2) + "]";
+  const std::string joined = message("[", kSelfInstruct.substr(2), ", ", bad.substr(2), ", ", kSelfInstruct.substr(2), "]");
   EXPECT_EQ(open("a.json", joined, true).size(), 4);
 }
 
