@@ -75,7 +75,7 @@ void run(CompareOptions& options) {
 }  // namespace
 
 Command make_compare(CLI::App& root) {
-  CLI::App* app = root.add_subcommand("compare", "How far two models are apart on the same text");
+  CLI::App* app = root.add_subcommand("compare", "Measure how far two models are apart on the same text");
   auto options = std::make_shared<CompareOptions>();
   app->footer(kExamples);
   app->add_option("--model", options->model, "folder of a checkpoint")->required();

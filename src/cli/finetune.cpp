@@ -182,7 +182,7 @@ void run(FinetuneOptions& options) {
 
 Command make_finetune(CLI::App& root) {
   auto options = std::make_shared<FinetuneOptions>();
-  CLI::App* app = root.add_subcommand("finetune", "train an adapter on a quantised model (or LoRA, or all weights)");
+  CLI::App* app = root.add_subcommand("finetune", "Train an adapter on a quantised model (or LoRA, or all weights)");
   options->app = app;
   app->footer("Examples:\n  qalora finetune --config configs/alpaca-7b.toml --model llama-7b-int4 --data alpaca.json --out run\n"
               "  qalora finetune --config run/config.toml --resume --steps 20000\n");

@@ -97,7 +97,7 @@ void run(PromptOptions& options) {
 }  // namespace
 
 Command make_generate(CLI::App& root) {
-  CLI::App* app = root.add_subcommand("generate", "Text from a prompt");
+  CLI::App* app = root.add_subcommand("generate", "Generate text from a prompt");
   auto options = std::make_shared<PromptOptions>();
   options->app = app;
   app->footer(kExamples);

@@ -171,7 +171,7 @@ void run(InspectOptions& options) {
 }  // namespace
 
 Command make_inspect(CLI::App& root) {
-  CLI::App* app = root.add_subcommand("inspect", "What is in a file or folder: model, adapter, run, tokenizer, data, configuration");
+  CLI::App* app = root.add_subcommand("inspect", "Show what is in a file or folder: model, adapter, run, tokenizer, data, configuration");
   auto options = std::make_shared<InspectOptions>();
   app->footer(kExamples);
   app->add_option("path", options->path, "file or folder")->required();

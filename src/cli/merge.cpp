@@ -116,7 +116,7 @@ void run(MergeOptions& options) {
 }  // namespace
 
 Command make_merge(CLI::App& root) {
-  CLI::App* app = root.add_subcommand("merge", "An adapter into its quantised model: only the offsets change, and that is proved");
+  CLI::App* app = root.add_subcommand("merge", "Merge an adapter into its quantised model: only the offsets change, and that is proved");
   auto options = std::make_shared<MergeOptions>();
   app->footer(kExamples);
   app->add_option("--model", options->model, "folder of the quantised checkpoint that the adapter was trained on")->required();

@@ -114,7 +114,7 @@ void run(QuantizeOptions& options) {
 }  // namespace
 
 Command make_quantize(CLI::App& root) {
-  CLI::App* app = root.add_subcommand("quantize", "A dense checkpoint to an INT4, INT3 or INT2 one");
+  CLI::App* app = root.add_subcommand("quantize", "Quantise a dense checkpoint to 4, 3 or 2 bits");
   auto options = std::make_shared<QuantizeOptions>();
   options->app = app;
   app->footer(kExamples);
