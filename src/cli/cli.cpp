@@ -130,8 +130,6 @@ int run(int argc, char** argv) {
     return guarded([&] { print(app.help()); });  // of the chosen command, under its full name
   } catch (const CLI::ParseError& error) {
     return usage_error(error, app, argc, argv);
-  } catch (const Error& error) {  // a key of the configuration file
-    return fail(error.what(), error.code());
   }
   if (version) return guarded([&] { json ? print_json(version_json()) : print(version_text()); });
   for (const Command& command : commands) {

@@ -149,8 +149,10 @@ bool holds(const fs::path& folder, const fs::path& path) {
 
 // A mistyped --out --force must not cost a folder of something else.
 void require_replaceable(const fs::path& out) {
-  const fs::file_type kind = kind_of(out);
+  std::error_code error;
+  const fs::file_type kind = fs::status(out, error).type();
   if (kind == fs::file_type::not_found) return;
+  QALORA_REQUIRE(!error, IoError, "--out ", out.string(), ": cannot be written: ", error.message());
   QALORA_REQUIRE(kind == fs::file_type::directory, UserError, "--out ", out.string(), ": is a file, expected a folder");
   const std::vector<std::string> names = list_folder(out);
   const auto any = [&](const auto& predicate) { return std::any_of(names.begin(), names.end(), predicate); };
@@ -167,6 +169,7 @@ void require_output(const fs::path& out, bool force, const std::vector<fs::path>
     if (input.empty()) continue;
     QALORA_REQUIRE(!same_file(out, input), UserError, "--out ", out.string(), ": is the same place as the input ", input.string());
     QALORA_REQUIRE(!holds(out, input), UserError, "--out ", out.string(), ": holds the input ", input.string(), "; choose another place");
+    QALORA_REQUIRE(!is_inside(out, input), UserError, "--out ", out.string(), ": lies inside the input ", input.string(), "; choose another place");
   }
   require_free("--out", out, force);
   require_replaceable(out);

@@ -106,6 +106,7 @@ json dry_run_json(const train::DryRun& dry) {
           {"tokens", r.tokens}, {"trained_tokens", r.trained_tokens}, {"median_length", r.median_length}, {"p95_length", r.p95_length},
           {"longest", r.longest}, {"split_texts", r.split_texts}, {"windows", r.windows}, {"bad", bad_json(dry.bad_records)}, {"epochs", dry.epochs},
           {"estimated_memory_bytes", dry.estimate.memory.total()}, {"estimated_seconds", dry.estimate.seconds},
+          {"fits", dry.estimate.fits()},
           {"example", {{"spans", spans_json(dry.example_spans)}, {"input_ids", dry.example_ids}, {"labels", dry.example_labels}}}};
 }
 

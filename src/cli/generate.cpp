@@ -31,7 +31,7 @@ struct PromptOptions {
 std::string read_prompt(const PromptOptions& options) {
   std::string prompt = options.prompt;
   if (options.prompt_file == "-") {
-    prompt.assign(std::istreambuf_iterator<char>(std::cin), {});
+    prompt = read_text_file("/dev/stdin");  // hears a signal while it waits
   } else if (!options.prompt_file.empty()) {
     prompt = read_text_file(options.prompt_file);
   }

@@ -25,6 +25,7 @@ std::string utf8_of(uint32_t code) {
 // JSON's numbers, with the '+' and the '_' between digits that TOML adds; "" for anything else.
 std::string number_digits(std::string_view word) {
   std::string digits;
+  if (word.starts_with("+-")) return "";
   for (size_t i = 0; i < word.size(); ++i) {
     const bool between = i > 0 && i + 1 < word.size() && is_digit(word[i - 1]) && is_digit(word[i + 1]);
     if (word[i] == '_' && !between) return "";
@@ -56,9 +57,11 @@ class Parser {
   std::vector<TomlEntry> entries() {
     std::vector<TomlEntry> out;
     std::set<std::pair<std::string, std::string>> seen;
+    std::set<std::string> sections;
     for (skip_lines(); at_ < text_.size(); skip_lines()) {
       if (text_[at_] == '[') {
         section_ = read_section();
+        require(sections.insert(section_).second, message("section '", section_, "' is given twice"));
       } else {
         out.push_back(read_entry());
         require(seen.insert({section_, out.back().key}).second, message("key '", out.back().key, "' is given twice"));

@@ -97,6 +97,7 @@ std::string read_text_file(const fs::path& path, uint64_t limit_bytes) {
   if (S_ISREG(status.st_mode)) refuse(static_cast<uint64_t>(status.st_size));
   std::string text;
   char buffer[1 << 16];  // read to the end and not to st_size: pipes and /proc say 0
+  bool early = S_ISFIFO(status.st_mode);  // a pipe whose writer has not come yet reads as if it were at its end
   while (true) {
     const ssize_t count = ::read(file.value, buffer, sizeof buffer);
     if (count < 0 && errno == EINTR) continue;
@@ -105,7 +106,12 @@ std::string read_text_file(const fs::path& path, uint64_t limit_bytes) {
       continue;
     }
     QALORA_REQUIRE(count >= 0, DataError, path.string(), ": cannot be read: ", std::strerror(errno));
+    if (count == 0 && std::exchange(early, false)) {
+      wait_readable(file.value);
+      continue;
+    }
     if (count == 0) return text;
+    early = false;
     text.append(buffer, static_cast<size_t>(count));
     refuse(text.size());
   }

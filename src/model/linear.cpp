@@ -13,8 +13,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::tensor_list;
 
-// y = x . W^T with a frozen, packed W. The weight is dequantised for this product and dropped again; nothing of x is kept,
-// because a frozen weight needs no gradient and dX = dY . W does not contain x.
+// y = x . W^T with a frozen, packed W. Nothing of x is kept, because a frozen weight needs no gradient and dX = dY . W does not contain x.
 class PackedProduct : public torch::autograd::Function<PackedProduct> {
  public:
   // x: [tokens, in_features] -> [tokens, out_features] f32

@@ -91,12 +91,16 @@ uint64_t skip_blanks(std::string_view bytes, uint64_t at) {
 struct Layout {
   uint64_t indent = 0;    // of the line it begins in
   uint64_t deepest = 0;   // a line that begins with '{' no deeper than this begins a record
-  std::string_view key;   // with its quotes, of the first whole record: objects inside records begin with others
+  std::vector<std::string_view> keys;  // with their quotes, that whole records begin with: objects inside records begin with others
 
   void learn(const Cursor& record) {
     const std::string_view before = record.bytes.substr(record.line_begin, record.at - record.line_begin);
     indent = std::min(skip_blanks(before, 0), before.size());
     deepest = before.find_first_not_of(" \t[") == std::string_view::npos ? before.size() : indent;
+  }
+  void learn_key(std::string_view key) {
+    constexpr size_t kMost = 8;
+    if (!key.empty() && keys.size() < kMost && std::find(keys.begin(), keys.end(), key) == keys.end()) keys.push_back(key);
   }
 };
 
@@ -122,6 +126,13 @@ size_t find_object(std::string_view bytes, uint64_t at, uint64_t end, std::strin
   return std::string_view::npos;
 }
 
+// The first object in [at, end) that begins with a key that records begin with.
+size_t find_record(std::string_view bytes, uint64_t at, uint64_t end, const Layout& layout, bool behind_comma) {
+  size_t first = std::string_view::npos;
+  for (std::string_view key : layout.keys) first = std::min(first, find_object(bytes, at, end, key, behind_comma));
+  return first;
+}
+
 // Where a record begins in the line at `at`, if the line's indentation says that one does.
 size_t record_of_line(std::string_view bytes, uint64_t at, const Layout& layout) {
   uint64_t first = skip_blanks(bytes, at);
@@ -137,7 +148,7 @@ size_t record_of_line(std::string_view bytes, uint64_t at, const Layout& layout)
 size_t next_record(const Cursor& cursor, const Layout& layout) {
   const std::string_view bytes = cursor.bytes;
   uint64_t end = line_end(bytes, cursor.at);
-  const size_t in_line = find_object(bytes, cursor.at, end, layout.key, /*behind_comma=*/true);
+  const size_t in_line = find_record(bytes, cursor.at, end, layout, /*behind_comma=*/true);
   if (in_line != std::string_view::npos) return in_line;
   for (; end < bytes.size(); end = line_end(bytes, end + 1)) {
     const size_t record = record_of_line(bytes, end + 1, layout);
@@ -155,7 +166,7 @@ void resynchronise(Cursor& cursor, const Layout& layout, Chunk& chunk) {
   const std::string_view bytes = cursor.bytes;
   const size_t next = next_record(cursor, layout);
   if (next != std::string_view::npos) return cursor.advance_to(next);
-  chunk.fatal = find_object(bytes, cursor.at, bytes.size(), layout.key, /*behind_comma=*/false) != std::string_view::npos;
+  chunk.fatal = find_record(bytes, cursor.at, bytes.size(), layout, /*behind_comma=*/false) != std::string_view::npos;
   chunk.fault += message("; everything from here to the end of the file (", bytes.size() - cursor.at, " bytes) ",
                          chunk.fatal ? "would be left out, because the records behind it cannot be told apart" : "is left out");
   const size_t last = bytes.find_last_not_of(kBlanks);
@@ -214,7 +225,8 @@ void split_json_array(std::string_view bytes, uint64_t begin, const OnChunk& on_
     const Cursor record = cursor;
     Chunk chunk{cursor.at, cursor.at, cursor.line, ""};
     layout.learn(record);
-    if (!whole && cursor.peek() == '{') layout.key = first_key(bytes, cursor.at);
+    if (!whole) layout.keys.clear();  // of a first record that was damaged
+    if (!whole) layout.learn_key(first_key(bytes, cursor.at));
     chunk.fault = skip_value(cursor);
     chunk.end = cursor.at;
     first = !chunk.fault.empty() || cursor.at == record.at;
@@ -224,6 +236,7 @@ void split_json_array(std::string_view bytes, uint64_t begin, const OnChunk& on_
       resynchronise(cursor, layout, chunk);
     } else {
       whole |= bytes[record.at] == '{';
+      layout.learn_key(first_key(bytes, record.at));
       chunk.fault = size_fault(chunk.end - chunk.begin);
     }
     on_chunk(std::move(chunk));

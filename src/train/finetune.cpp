@@ -81,7 +81,8 @@ void log_estimate(const TrainConfig& config, const TrainingData& data, const Est
 json start_event(const TrainConfig& config, const TrainingData& data, TrainingSubject& subject, int64_t first_step,
                  at::ScalarType compute) {
   const Workload workload{subject.model().config, compute, subject.model().weight_bytes(), subject.trained_elements()};
-  const Estimate estimate = estimate_run(workload, config, data, config.steps - first_step);
+  Estimate estimate = estimate_run(workload, config, data, config.steps - first_step);
+  estimate.weights_loaded = true;
   if (first_step < config.steps) log_estimate(config, data, estimate, first_step);
   return {{"event", "start"}, {"step", first_step}, {"steps", config.steps}, {"method", config.method},
           {"data", report_json(data.report())}, {"data_format", text::data_format_name(data.dataset().format())},

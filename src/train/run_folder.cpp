@@ -1,6 +1,8 @@
 #include "qalora/train/run_folder.h"
 
+#include <fcntl.h>
 #include <stdlib.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -138,8 +140,20 @@ void RunFolder::require_usable(const fs::path& path, bool resume, bool force) {
   require_writable(part, path);
 }
 
+// Held until the descriptor's last owner is gone, which is with the process at the latest: two runs in one folder would delete
+// each other's files. A file system without locks is not a reason to refuse.
+std::shared_ptr<int> RunFolder::lock(const fs::path& path) {
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (descriptor < 0) return nullptr;
+  const bool busy = ::flock(descriptor, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+  if (busy) ::close(descriptor);
+  QALORA_REQUIRE(!busy, UserError, path.string(), ": another process is training in this folder; wait for it, or choose another --out");
+  return {new int(descriptor), [](int* held) { ::close(*held); delete held; }};
+}
+
 RunFolder::RunFolder(const fs::path& path, bool resume, bool force, const std::string& config_toml) : path_(path) {
   require_usable(path, resume, force);
+  lock_ = lock(path);
   const std::string old_config = config_of_run(path);
   if (!old_config.empty()) remove_leftovers();
   std::error_code error;
@@ -155,6 +169,7 @@ RunFolder::RunFolder(const fs::path& path, bool resume, bool force, const std::s
   }
   fs::create_directories(path_ / kCheckpoints, error);
   if (error) fail(path_ / kCheckpoints, "be created", error);
+  if (!lock_) lock_ = lock(path_);  // it was not there before
 }
 
 void RunFolder::remove_leftovers() const {

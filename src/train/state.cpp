@@ -95,9 +95,8 @@ std::vector<std::string> decisive_settings(const TrainConfig& c, at::ScalarType 
       "adam_epsilon=" + format_number(c.adam_epsilon), "seed=" + text(c.seed),
       // Held-out examples are taken out of the training file, so their number decides what is trained on; a file of its own does not.
       "eval_examples=" + text(c.eval_examples), "dtype=" + tensor::dtype_name(compute)};
-  // Only where set, so that runs from before these keys go on.
-  if (c.source_length > 0) result.push_back("source_length=" + text(c.source_length));
-  if (c.target_length > 0) result.push_back("target_length=" + text(c.target_length));
+  result.push_back("source_length=" + text(c.source_length));
+  result.push_back("target_length=" + text(c.target_length));
   if (c.schedule != "constant") result.push_back("steps=" + text(c.steps));
   return result;
 }

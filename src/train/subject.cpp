@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "qalora/core/error.h"
+#include "qalora/core/log.h"
 #include "qalora/core/format.h"
 #include "qalora/io/checkpoint.h"
 #include "qalora/model/load.h"
@@ -94,11 +95,14 @@ void TrainingSubject::prepare_adapter(const TrainConfig& config) {
     }
     adapter_ = quant::new_adapter(c, shapes, static_cast<uint64_t>(config.seed));
   }
-  adapter_.config.base_model = config.model;
   std::error_code failed;
   const fs::path data = fs::absolute(config.data, failed);  // the merge may be started from another folder
   adapter_.config.training_data = failed ? config.data : data.string();
   const model::BaseIdentity known = pooled ? base_ : model::BaseIdentity{};
+  // Of an adapter made elsewhere nothing can be checked; what is trained from here on belongs to this base.
+  if (pooled && !config.initial_adapter.empty() && adapter_.config.base_fingerprint.empty()) {
+    log::warn(config.initial_adapter + ": does not say on which base it was trained; it is continued on " + config.model);
+  }
   if (adapter_.config.base_fingerprint.empty()) adapter_.config.base_fingerprint = known.fingerprint;
   if (adapter_.config.base_state_fingerprint.empty()) adapter_.config.base_state_fingerprint = known.state;
   for (auto& [module, weights] : adapter_.modules) {
@@ -106,6 +110,7 @@ void TrainingSubject::prepare_adapter(const TrainConfig& config) {
     weights.b = weights.b.detach().requires_grad_(true);
   }
   model::attach_adapter(model_, adapter_, known);
+  adapter_.config.base_model = config.model;
 }
 
 std::vector<Parameter> TrainingSubject::parameters() const {

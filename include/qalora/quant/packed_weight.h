@@ -28,7 +28,7 @@ struct PackedWeight {
   // for gradients only; products use multiply.
   at::Tensor dequantize(at::ScalarType dtype) const;
 
-  // x . W^T. x: [tokens, in_features] f32 or bf16 -> [tokens, out_features] f32. With bf16 inputs the codes' part is a bf16
+  // x . W^T. x: [tokens, in_features] f32 or bf16 -> [tokens, out_features] f32. With more than a few tokens in bf16 the codes' part is a bf16
   // product and the offsets' part stays f32, so that what a merge put into them is not lost (kernels.md, fact 6).
   at::Tensor multiply(const at::Tensor& x) const;
 };

@@ -42,8 +42,9 @@ struct Estimate {
   MemoryEstimate memory;
   uint64_t available_bytes = 0;
   double flops_per_second = 0, seconds = 0;
+  bool weights_loaded = false;  // they are no longer part of what is available
 
-  bool fits() const { return memory.activations + memory.trained + memory.scratch <= available_bytes; }
+  bool fits() const { return memory.total() - (weights_loaded ? memory.weights : 0) <= available_bytes; }
   std::string memory_text() const;
   std::string time_text() const;
 };

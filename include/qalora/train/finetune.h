@@ -40,7 +40,8 @@ struct DryRun {
   Estimate estimate;
 };
 
-// All that `finetune` would refuse before its first step, but for the weights' values: of them only names and shapes are looked at.
+// Checks configuration, output, data, tokenizer, and of the weights names and shapes; what takes the weights' values or a saved
+// checkpoint to see (another base, other settings on resume) is left to the run.
 // Writes nothing; `out` may be empty.
 DryRun dry_run(const TrainConfig& config, const RunOptions& options);
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
@@ -40,9 +41,11 @@ class RunFolder {
   std::vector<nlohmann::json> metrics() const;
 
  private:
+  static std::shared_ptr<int> lock(const fs::path& path);
   void remove_leftovers() const;
 
   fs::path path_;
+  std::shared_ptr<int> lock_;  // a descriptor of the folder; null where it could not be locked
 };
 
 }  // namespace qalora::train

@@ -40,7 +40,7 @@ TEST(Toml, NumbersAndTruth) {
   EXPECT_EQ(digits_of("0.25"), "0.25");
   EXPECT_TRUE(std::get<bool>(value_of("true")));
   EXPECT_FALSE(std::get<bool>(value_of("false")));
-  for (const char* bad : {"012", "1.", ".5", "1__0", "1_", "0x10", "nan", "True", "1e", "1979-05-27", "a,b"}) {
+  for (const char* bad : {"012", "1.", ".5", "1__0", "1_", "0x10", "nan", "True", "1e", "1979-05-27", "a,b", "+-1"}) {
     EXPECT_NE(error_of(std::string("key = ") + bad), "no error") << bad;
   }
 }
@@ -64,6 +64,7 @@ TEST(Toml, SectionsLineEndsAndByteOrderMark) {
 }
 
 TEST(Toml, ErrorsNameFileAndLine) {
+  EXPECT_NE(error_of("[a]\nb = 1\n[a]\n").find("run.toml:3: section 'a' is given twice"), std::string::npos);
   const std::pair<const char*, const char*> cases[] = {
       {"\n# x\nsteps = 5 6\n", "run.toml:3: expected the end of the line, got '6'"},
       {"packing\n", "run.toml:1: expected '=' and a value after 'packing'"},

@@ -234,6 +234,15 @@ TEST_F(DatasetFiles, OneDamagedRecordOfAThousandCostsOneRecord) {
   EXPECT_EQ(open("a.json", many_records(1000, "[", ",") + "]").size(), 1000);
 }
 
+// Records need not begin with the same key: those of any whole record are known.
+TEST_F(DatasetFiles, DamageBehindARecordOfOtherKeysCostsOneRecord) {
+  const std::string array = many_records(100, "[{\"id\": 1, \"instruction\": \"a\", \"output\": \"b\"}, ", ", ") + "]";
+  EXPECT_EQ(open("a.json", array).size(), 101);
+  const Dataset data = open("a.json", replaced(array, "number 5\"", "number 5"), true);
+  EXPECT_EQ(data.size(), 100);
+  EXPECT_EQ(data.bad().size(), 1u);
+}
+
 const std::string kSelfInstruct = R"(  {
     "instruction": "add",
     "instances": [

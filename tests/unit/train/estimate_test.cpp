@@ -49,5 +49,18 @@ TEST(Estimate, WholeRowGroupsKeepOneNumberARow) {
   EXPECT_EQ(activations(1) - activations(quant::kWholeRow), 100u * 2 * 4 * (64 * 3 + 160 - 4));
 }
 
+TEST(Estimate, WeightsCountUntilTheyAreLoaded) {
+  Estimate estimate;
+  estimate.memory = {.weights = 100, .trained = 10, .activations = 5, .scratch = 5};
+  estimate.available_bytes = 119;
+  EXPECT_FALSE(estimate.fits());
+  estimate.available_bytes = 120;
+  EXPECT_TRUE(estimate.fits());
+  estimate.available_bytes = 20;
+  EXPECT_FALSE(estimate.fits());
+  estimate.weights_loaded = true;
+  EXPECT_TRUE(estimate.fits());
+}
+
 }  // namespace
 }  // namespace qalora::train

@@ -48,6 +48,16 @@ TEST_F(RunFolderTest, SomebodyElsesFolderIsLeftAlone) {
   EXPECT_TRUE(exists("checkpoints"));
 }
 
+TEST_F(RunFolderTest, TwoRunsDoNotShareAFolder) {
+  {
+    const RunFolder first(out(), false, false, kToml);
+    for (const bool resume : {true, false}) {
+      EXPECT_NE(reason([&] { RunFolder(out(), resume, true, kToml); }).find("another process is training in this folder"), std::string::npos);
+    }
+  }
+  EXPECT_EQ(reason([&] { RunFolder(out(), true, false, kToml); }), "");
+}
+
 TEST_F(RunFolderTest, ForceRemovesWhatTheOldRunWroteAndNothingElse) {
   RunFolder(out(), false, false, kToml);
   for (const char* name : {"adapter/a", "best/a", "checkpoints/step-3/state.json", "metrics.jsonl", "loss.svg"}) write(name);
