@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <cstdio>
 #include <cmath>
 #include <cstring>
 #include <nlohmann/json.hpp>
@@ -98,6 +99,12 @@ void print(const std::string& text) {
     QALORA_REQUIRE(count >= 0, IoError, "stdout: ", std::strerror(errno));
     written += static_cast<size_t>(count);
   }
+}
+
+std::string short_number(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.3g", value);
+  return text;
 }
 
 void print_json(const nlohmann::json& document) {

@@ -10,6 +10,7 @@
 #include "qalora/core/log.h"
 #include "qalora/eval/scorer.h"
 #include "qalora/model/load.h"
+#include "qalora/tensor/dtype.h"
 #include "qalora/text/tokenizer.h"
 
 namespace qalora::cli {
@@ -30,13 +31,14 @@ std::string number_or_large(const nlohmann::json& value) { return value.is_null(
 
 void print_table(const nlohmann::json& json) {
   print(format_table({{"measure", "value"},
-                      {"KL divergence, mean", format_number(json["kl_mean"])},
-                      {"KL divergence, largest", format_number(json["kl_max"])},
+                      {"KL divergence, mean", short_number(json["kl_mean"])},
+                      {"KL divergence, largest", short_number(json["kl_max"])},
                       {"same most likely token", format_fixed(100 * json["top1_agreement"].get<double>(), 2) + " %"},
-                      {"largest logit difference", format_number(json["max_logit_difference"])},
+                      {"largest logit difference", short_number(json["max_logit_difference"])},
                       {"perplexity of --model", number_or_large(json["perplexity"])},
                       {"perplexity of --other", number_or_large(json["other_perplexity"])},
-                      {"tokens", format_count(json["tokens"])}}));
+                      {"tokens", format_count(json["tokens"])},
+                      {"computed in", json["dtype"]}}));
 }
 
 void run(CompareOptions& options) {
@@ -63,7 +65,8 @@ void run(CompareOptions& options) {
   model::Llama model = model::load_model_with_adapter(options.model, options.adapter, load);
   model::Llama other = model::load_model(options.other, load);
   const eval::CompareResult result = eval::compare_models(model, other, blocks, options.batch_tokens);
-  const nlohmann::json json = eval::to_json(result);
+  nlohmann::json json = eval::to_json(result);
+  json["dtype"] = tensor::dtype_name(options.common->compute);
   if (options.common->json) {
     print_json(json);
   } else {

@@ -71,7 +71,7 @@ nlohmann::json inspect_checkpoint(const fs::path& folder) {
   json["kind"] = packed ? "quantised checkpoint" : "checkpoint";
   json["tensors"] = std::move(tensors);
   const model::LlamaConfig config = model::read_config(folder);
-  for (const auto& tensor : model::expected_tensors(config)) checkpoint.info(tensor.name);  // every tensor is there
+  model::check_tensors(checkpoint, config);
   const LinearSizes sizes = linear_sizes(checkpoint, config);
   json["architecture"] = config.model_type;
   json["parameters"] = config.parameters();

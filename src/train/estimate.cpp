@@ -109,13 +109,13 @@ double measure_flops(at::ScalarType dtype, int64_t size) {
 }
 
 std::string Estimate::memory_text() const {
-  return message("about ", format_bytes(memory.total()), " (weights ", format_bytes(memory.weights), ", trained ",
+  return message("about ", format_bytes(memory.total()), " and 0.2 GB for the program (weights ", format_bytes(memory.weights), ", trained ",
                  format_bytes(memory.trained), ", activations ", format_bytes(memory.activations), ", scratch ", format_bytes(memory.scratch), "), ",
                  format_bytes(available_bytes), " available");
 }
 
 std::string Estimate::time_text() const {
-  return message("roughly ", format_duration(seconds), " at ", format_fixed(flops_per_second / 1e9, 0), " GFLOP/s");
+  return message("at least ", format_duration(seconds), " at ", format_fixed(flops_per_second / 1e9, 0), " GFLOP/s");
 }
 
 Estimate estimate_run(const Workload& workload, const TrainConfig& config, const TrainingData& data, int64_t steps) {

@@ -100,6 +100,12 @@ void log_data(const TrainConfig& config, const TrainingData& data) {
                     " held out"));
 }
 
+// For two checkpoints (the new one is written before an old one goes) of weights and both moments: IoError now, not after hours.
+void require_room(const RunFolder& folder, const TrainingSubject& subject) {
+  const uint64_t checkpoint = 12 * static_cast<uint64_t>(subject.trained_elements());
+  const AtomicFolder probe(folder.checkpoint_path(0), /*replace=*/true, 2 * checkpoint);
+}
+
 }  // namespace
 
 void finetune(const TrainConfig& config, const RunOptions& options) {
@@ -117,6 +123,7 @@ void finetune(const TrainConfig& config, const RunOptions& options) {
     state = resume_from(folder, config, identity, subject, optimizer);
     folder.write_config(options.resolved_config);
   }
+  require_room(folder, subject);
   Trainer trainer(subject.model(), optimizer, data, config, state);
   TrainingRun run(config, options, folder, subject, optimizer, trainer, data, identity);
   run.emit(start_event(config, data, subject, state.step, options.compute));

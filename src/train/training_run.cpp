@@ -86,7 +86,22 @@ void TrainingRun::after_step() {
   throw_if_stopped();
 }
 
+// A loss that stays finite can still have gone wrong: one that ends far above where the run began has.
+void TrainingRun::warn_if_risen() const {
+  constexpr double kRise = 1.0;  // nats a token: more than any noise between two steps
+  double first = 0;
+  for (const json& event : folder_.metrics()) {
+    if (event.value("event", "") != "step" || !event.at("loss").is_number()) continue;
+    first = event.at("loss").get<double>();
+    break;
+  }
+  if (first == 0 || !last_loss_ || *last_loss_ < first + kRise) return;
+  log::warn(message("the loss rose from ", format_fixed(first, 2), " to ", format_fixed(*last_loss_, 2), ": this run has gone wrong; lower learning_rate (it is ",
+                    format_number(config_.learning_rate), ")"));
+}
+
 void TrainingRun::finish() {
+  warn_if_risen();
   draw_curve();
   const std::string out = subject_.save_final(folder_.path(), config_).string();
   emit({{"event", "end"}, {"step", trainer_.state().step}, {"steps_run", steps_run_}, {"loss", last_loss_ ? json(*last_loss_) : json()},

@@ -54,6 +54,7 @@ std::string json_line(const nlohmann::json& document);
 void print_json(const nlohmann::json& document);
 // Prints text to stdout; a closed pipe ends quietly, a full disk is an IoError.
 void print(const std::string& text);
+std::string short_number(double value);  // three digits, for tables; --json has them all
 
 // UserError unless `path` is an existing folder; flag: "--model".
 void require_folder(const fs::path& path, const char* flag);

@@ -36,6 +36,7 @@ class TrainingRun {
   void save_what_is_done();
   void record(const nlohmann::json& event);
   void draw_curve() const;
+  void warn_if_risen() const;
 
   const TrainConfig& config_;
   const RunOptions& options_;
