@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <numeric>
 #include <nlohmann/json.hpp>
 
 #include "qalora/core/error.h"
@@ -86,18 +87,18 @@ void TrainingRun::after_step() {
   throw_if_stopped();
 }
 
-// A loss that stays finite can still have gone wrong: one that ends far above where the run began has.
+// A loss that stays finite can still have gone wrong: one that ends far above where it began has.
 void TrainingRun::warn_if_risen() const {
-  constexpr double kRise = 1.0;  // nats a token: more than any noise between two steps
-  double first = 0;
-  for (const json& event : folder_.metrics()) {
-    if (event.value("event", "") != "step" || !event.at("loss").is_number()) continue;
-    first = event.at("loss").get<double>();
-    break;
-  }
-  if (first == 0 || !last_loss_ || *last_loss_ < first + kRise) return;
-  log::warn(message("the loss rose from ", format_fixed(first, 2), " to ", format_fixed(*last_loss_, 2), ": this run has gone wrong; lower learning_rate (it is ",
-                    format_number(config_.learning_rate), ")"));
+  constexpr std::ptrdiff_t kSteps = 10;  // one step's loss says little where batches are small
+  constexpr double kRise = 1.0;          // nats a token
+  if (std::ssize(losses_) < 2 * kSteps) return;
+  const double first = std::accumulate(losses_.begin(), losses_.begin() + kSteps, 0.0) / kSteps;
+  const double last = std::accumulate(losses_.end() - kSteps, losses_.end(), 0.0) / kSteps;
+  // Gone wrong within the first steps already: no model that can be tuned stays this far above its own first step.
+  const bool risen = last > first + kRise || last > losses_.front() + 2 * kRise;
+  if (!risen) return;
+  log::warn(message("the loss rose from ", format_fixed(losses_.front(), 2), " to ", format_fixed(last, 2),
+                    ": this run has gone wrong; lower learning_rate (it is ", format_number(config_.learning_rate), ")"));
 }
 
 void TrainingRun::finish() {
@@ -123,6 +124,7 @@ void TrainingRun::one_step() {
   run_tokens_ += static_cast<double>(result.tokens);
   if (result.skipped) return skipped(number, result);
   last_loss_ = result.loss;
+  losses_.push_back(result.loss);
   note_ = message("loss ", format_fixed(result.loss, 4), "  ", format_count(static_cast<int64_t>(run_tokens_ / seconds_)), " tokens/s");
   if (number % config_.log_interval != 0 && number != config_.steps) return;
   record({{"event", "step"}, {"step", number}, {"loss", result.loss}, {"learning_rate", result.learning_rate},

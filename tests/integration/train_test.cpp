@@ -203,6 +203,15 @@ TEST_F(Train, ImpossibleOutputsAreRefusedBeforeAnythingIsRead) {
   expect_refused("/proc/qalora", unread, 5, "cannot be written");
 }
 
+TEST_F(Train, ALossThatRoseIsSaid) {
+  const std::vector<std::string> wild = {"--steps", "24", "--learning-rate", "10", "--max-grad-norm", "0", "--schedule", "constant", "--warmup-steps", "0"};
+  const Outcome risen = finetune(folder("wild"), wild);
+  EXPECT_EQ(risen.exit_code, 0) << risen.err;
+  EXPECT_NE(risen.err.find("the loss rose from "), std::string::npos) << risen.err;
+  const Outcome calm = finetune(folder("calm"), {"--steps", "24"});
+  EXPECT_EQ(calm.err.find("the loss rose from "), std::string::npos) << calm.err;
+}
+
 TEST_F(Train, HeldOutDataAreCheckedFirst) {
   write_file(folder("ids.jsonl"), "{\"input_ids\": [1, 5, 6], \"labels\": [1, 5, 6]}\n");
   write_file(folder("bad.jsonl"), "{\"input_ids\": [1, 5, 6], \"labels\": [1, 5, 99999]}\n");

@@ -6,6 +6,7 @@
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "qalora/train/finetune.h"
 #include "qalora/train/run_folder.h"
@@ -48,6 +49,7 @@ class TrainingRun {
   const RunIdentity& identity_;
   double best_loss_ = std::numeric_limits<double>::infinity();
   std::optional<double> last_loss_;
+  std::vector<double> losses_;  // of the steps run here
   double seconds_ = 0, run_tokens_ = 0;
   int64_t steps_run_ = 0;
   int64_t saved_step_ = -1;
