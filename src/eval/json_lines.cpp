@@ -19,6 +19,8 @@ void read_json_lines(const fs::path& path, const std::function<bool(const nlohma
     if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
     const std::string where = message(path.string(), ":", number);
     const nlohmann::json value = nlohmann::json::parse(line, nullptr, false);
+    const bool array = number == 1 && line.starts_with('[');
+    QALORA_REQUIRE(!array, DataError, where, ": begins a JSON array, expected JSON Lines: one object a line; jq -c '.[]' makes them of it");
     QALORA_REQUIRE(!value.is_discarded(), DataError, where, ": not valid JSON; expected one JSON object a line");
     QALORA_REQUIRE(value.is_object(), DataError, where, ": expected a JSON object, got ", value.type_name());
     if (!record(value, where)) return;

@@ -177,5 +177,11 @@ TEST_F(BadInput, AdaptersOfAnotherBase) {
   expect_error({"finetune", "--model", dir_ / "int4", "--data", data("tune.json"), "--out", dir_ / "run", "--sequence-length", "128"}, 2, {"--resume"});
 }
 
+TEST_F(BadInput, AnArrayWhereLinesAreExpectedIsCalledThat) {
+  for (const char* task : {"perplexity", "choice"}) {
+    expect_error({"eval", "--model", model(), "--task", task, "--data", data("tune.json")}, 3, {"tune.json:1", "JSON array", "one object a line"});
+  }
+}
+
 }  // namespace
 }  // namespace qalora::test
