@@ -12,7 +12,7 @@
 
 namespace qalora::kernels {
 
-enum class [[nodiscard]] Status { kOk, kUnsupported, kBadArgument };
+enum class [[nodiscard]] Status { kOk, kUnsupported, kBadArgument, kDeviceError };
 
 constexpr int64_t words_per_row(int64_t in_features, int bits) { return (in_features * bits + 31) / 32; }
 constexpr int64_t groups_per_row(int64_t in_features, int64_t group_size) { return (in_features + group_size - 1) / group_size; }
