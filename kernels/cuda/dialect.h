@@ -75,7 +75,7 @@ void set_last_error(const char* text);
 
 // Starts `kernel`. The error of an earlier asynchronous fault may come out here: it ends the process's use of the device anyway.
 template <typename... Parameters>
-Status launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream stream, Parameters... arguments) {
+Status launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream stream, std::type_identity_t<Parameters>... arguments) {
   cudaError_t error = cudaSuccess;
   if (shape.shared_bytes > 48 * 1024) {
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes));
