@@ -24,7 +24,7 @@ foreach(room core tensor io text quant model train eval generate cli)
   file(GLOB sources CONFIGURE_DEPENDS src/${room}/*.cpp)
   set(SOURCES_${room} ${sources})
 endforeach()
-file(GLOB kernel_sources CONFIGURE_DEPENDS kernels/*.cpp kernels/reference/*.cpp kernels/cpu/*.cpp)
+file(GLOB kernel_sources CONFIGURE_DEPENDS kernels/*.cpp kernels/reference/*.cpp kernels/cpu/*.cpp kernels/cuda/*.cpp)
 # One file an instruction set, each compiled for it; kernels/cpu/dispatch.cpp chooses at run time. No multiply-add is fused behind our
 # back: every instruction set dequantises to the same bits. GCC 12 warns inside its own AVX-512 headers (its bug 105593).
 set_source_files_properties(kernels/cpu/avx2.cpp PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma")
