@@ -13,6 +13,9 @@
 
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
+#include "qalora/core/log.h"
+#include "qalora/tensor/accelerator.h"
+#include "qalora/tensor/cuda_plugin.h"
 
 namespace qalora::tensor {
 
@@ -68,14 +71,45 @@ std::optional<uint64_t> room_in_groups() {
   return least;
 }
 
+// A device that was brought by use_accelerator runs whatever its owner built.
+std::string device_problem(const Accelerator& accelerator, int index) {
+  if (accelerator.type != c10::DeviceType::CUDA) return "";
+  return architecture_problem(accelerator.properties(index), cuda_build().architectures);
+}
+
+int first_usable(const Accelerator& accelerator) {
+  for (int index = 0; index < accelerator.count(); ++index) {
+    if (device_problem(accelerator, index).empty()) return index;
+  }
+  return 0;
+}
+
+c10::Device default_device() {
+  std::string problem;
+  const Accelerator* accelerator = load_cuda(&problem);
+  if (accelerator != nullptr) return c10::Device(accelerator->type, static_cast<c10::DeviceIndex>(first_usable(*accelerator)));
+  log::verbose(message("computing on the CPU: ", problem));
+  return c10::Device(c10::DeviceType::CPU);
+}
+
 }  // namespace
 
 c10::Device parse_device(std::string_view name) {
-  if (name.empty() || name == "cpu") return c10::Device(c10::DeviceType::CPU);
+  if (name == "cpu") return c10::Device(c10::DeviceType::CPU);
+  if (name.empty()) return default_device();
   const bool cuda = name == "cuda" || (name.starts_with("cuda:") && name.size() > 5 && name.size() < 9 &&
                                        name.find_first_not_of("0123456789", 5) == std::string_view::npos);
-  QALORA_REQUIRE(!cuda, UserError, "device '", name, "': this build has no CUDA; use --device cpu");
-  throw UserError(message("device '", name, "' is not known; expected cpu, cuda or cuda:N", did_you_mean(name, {"cpu", "cuda"})));
+  QALORA_REQUIRE(cuda, UserError, "device '", name, "' is not known; expected cpu, cuda or cuda:N", did_you_mean(name, {"cpu", "cuda"}));
+  std::string problem;
+  const Accelerator* accelerator = load_cuda(&problem);
+  QALORA_REQUIRE(accelerator != nullptr, UserError, "device '", name, "': ", problem, "; use --device cpu to go on without");
+  const int index = name == "cuda" ? first_usable(*accelerator) : std::atoi(std::string(name.substr(5)).c_str());
+  const int count = accelerator->count();
+  QALORA_REQUIRE(index < count, UserError, "device '", name, "': this machine has ", count, count == 1 ? " device, cuda:0" : " devices, cuda:0 to cuda:",
+                 count == 1 ? "" : std::to_string(count - 1));
+  const std::string unfit = device_problem(*accelerator, index);
+  QALORA_REQUIRE(unfit.empty(), UserError, "device '", name, "': ", unfit);
+  return c10::Device(accelerator->type, static_cast<c10::DeviceIndex>(index));
 }
 
 void set_threads(int threads) {

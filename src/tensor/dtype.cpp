@@ -55,7 +55,8 @@ std::string dtype_name(at::ScalarType dtype) {
   }
 }
 
-at::ScalarType default_compute_dtype() {
+at::ScalarType default_compute_dtype(c10::Device device) {
+  if (!device.is_cpu()) return at::ScalarType::BFloat16;
   static const bool fast_bf16 = has_amx_bf16();
   return fast_bf16 ? at::ScalarType::BFloat16 : at::ScalarType::Float;
 }

@@ -41,6 +41,7 @@ QALORA_ERROR_TYPE(MemoryError, ExitCode::kOutOfMemory);
 QALORA_ERROR_TYPE(IoError, ExitCode::kIo);
 QALORA_ERROR_TYPE(DivergedError, ExitCode::kDiverged);
 QALORA_ERROR_TYPE(VerificationError, ExitCode::kVerification);
+QALORA_ERROR_TYPE(DeviceError, ExitCode::kFailure);  // what a GPU or its driver said
 QALORA_ERROR_TYPE(InternalError, ExitCode::kFailure);
 #undef QALORA_ERROR_TYPE
 

@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "qalora/core/error.h"
+#include "qalora/tensor/accelerator.h"
+#include "qalora/tensor/cuda_plugin.h"
 
 namespace qalora::tensor {
 namespace {
@@ -24,15 +26,26 @@ std::string refusal(const std::string& name) {
 
 TEST(Device, Parse) {
   EXPECT_TRUE(parse_device("cpu").is_cpu());
-  EXPECT_TRUE(parse_device("").is_cpu());
-  for (const char* name : {"cuda", "cuda:0", "cuda:12"}) {
-    EXPECT_NE(refusal(name).find("'" + std::string(name) + "': this build has no CUDA"), std::string::npos) << refusal(name);
-  }
   for (const char* name : {"gpu", "CPU", "cuda:", "cuda:x", "cuda:-1", "cuda:1234567890123", "cpu:0", " "}) {
-    EXPECT_NE(refusal(name).find("'" + std::string(name) + "' is not known; expected cpu, cuda or cuda:N"), std::string::npos)
+    EXPECT_NE(refusal(name).find(message("'", name, "' is not known; expected cpu, cuda or cuda:N")), std::string::npos)
         << refusal(name);
   }
   EXPECT_NE(refusal("cdua").find("did you mean 'cuda'"), std::string::npos);
+}
+
+TEST(Device, WithoutCuda) {
+  std::string problem;
+  if (load_cuda(&problem) != nullptr) GTEST_SKIP() << "this machine has a GPU that the program can use";
+  EXPECT_TRUE(parse_device("").is_cpu());
+  EXPECT_NE(problem, "");
+  for (const char* name : {"cuda", "cuda:0", "cuda:12"}) {
+    EXPECT_EQ(refusal(name), message("device '", name, "': ", problem, "; use --device cpu to go on without"));
+  }
+  if (!cuda_build().built) {
+    EXPECT_NE(problem.find("this build has no CUDA ("), std::string::npos) << problem;
+  } else if (!nvidia_device_present()) {
+    EXPECT_EQ(problem, "there is no NVIDIA device on this machine");
+  }
 }
 
 TEST(Device, Threads) {
