@@ -1,0 +1,45 @@
+// The sums of each group of a row, for rows that no kernel here has made. Others take the sums while they make a row (row.h).
+#include "kernels/cuda/row.h"
+
+namespace qalora::kernels::cuda {
+
+namespace {
+
+// Block: a segment of a row. x: [rows, stride]
+template <typename T, bool kAligned>
+__global__ void __launch_bounds__(kSegmentThreads) pool_kernel(T* x, int64_t stride, int width, int segment_chunks, int per_row, Pooling pooling) {
+  constexpr int kSize = 16 / sizeof(T);
+  const int64_t row = blockIdx.x / per_row;
+  const int first = static_cast<int>(blockIdx.x % per_row) * segment_chunks, last = min(width / kSize, first + segment_chunks);
+  T* const row_x = x + row * stride;
+  const GroupSums<T> groups(pooling, row, row_x + width, dynamic_shared<float>(), first * kSize);
+  for (int begin = first + warp_index() * kWarp; begin < last; begin += static_cast<int>(blockDim.x)) {
+    const int chunk = begin + lane_index();
+    float values[kSize] = {};
+    if (chunk < last) {
+      Chunk<T, kSize> loaded;
+      loaded.template load<kAligned>(row_x + chunk * kSize);
+      loaded.unpack(values);
+    }
+    groups.add(chunk * kSize, chunk < last, values);
+  }
+  groups.finish(last * kSize);
+}
+
+}  // namespace
+
+Status pool(void* x, int64_t stride, Type type, int64_t rows, int64_t width, const PoolOutput& pool, Stream stream) {
+  const Status checked = check_rows(rows, width, stride, pool);
+  const Pooling pooling = make_pooling(pool, width);
+  if (checked != Status::kOk || rows == 0 || pooling.group_size == 0) return checked;
+  const Segments cut = segments(rows, width, type, pooling);
+  if (rows * cut.per_row > kMaxGrid || cut.shape.shared_bytes > kMaxShared) return Status::kUnsupported;
+  const bool aligned = aligned_to(16, {x}) && stride % vector_elements(type) == 0;
+  return dispatch(type, aligned, [&](auto tag, auto whole) {
+    using T = typename decltype(tag)::type;
+    return launch(pool_kernel<T, decltype(whole)::value>, cut.shape, stream, static_cast<T*>(x), stride, static_cast<int>(width), cut.chunks,
+                  cut.per_row, pooling);
+  });
+}
+
+}  // namespace qalora::kernels::cuda
