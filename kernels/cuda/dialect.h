@@ -92,3 +92,7 @@ Status launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream st
 #endif
 
 }  // namespace qalora::kernels::cuda
+
+#ifdef QALORA_CUDA_SHIM
+#include "support/cuda_shim/dialect_shim.h"
+#endif
