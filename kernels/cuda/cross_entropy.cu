@@ -1,5 +1,5 @@
-// The softmax's cross-entropy and its gradient, one block a row: a pass for the largest logit and the sum of exponentials below it, a second
-// one for the gradient. As much of a row as fits stays in registers in between.
+// The softmax's cross-entropy and its gradient, one block a row: a pass for the largest logit and the sum of exponentials below it, a
+// second one for the gradient. As much of a row as fits stays in registers in between.
 #include <cfloat>
 
 #include "kernels/cuda/row.h"
@@ -8,8 +8,8 @@ namespace qalora::kernels::cuda {
 
 namespace {
 
-// The sum of exp(logit - largest) over some logits. A NaN never becomes the largest but makes the sum NaN; +inf does so too. It begins at the
-// lowest finite number: with -inf, a logit of -inf would give exp(-inf + inf).
+// The sum of exp(logit - largest) over some logits. A NaN never becomes the largest but makes the sum NaN; +inf does so too. It
+// begins at the lowest finite number: with -inf, a logit of -inf would give exp(-inf + inf).
 template <typename T>
 struct Softmax {
   float largest = -FLT_MAX;
@@ -49,12 +49,13 @@ __global__ void __launch_bounds__(kEntropyThreads, 2)
     cross_entropy_kernel(T* logits, int64_t stride, const int64_t* __restrict__ targets, int vocab, bool gradient, float* losses) {
   constexpr int kSize = 16 / sizeof(T);
   constexpr uint32_t kMinusInfinity = std::is_same_v<T, float> ? 0xff800000u : std::is_same_v<T, __half> ? 0xfc00fc00u : 0xff80ff80u;
-  const int64_t row = blockIdx.x, target = targets[row];
+  const int64_t row = blockIdx.x, wanted = targets[row];
   const int chunks = (vocab + kSize - 1) / kSize, threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
   T* const row_logits = logits + row * stride;
-  const bool valid = target >= 0 && target < vocab;
+  // A target outside the vocabulary has no loss; what it gets must not look like one.
+  const int target = wanted >= 0 && wanted < vocab ? static_cast<int>(wanted) : -1;
   // Read before the barrier, after which the gradient overwrites it.
-  const float target_logit = thread == 0 && valid ? static_cast<float>(row_logits[target]) : 0.0f;
+  const float target_logit = thread == 0 && target >= 0 ? static_cast<float>(row_logits[target]) : 0.0f;
 
   // What is beyond the row counts as a logit of -inf.
   const auto load = [&](int chunk) {
@@ -73,23 +74,23 @@ __global__ void __launch_bounds__(kEntropyThreads, 2)
   for (int chunk = thread + kEntropyKept * threads; chunk < chunks; chunk += threads) part.add(load(chunk));
 
   const Softmax<T> all = merge_block(part, dynamic_shared<float>());
-  // A target outside the vocabulary has no loss; it must not look like one.
-  if (thread == 0) losses[row] = valid ? logf(all.sum) + (all.largest - target_logit) : __uint_as_float(0x7fffffffu);
+  if (thread == 0) losses[row] = target >= 0 ? logf(all.sum) + (all.largest - target_logit) : __uint_as_float(0x7fffffffu);
   if (!gradient) return;
   const float scale = 1.0f / all.sum;
   const auto differentiate = [&](int chunk, Chunk<T, kSize> chunk_logits) {
     if (chunk >= chunks) return;
     float values[kSize];
     chunk_logits.unpack(values);
-    const int64_t hot = target - int64_t{chunk} * kSize;
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) values[i] = exponential<T>(values[i] - all.largest) * scale - (i == hot ? 1.0f : 0.0f);
+    for (int i = 0; i < kSize; ++i) {
+      values[i] = exponential<T>(values[i] - all.largest) * scale - (chunk * kSize + i == target ? 1.0f : 0.0f);
+    }
     chunk_logits.pack(values);
     chunk_logits.template store<kAligned>(row_logits + int64_t{chunk} * kSize, vocab - chunk * kSize);
   };
 #pragma unroll
   for (int k = 0; k < kEntropyKept; ++k) differentiate(thread + k * threads, kept[k]);
-
+#pragma unroll 1
   for (int chunk = thread + kEntropyKept * threads; chunk < chunks; chunk += threads) differentiate(chunk, load(chunk));
 }
 

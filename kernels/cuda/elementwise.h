@@ -1,5 +1,5 @@
-// The kernels that are bound by memory, and the shapes they are launched in: host functions, so that a test can hold them against the limits
-// of each architecture. What each computes stands in qalora/kernels/cuda.h.
+// The kernels that are bound by memory, and the shapes they are launched in: host functions, so that a test can hold them against
+// the limits of each architecture. What each computes stands in qalora/kernels/cuda.h.
 #pragma once
 
 #include <algorithm>
@@ -33,8 +33,8 @@ constexpr int kNormChunk = 4;              // 16 bytes of h, which is f32 and mo
 constexpr int kNormKept = 4;               // chunks a thread keeps in registers between its two passes
 constexpr int kNormThreads = 1024;         // times 4 times 4: rows up to 16384 are read once
 constexpr int kSegmentThreads = 256;
-constexpr int kEntropyKept = 8;
-constexpr int kEntropyThreads = 512;       // times 8 times 8: a vocabulary of 32000 in 16 bits is read once
+constexpr int kEntropyKept = 6;
+constexpr int kEntropyThreads = 512;       // two blocks a multiprocessor: what a row has beyond 24576 elements of 16 bits is still in L2
 constexpr int64_t kMaxGrid = 0x7fffffff;
 constexpr int64_t kMaxShared = 48 * 1024;  // what every architecture gives without asking
 
@@ -47,7 +47,8 @@ struct Pooling {
   int group_size = 0, groups = 0;
   bool columns = false;   // [groups] twice behind the outputs
 
-  // Groups of 32, 64 and 128 never leave a warp, whose lanes hold at least 4 elements each. The others go through shared memory in sums of 32.
+  // Groups of 32, 64 and 128 never leave a warp, whose lanes hold at least 4 elements each. The others go through shared memory in
+  // sums of 32.
   __host__ __device__ bool within_warp() const { return group_size == 32 || group_size == 64 || group_size == 128; }
   int64_t shared_bytes(int64_t elements) const {
     return group_size == 0 || within_warp() ? 0 : tiles_over(elements, kPoolUnit) * static_cast<int64_t>(sizeof(float));

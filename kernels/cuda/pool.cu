@@ -7,7 +7,8 @@ namespace {
 
 // Block: a segment of a row. x: [rows, stride]
 template <typename T, bool kAligned>
-__global__ void __launch_bounds__(kSegmentThreads) pool_kernel(T* x, int64_t stride, int width, int segment_chunks, int per_row, Pooling pooling) {
+__global__ void __launch_bounds__(kSegmentThreads)
+    pool_kernel(T* x, int64_t stride, int width, int segment_chunks, int per_row, Pooling pooling) {
   constexpr int kSize = 16 / sizeof(T);
   const int64_t row = blockIdx.x / per_row;
   const int first = static_cast<int>(blockIdx.x % per_row) * segment_chunks, last = min(width / kSize, first + segment_chunks);
@@ -37,8 +38,8 @@ Status pool(void* x, int64_t stride, Type type, int64_t rows, int64_t width, con
   const bool aligned = aligned_to(16, {x}) && stride % vector_elements(type) == 0;
   return dispatch(type, aligned, [&](auto tag, auto whole) {
     using T = typename decltype(tag)::type;
-    return launch(pool_kernel<T, decltype(whole)::value>, cut.shape, stream, static_cast<T*>(x), stride, static_cast<int>(width), cut.chunks,
-                  cut.per_row, pooling);
+    return launch(pool_kernel<T, decltype(whole)::value>, cut.shape, stream, static_cast<T*>(x), stride, static_cast<int>(width),
+                  cut.chunks, cut.per_row, pooling);
   });
 }
 

@@ -9,7 +9,8 @@ namespace {
 // has read both of its chunks before it writes.
 template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kSegmentThreads)
-    rope_kernel(const T* x, const float* __restrict__ cos, const float* __restrict__ sin, int heads, int head_dim, float direction, T* out) {
+    rope_kernel(const T* x, const float* __restrict__ cos, const float* __restrict__ sin, int heads, int head_dim, float direction,
+                T* out) {
   constexpr int kSize = 16 / sizeof(T);
   const int half = head_dim / 2, chunks = (half + kSize - 1) / kSize;
   const int64_t token = blockIdx.x;

@@ -141,7 +141,7 @@ __device__ __forceinline__ float block_sum(float value, float* slots) {
   return warp_sum(lane_index() < warps ? slots[lane_index()] : 0.0f);
 }
 
-// exp of a number <= 0 or of a sigmoid. The fast one is off by about |x| 2^-24 of itself: below a 16-bit output's rounding, not below f32's.
+// The fast one is off by about 2 + |x| units of 2^-24 of itself: below a 16-bit output's rounding, not below f32's.
 template <typename T>
 __device__ __forceinline__ float exponential(float x) {
   if constexpr (std::is_same_v<T, float>) return expf(x);
@@ -170,8 +170,8 @@ struct GroupSums {
     columns[pooling.groups + group] = rounded;
   }
 
-  // Called by whole warps: lane l brings outputs element .. element + kCount - 1, a warp's run one after the other and begin at a multiple of
-  // the group (or, of 32 where a group leaves the warp). An inactive lane adds nothing; lanes of 32 neighbours are active together.
+  // Called by whole warps: each lane brings outputs element .. element + kCount - 1, the lanes' one after the other. A warp's begin at a
+  // multiple of the group, or of 32 where a group leaves the warp. An inactive lane adds nothing; those of 32 neighbours are so together.
   template <int kCount>
   __device__ __forceinline__ void add(int element, bool active, const float (&outputs)[kCount]) const {
     if (pooling.group_size == 0) return;
