@@ -35,36 +35,55 @@ struct Chunk {
 
   uint32_t words[kWords];
 
-  // Of `count` (>= 1) elements; the others keep what they held.
   template <bool kAligned>
-  __device__ __forceinline__ void load(const T* from, int count = kCount) {
-    if (kAligned && count >= kCount) {
+  __device__ __forceinline__ void load(const T* from) {
+    if constexpr (kAligned) {
       const Vector vector = *reinterpret_cast<const Vector*>(from);
       memcpy(words, &vector, sizeof words);
     } else {
       T elements[kCount];
-      memcpy(elements, words, sizeof words);
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        if (i < count) elements[i] = from[i];
-      }
+      for (int i = 0; i < kCount; ++i) elements[i] = from[i];
       memcpy(words, elements, sizeof words);
     }
   }
 
   template <bool kAligned>
-  __device__ __forceinline__ void store(T* to, int count = kCount) const {
-    if (kAligned && count >= kCount) {
+  __device__ __forceinline__ void store(T* to) const {
+    if constexpr (kAligned) {
       Vector vector;
       memcpy(&vector, words, sizeof words);
       *reinterpret_cast<Vector*>(to) = vector;
     } else {
-      T elements[kCount];
-      memcpy(elements, words, sizeof words);
+      store_some(to, kCount);
+    }
+  }
+
+  // The first `count` elements, all of them where there are more; the others keep what they held.
+  template <bool kAligned>
+  __device__ __forceinline__ void load(const T* from, int count) {
+    if (kAligned && count >= kCount) return load<kAligned>(from);
+    T elements[kCount];
+    memcpy(elements, words, sizeof words);
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        if (i < count) to[i] = elements[i];
-      }
+    for (int i = 0; i < kCount; ++i) {
+      if (i < count) elements[i] = from[i];
+    }
+    memcpy(words, elements, sizeof words);
+  }
+
+  template <bool kAligned>
+  __device__ __forceinline__ void store(T* to, int count) const {
+    if (kAligned && count >= kCount) return store<kAligned>(to);
+    store_some(to, count);
+  }
+
+  __device__ __forceinline__ void store_some(T* to, int count) const {
+    T elements[kCount];
+    memcpy(elements, words, sizeof words);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (i < count) to[i] = elements[i];
     }
   }
 
