@@ -62,6 +62,7 @@ void run(CompareOptions& options) {
   const auto blocks = eval::read_blocks(options.data, tokenizer, length, options.limit);
   model::LoadOptions load;
   load.compute = options.common->compute;
+  load.device = options.common->where;
   model::Llama model = model::load_model_with_adapter(options.model, options.adapter, load);
   model::Llama other = model::load_model(options.other, load);
   const eval::CompareResult result = eval::compare_models(model, other, blocks, options.batch_tokens);

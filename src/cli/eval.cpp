@@ -217,6 +217,7 @@ void run(EvalOptions& options) {
   if (options.common->dry_run) return print_dry_run(options, work);
   model::LoadOptions load;
   load.compute = options.common->compute;
+  load.device = options.common->where;
   model::Llama model = model::load_model_with_adapter(options.model, options.adapter, load);
   if (options.task == "perplexity") return run_perplexity(options, model, work);
   if (options.task == "mmlu") return run_mmlu(options, model, work);

@@ -49,7 +49,7 @@ std::vector<Key> keys_of(train::TrainConfig& c) {
       {"skip_bad_records", &c.skip_bad_records, "leave bad records out and say how many, instead of stopping at the first", data},
       {"steps", &c.steps, "optimizer steps", steps},
       {"batch_size", &c.batch_size, "rows of one optimizer step", steps},
-      {"micro_batch_size", &c.micro_batch_size, "rows of one forward pass (memory); divides batch_size", steps},
+      {"micro_batch_size", &c.micro_batch_size, "rows of one forward pass (memory); divides batch_size; 0: as many as the free memory takes", steps},
       {"learning_rate", &c.learning_rate, "peak learning rate", steps},
       {"schedule", &c.schedule, "constant, linear or cosine, after warm-up", steps},
       {"warmup_steps", &c.warmup_steps, "steps in which the rate rises from 0", steps},
@@ -106,7 +106,7 @@ json dry_run_json(const train::DryRun& dry) {
           {"tokens", r.tokens}, {"trained_tokens", r.trained_tokens}, {"median_length", r.median_length}, {"p95_length", r.p95_length},
           {"longest", r.longest}, {"split_texts", r.split_texts}, {"windows", r.windows}, {"bad", bad_json(dry.bad_records)}, {"epochs", dry.epochs},
           {"estimated_memory_bytes", dry.estimate.memory.total()}, {"estimated_seconds", dry.estimate.seconds},
-          {"fits", dry.estimate.fits()},
+          {"fits", dry.estimate.fits()}, {"micro_batch_size", dry.micro_batch_size},
           {"example", {{"spans", spans_json(dry.example_spans)}, {"input_ids", dry.example_ids}, {"labels", dry.example_labels}}}};
 }
 
@@ -138,6 +138,12 @@ std::string dry_run_text(const train::DryRun& dry, const train::TrainConfig& con
   return text + "\n";
 }
 
+// Of the device that computed.
+uint64_t peak_bytes(const json& end) {
+  const json& device = end.at("peak_device_memory_bytes");
+  return (device.is_null() ? end.at("peak_memory_bytes") : device).get<uint64_t>();
+}
+
 std::string end_text(const json& end, const train::TrainConfig& config) {
   const std::string written = message("wrote ", end.at("output").get<std::string>(), " and ", config.out, "/loss.svg\n");
   const int64_t step = end.at("step");
@@ -145,7 +151,7 @@ std::string end_text(const json& end, const train::TrainConfig& config) {
   const std::string loss = end.at("loss").is_number() ? format_fixed(end.at("loss").get<double>(), 4) : "not finite";
   return message("trained ", end.at("steps_run").get<int64_t>(), " steps up to step ", step, ", last loss ", loss, ", ",
                  format_count(static_cast<int64_t>(end.at("tokens_per_second").get<double>())), " tokens/s, peak memory ",
-                 format_bytes(end.at("peak_memory_bytes").get<uint64_t>()), "\n", written);
+                 format_bytes(peak_bytes(end)), "\n", written);
 }
 
 void run(FinetuneOptions& options) {
@@ -158,6 +164,7 @@ void run(FinetuneOptions& options) {
     checks.resume = options.resume;
     checks.force = options.common->force;
     checks.compute = options.common->compute;
+    checks.device = options.common->where;
     const train::DryRun dry = train::dry_run(options.config, checks);
     return options.common->json ? print_json(dry_run_json(dry)) : print(dry_run_text(dry, options.config));
   }
@@ -165,6 +172,7 @@ void run(FinetuneOptions& options) {
   run_options.resume = options.resume;
   run_options.force = options.common->force;
   run_options.compute = options.common->compute;
+  run_options.device = options.common->where;
   run_options.resolved_config = resolved(options);
   json end;
   run_options.on_event = [&](const json& event) {

@@ -64,6 +64,7 @@ void run(PromptOptions& options) {
   const std::vector<int64_t> ids = text::make_prompt(tokenizer, kind, prompt);
   model::LoadOptions load;
   load.compute = options.common->compute;
+  load.device = options.common->where;
   model::Llama model = model::load_model_with_adapter(options.model, options.adapter, load);
 
   options.generate.stop_ids = tokenizer.stop_ids();

@@ -83,7 +83,7 @@ void write_safetensors(const fs::path& path, const std::map<std::string, at::Ten
   for (const auto& [name, tensor] : tensors) plan.push_back({name, dtype_of(tensor.scalar_type()), tensor.sizes().vec()});
   sort_by_alignment(plan);
   SafetensorsWriter writer(path, plan, metadata);
-  for (const auto& planned : plan) writer.write(planned.name, tensors.at(planned.name).contiguous());
+  for (const auto& planned : plan) writer.write(planned.name, tensors.at(planned.name).to(at::kCPU).contiguous());
   writer.finish();
 }
 

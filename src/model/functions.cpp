@@ -6,6 +6,8 @@
 #include <torch/custom_class.h>
 
 #include "qalora/core/error.h"
+#include "qalora/tensor/accelerator.h"
+#include "qalora/tensor/products.h"
 
 namespace qalora::model {
 
@@ -14,40 +16,152 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::tensor_list;
 
+using quant::kernel_type;
+using quant::PooledInput;
+using tensor::check_status;
+using tensor::current_stream;
+
+// The accelerator's kernels where they take rows of this width; else nullptr, and LibTorch's operators do it.
+const kernels::cuda::Api* kernels_for(const at::Tensor& rows) {
+  return rows.size(-1) % 32 == 0 ? tensor::device_kernels(rows.device()) : nullptr;
+}
+
+// Room for a kernel's outputs and their sums, as `pool` asks.
+struct PooledOutput {
+  at::Tensor values, sums, panel;
+
+  PooledOutput(int64_t rows, int64_t width, const at::TensorOptions& options, const PoolRequest& pool) {
+    const int64_t groups = pool.group_size > 0 ? kernels::groups_per_row(width, pool.group_size) : 0;
+    if (groups > 0) sums = at::empty({rows, groups}, options.dtype(at::kFloat));
+    if (groups > 0 && pool.panel) panel = at::empty({rows, width + 2 * groups}, options);
+    values = panel.defined() ? panel.narrow(1, 0, width) : at::empty({rows, width}, options);
+    output = {sums.defined() ? sums.data_ptr<float>() : nullptr, pool.group_size, panel.defined()};
+  }
+  kernels::cuda::PoolOutput output;
+};
+
+// dh for y = norm(h) * weight. With n = h * r: dh = r * (g - n * mean(g * n)), g = dy * weight; `through` (or undefined) is added.
+at::Tensor norm_backward(const at::Tensor& dy, const at::Tensor& h, const at::Tensor& weight, const at::Tensor& inverse,
+                         const at::Tensor& through) {
+  if (const auto* kernels = kernels_for(h)) {
+    const at::Tensor rows = dy.contiguous(), added = through.defined() ? through.contiguous() : through, dh = at::empty_like(h);
+    check_status(kernels->rms_norm_backward(rows.const_data_ptr(), kernel_type(rows.scalar_type()), h.const_data_ptr<float>(),
+                                            weight.const_data_ptr<float>(), inverse.const_data_ptr<float>(),
+                                            added.defined() ? added.const_data_ptr<float>() : nullptr, h.size(0), h.size(1),
+                                            dh.data_ptr<float>(), current_stream(h.device())),
+                 "rms_norm_backward");
+    return dh;
+  }
+  const at::Tensor normed = h * inverse, g = dy.to(at::kFloat) * weight;
+  const at::Tensor dh = (g - normed * (g * normed).mean(-1, /*keepdim=*/true)).mul_(inverse);
+  return through.defined() ? dh + through : dh;
+}
+
 class RmsNorm : public torch::autograd::Function<RmsNorm> {
  public:
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& h, const at::Tensor& weight, double eps, at::ScalarType dtype) {
-    const at::Tensor inverse = h.square().mean(-1, /*keepdim=*/true).add_(eps).rsqrt_();  // [tokens, 1]
+  // sums and panel of *out are filled on an accelerator
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& h, const at::Tensor& weight, double eps, at::ScalarType dtype,
+                            const PoolRequest& pool, PooledInput* out) {
+    at::Tensor inverse;  // [tokens, 1]
+    if (const auto* kernels = kernels_for(h)) {
+      PooledOutput y(h.size(0), h.size(1), h.options().dtype(dtype), pool);
+      inverse = at::empty({h.size(0), 1}, h.options());
+      check_status(kernels->rms_norm(h.const_data_ptr<float>(), nullptr, nullptr, weight.const_data_ptr<float>(), static_cast<float>(eps),
+                                     h.size(0), h.size(1), kernel_type(dtype), y.values.data_ptr(), y.values.stride(0), y.output,
+                                     inverse.data_ptr<float>(), current_stream(h.device())),
+                   "rms_norm");
+      *out = PooledInput(y.values, y.sums, y.panel);
+    } else {
+      inverse = h.square().mean(-1, /*keepdim=*/true).add_(eps).rsqrt_();
+      *out = PooledInput((h * inverse).mul_(weight).to(dtype));
+    }
     ctx->save_for_backward({h, weight, inverse});
-    return (h * inverse).mul_(weight).to(dtype);
+    return out->values;
   }
 
-  // With n = h * r: dh = r * (g - n * mean(g * n)), g = dy * weight; dweight = sum over tokens of dy * n.
   static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const at::Tensor &h = saved[0], &weight = saved[1], &inverse = saved[2];
-    const at::Tensor dy = grads[0].to(at::kFloat), normed = h * inverse;
-    at::Tensor dweight;
-    if (ctx->needs_input_grad(1)) dweight = (dy * normed).sum(0);
-    const at::Tensor g = dy * weight;
-    const at::Tensor dh = (g - normed * (g * normed).mean(-1, /*keepdim=*/true)).mul_(inverse);
-    return {dh, dweight, at::Tensor(), at::Tensor()};
+    at::Tensor dweight;  // sum over tokens of dy * n
+    if (ctx->needs_input_grad(1)) dweight = (grads[0].to(at::kFloat) * (h * inverse)).sum(0);
+    return {norm_backward(grads[0], h, weight, inverse, {}), dweight, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+};
+
+// On an accelerator only: the sum and its norm in one pass, and one pass back. The weight is frozen there.
+class AddRmsNorm : public torch::autograd::Function<AddRmsNorm> {
+ public:
+  // -> h + residual (f32), its norm
+  static tensor_list forward(AutogradContext* ctx, const at::Tensor& h, const at::Tensor& residual, const at::Tensor& weight, double eps,
+                             const PoolRequest& pool, PooledInput* out) {
+    PooledOutput y(h.size(0), h.size(1), residual.options(), pool);
+    const at::Tensor sum = at::empty_like(h), inverse = at::empty({h.size(0), 1}, h.options()), added = residual.contiguous();
+    check_status(tensor::device_kernels(h.device())->rms_norm(
+                     h.const_data_ptr<float>(), added.const_data_ptr(), sum.data_ptr<float>(), weight.const_data_ptr<float>(),
+                     static_cast<float>(eps), h.size(0), h.size(1), kernel_type(added.scalar_type()), y.values.data_ptr(),
+                     y.values.stride(0), y.output, inverse.data_ptr<float>(), current_stream(h.device())),
+                 "rms_norm");
+    *out = PooledInput(y.values, y.sums, y.panel);
+    ctx->save_for_backward({sum, weight, inverse});
+    ctx->saved_data["dtype"] = residual.scalar_type();
+    return {sum, y.values};
+  }
+
+  static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
+    const auto saved = ctx->get_saved_variables();
+    const at::Tensor dh = grads[1].defined() ? norm_backward(grads[1], saved[0], saved[1], saved[2], grads[0]) : grads[0];
+    return {dh, dh.to(ctx->saved_data["dtype"].toScalarType()), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
 class SwiGlu : public torch::autograd::Function<SwiGlu> {
  public:
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& gate, const at::Tensor& up) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& gate, const at::Tensor& up, const PoolRequest& pool, PooledInput* out) {
     ctx->save_for_backward({gate, up});
-    return at::silu(gate).mul_(up);
+    const auto* kernels = kernels_for(gate);
+    if (kernels == nullptr) {
+      *out = PooledInput(at::silu(gate).mul_(up));
+      return out->values;
+    }
+    const at::Tensor g = gate.contiguous(), u = up.contiguous();
+    PooledOutput y(g.size(0), g.size(1), g.options(), pool);
+    check_status(kernels->swiglu(g.const_data_ptr(), u.const_data_ptr(), kernel_type(g.scalar_type()), g.size(0), g.size(1),
+                                 y.values.data_ptr(), y.values.stride(0), y.output, current_stream(g.device())),
+                 "swiglu");
+    *out = PooledInput(y.values, y.sums, y.panel);
+    return out->values;
   }
 
   static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
     const auto saved = ctx->get_saved_variables();
     const at::Tensor &gate = saved[0], &up = saved[1];
-    return {at::silu_backward(grads[0] * up, gate), grads[0] * at::silu(gate)};
+    const auto* kernels = kernels_for(gate);
+    if (kernels == nullptr) {
+      return {at::silu_backward(grads[0] * up, gate), grads[0] * at::silu(gate), at::Tensor(), at::Tensor()};
+    }
+    const at::Tensor g = gate.contiguous(), u = up.contiguous(), dy = grads[0].contiguous(), dgate = at::empty_like(g), dup = at::empty_like(u);
+    check_status(kernels->swiglu_backward(dy.const_data_ptr(), g.const_data_ptr(), u.const_data_ptr(), kernel_type(g.scalar_type()),
+                                          g.size(0), g.size(1), dgate.data_ptr(), dup.data_ptr(), current_stream(g.device())),
+                 "swiglu_backward");
+    return {dgate, dup, at::Tensor(), at::Tensor()};
   }
 };
+
+// logits -> losses, and softmax - one_hot(target) in the logits' place when `gradient`. logits: [n, vocab] f32 -> [n] f32
+at::Tensor cross_entropy(at::Tensor& logits, const at::Tensor& targets, bool gradient) {
+  if (const auto* kernels = tensor::device_kernels(logits.device())) {
+    const at::Tensor losses = at::empty({logits.size(0)}, logits.options()), wanted = targets.contiguous();
+    check_status(kernels->cross_entropy(logits.data_ptr(), kernels::cuda::Type::kFloat, logits.stride(0), wanted.const_data_ptr<int64_t>(),
+                                        logits.size(0), logits.size(1), gradient, losses.data_ptr<float>(), current_stream(logits.device())),
+                 "cross_entropy");
+    return losses;
+  }
+  const at::Tensor target = targets.unsqueeze(1);
+  logits = at::log_softmax(logits, -1);
+  const at::Tensor losses = logits.gather(1, target).squeeze(1).neg();
+  if (gradient) logits.exp_().scatter_add_(1, target, at::full(target.sizes(), -1.0, logits.options()));
+  return losses;
+}
 
 class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> {
  public:
@@ -57,20 +171,18 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
     const bool wants_hidden = with_gradients && hidden.requires_grad(), wants_head = with_gradients && head.requires_grad();
     at::Tensor dhidden = wants_hidden ? at::empty_like(hidden) : at::Tensor();
     at::Tensor dhead = wants_head ? at::zeros_like(head) : at::Tensor();
-    double total = 0;
+    at::Tensor total = at::zeros({}, hidden.options().dtype(at::kDouble));  // on the device: nothing waits for a chunk's sum
     for (int64_t begin = 0; begin < rows; begin += chunk) {
       const int64_t count = std::min(chunk, rows - begin);
-      const at::Tensor x = hidden.narrow(0, begin, count), target = targets.narrow(0, begin, count).unsqueeze(1);
-      at::Tensor scores = at::log_softmax(x.matmul(head.t()), -1);  // [count, vocab]
-      total -= scores.gather(1, target).sum(at::kDouble).item<double>();
+      const at::Tensor x = hidden.narrow(0, begin, count).to(head.scalar_type());
+      at::Tensor scores = tensor::product_f32(x, head.t());  // [count, vocab]
+      total += cross_entropy(scores, targets.narrow(0, begin, count), wants_hidden || wants_head).sum(at::kDouble);
       if (!wants_hidden && !wants_head) continue;
-      // d loss / d logits = softmax - one_hot(target)
-      scores.exp_().scatter_add_(1, target, at::full(target.sizes(), -1.0, scores.options()));
-      if (wants_hidden) dhidden.narrow(0, begin, count).copy_(scores.matmul(head));
+      if (wants_hidden) dhidden.narrow(0, begin, count).copy_(scores.to(head.scalar_type()).matmul(head));
       if (wants_head) dhead.addmm_(scores.t(), x);
     }
     ctx->save_for_backward({dhidden, dhead});
-    return at::scalar_tensor(total, at::kFloat);
+    return total.to(at::kFloat);
   }
 
   static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
@@ -115,11 +227,30 @@ at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
 
 }  // namespace
 
-at::Tensor rms_norm(const at::Tensor& h, const at::Tensor& weight, double eps, at::ScalarType dtype) {
-  return RmsNorm::apply(h, weight, eps, dtype);
+PooledInput rms_norm(const at::Tensor& h, const at::Tensor& weight, double eps, at::ScalarType dtype, const PoolRequest& pool) {
+  PooledInput out{at::Tensor()};
+  out.values = RmsNorm::apply(h, weight, eps, dtype, pool, &out);
+  return out;
 }
 
-at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up) { return SwiGlu::apply(gate, up); }
+NormedSum add_rms_norm(const at::Tensor& h, const at::Tensor& residual, const at::Tensor& weight, double eps, at::ScalarType dtype,
+                       const PoolRequest& pool) {
+  if (kernels_for(h) == nullptr || weight.requires_grad()) {
+    const at::Tensor sum = at::add(h, residual);  // f32
+    return {sum, rms_norm(sum, weight, eps, dtype, pool)};
+  }
+  NormedSum out{at::Tensor(), PooledInput(at::Tensor())};
+  const tensor_list both = AddRmsNorm::apply(h, residual, weight, eps, pool, &out.normed);
+  out.sum = both[0];
+  out.normed.values = both[1];
+  return out;
+}
+
+PooledInput swiglu(const at::Tensor& gate, const at::Tensor& up, const PoolRequest& pool) {
+  PooledInput out{at::Tensor()};
+  out.values = SwiGlu::apply(gate, up, pool, &out);
+  return out;
+}
 
 at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                      const std::vector<std::pair<int64_t, int64_t>>& segments) {

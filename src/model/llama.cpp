@@ -5,6 +5,7 @@
 
 #include "qalora/core/error.h"
 #include "qalora/model/functions.h"
+#include "qalora/tensor/products.h"
 
 namespace qalora::model {
 
@@ -12,6 +13,7 @@ namespace {
 
 // Rows of logits held at a time: 512 x 32,000 x 4 bytes = 66 MB.
 constexpr int64_t kLossChunk = 512;
+constexpr int64_t kDeviceLossChunk = 2048;  // a GPU wants larger products: 262 MB
 
 // One new position of a cached row attends to everything before it; several at once need the causal border spelled out.
 at::Tensor attend_cached(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& values) {
@@ -19,7 +21,7 @@ at::Tensor attend_cached(const at::Tensor& q, const at::Tensor& keys, const at::
   const int64_t fresh = q.size(0), total = keys.size(0);
   at::Tensor mask;
   if (fresh > 1 && fresh < total) {
-    mask = at::ones({fresh, total}, at::kBool).tril_(total - fresh);
+    mask = at::ones({fresh, total}, q.options().dtype(at::kBool)).tril_(total - fresh);
   }
   const at::Tensor out = at::scaled_dot_product_attention(
       row(q), row(keys), row(values), mask.defined() ? std::optional<at::Tensor>(mask) : std::nullopt, 0.0,
@@ -47,6 +49,12 @@ struct Rotation {
   at::Tensor cos, sin;
 };
 
+// What the layer that reads the next `tokens` activations wants beside them.
+PoolRequest pool_for(const Linear& reader, int64_t tokens, at::ScalarType dtype) {
+  if (reader.tiled() == nullptr) return {};
+  return {reader.tiled()->shape.group_size, quant::wants_panel(tokens, dtype)};
+}
+
 // A layer around its attention. attend(q, k, v), with q and k rotated: [tokens, heads or kv_heads, head_dim] each ->
 // [tokens, heads * head_dim]
 template <typename Attend>
@@ -54,14 +62,15 @@ at::Tensor run_layer(const Llama& model, const Layer& layer, const at::Tensor& h
                      const Attend& attend) {
   const LlamaConfig& config = model.config;
   const int64_t tokens = h.size(0);
-  const at::Tensor x = rms_norm(h, layer.attention_norm, config.norm_eps, model.compute);  // [tokens, hidden]
+  const quant::PooledInput x = rms_norm(h, layer.attention_norm, config.norm_eps, model.compute, pool_for(layer.q, tokens, model.compute));
   const at::Tensor q = layer.q.forward(x, dropout).view({tokens, config.heads, config.head_dim});
   const at::Tensor k = layer.k.forward(x, dropout).view({tokens, config.kv_heads, config.head_dim});
   const at::Tensor v = layer.v.forward(x, dropout).view({tokens, config.kv_heads, config.head_dim});
   const at::Tensor mixed = attend(Rope::apply(q, rotation.cos, rotation.sin), Rope::apply(k, rotation.cos, rotation.sin), v);
-  const at::Tensor middle = at::add(h, layer.o.forward(mixed, dropout));  // f32
-  const at::Tensor y = rms_norm(middle, layer.mlp_norm, config.norm_eps, model.compute);
-  const at::Tensor product = swiglu(layer.gate.forward(y, dropout), layer.up.forward(y, dropout));  // [tokens, intermediate]
+  const auto [middle, y] = add_rms_norm(h, layer.o.forward(mixed, dropout), layer.mlp_norm, config.norm_eps, model.compute,
+                                        pool_for(layer.gate, tokens, model.compute));
+  const quant::PooledInput product =
+      swiglu(layer.gate.forward(y, dropout), layer.up.forward(y, dropout), pool_for(layer.down, tokens, model.compute));
   return at::add(middle, layer.down.forward(product, dropout));
 }
 
@@ -77,7 +86,7 @@ const Rope& Llama::rope_for(int64_t length) {
   if (exact ? rope_.length() != length : rope_.length() < length) {
     const int64_t room = exact ? length : std::min(config.context_length, std::max<int64_t>(256, 2 * length));
     const bool dynamic = config.rope.kind == RopeKind::kDynamic;
-    rope_ = Rope(config, dynamic && !exact ? std::min(room, config.rope.original_context) : room);
+    rope_ = Rope(config, dynamic && !exact ? std::min(room, config.rope.original_context) : room, device());
   }
   return rope_;
 }
@@ -85,9 +94,9 @@ const Rope& Llama::rope_for(int64_t length) {
 at::Tensor Llama::forward(const text::Batch& batch, const ForwardOptions& options) {
   require_known_ids(batch.input_ids, config.vocab_size);
   const Rope& rope = rope_for(batch.length());
-  const auto [cos, sin] = rope.at(batch.positions.reshape({-1}));
+  const auto [cos, sin] = rope.at(batch.positions.reshape({-1}).to(device()));
   const Rotation rotation{cos, sin};
-  at::Tensor h = at::embedding(embedding, batch.input_ids.reshape({-1})).to(at::kFloat);  // [tokens, hidden]
+  at::Tensor h = at::embedding(embedding, batch.input_ids.reshape({-1}).to(device())).to(at::kFloat);  // [tokens, hidden]
   const bool recompute = options.gradient_checkpointing && c10::GradMode::is_enabled();
   // A recomputed layer is only visited by the backward pass when its input asks for a gradient.
   if (recompute && !h.requires_grad()) h.requires_grad_(true);
@@ -100,14 +109,14 @@ at::Tensor Llama::forward(const text::Batch& batch, const ForwardOptions& option
     };
     h = recompute ? checkpointed(h, run) : run(h);
   }
-  return rms_norm(h, final_norm, config.norm_eps, at::kFloat);
+  return rms_norm(h, final_norm, config.norm_eps, at::kFloat).values;
 }
 
 at::Tensor Llama::forward_cached(const at::Tensor& ids, KvCache& cache) {
   const int64_t tokens = ids.size(0), total = cache.length + tokens;
   require_known_ids(ids, config.vocab_size);
   const Rope& rope = rope_for(total);
-  const auto [cos, sin] = rope.at(at::arange(cache.length, total, at::kLong));
+  const auto [cos, sin] = rope.at(at::arange(cache.length, total, ids.options()));
   const Rotation rotation{cos, sin};
   cache.keys.resize(config.layers);
   cache.values.resize(config.layers);
@@ -122,15 +131,32 @@ at::Tensor Llama::forward_cached(const at::Tensor& ids, KvCache& cache) {
     });
   }
   cache.length = total;
-  return rms_norm(h, final_norm, config.norm_eps, at::kFloat);
+  return rms_norm(h, final_norm, config.norm_eps, at::kFloat).values;
 }
 
-at::Tensor Llama::logits(const at::Tensor& hidden) const { return hidden.matmul(head.t()); }
+at::Tensor Llama::logits(const at::Tensor& hidden) const { return tensor::product_f32(hidden.to(head.scalar_type()), head.t()); }
 
 at::Tensor Llama::loss_sum(const at::Tensor& hidden, const at::Tensor& targets) const {
   // Rows without a target are dropped before the head's product: on instruction data that is most of them.
+  // Counted where the targets are, usually on the CPU: a device would have to be waited for.
   const at::Tensor counted = targets.ne(text::kIgnore).nonzero().squeeze(1);
-  return linear_cross_entropy(hidden.index_select(0, counted), head, targets.index_select(0, counted), kLossChunk);
+  const at::Tensor wanted = targets.index_select(0, counted).to(device());
+  return linear_cross_entropy(hidden.index_select(0, counted.to(device())), head, wanted, device().is_cpu() ? kLossChunk : kDeviceLossChunk);
+}
+
+void Llama::to(c10::Device device) {
+  const auto move = [&](at::Tensor& value) {
+    if (value.device() != device) value = value.detach().to(device).requires_grad_(value.requires_grad());
+  };
+  const bool tied = head.is_same(embedding);
+  move(embedding);
+  move(final_norm);
+  if (tied) head = embedding;
+  move(head);
+  for (Layer& layer : layers) {
+    for (const auto& norm : kLayerNorms) move(layer.*norm.member);
+    for (const auto& projection : kProjections) (layer.*projection.member).to(device);
+  }
 }
 
 std::vector<Linear*> Llama::linears() {

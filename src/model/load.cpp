@@ -38,7 +38,10 @@ class Loader {
     Layer result;
     const std::string prefix = layer_prefix(index);
     for (const auto& part : kLayerNorms) result.*part.member = norm(prefix + part.name);
-    for (const auto& part : kProjections) result.*part.member = linear(prefix + part.name, projection_shape(config_, part.name));
+    for (const auto& part : kProjections) {
+      result.*part.member = linear(prefix + part.name, projection_shape(config_, part.name));
+      (result.*part.member).to(options_.device);
+    }
     return result;
   }
 
@@ -52,13 +55,17 @@ class Loader {
     return result;
   }
 
-  at::Tensor norm(const std::string& module) const { return dense(module + ".weight", {config_.hidden_size}, at::kFloat); }
+  at::Tensor norm(const std::string& module) const { return placed(dense(module + ".weight", {config_.hidden_size}, at::kFloat)); }
 
   // [vocab, hidden]; an embedding or head may be packed too (MLX writes such files): it is dequantised once.
   at::Tensor vocabulary(const std::string& module, at::ScalarType dtype) const {
     const std::string name = module + ".weight";
-    if (!is_packed(checkpoint_, name)) return dense(name, {config_.vocab_size, config_.hidden_size}, dtype);
-    return read_packed(checkpoint_, module, config_.vocab_size, config_.hidden_size, *config_.quantization).dequantize(at::kFloat);
+    if (!is_packed(checkpoint_, name)) return placed(dense(name, {config_.vocab_size, config_.hidden_size}, dtype));
+    return placed(read_packed(checkpoint_, module, config_.vocab_size, config_.hidden_size, *config_.quantization).dequantize(at::kFloat).to(dtype));
+  }
+
+  at::Tensor placed(const at::Tensor& value) const {
+    return value.device() == options_.device ? value : value.detach().to(options_.device).requires_grad_(value.requires_grad());
   }
 
   at::Tensor dense(const std::string& name, at::IntArrayRef shape, at::ScalarType dtype) const {
@@ -74,9 +81,13 @@ class Loader {
   at::ScalarType weight_dtype() const { return options_.trainable ? at::kFloat : options_.compute; }
   // The embedding is only looked up, so it stays as it is stored unless it is trained or also serves as the head.
   at::ScalarType embedding_dtype() const {
-    if (options_.trainable || config_.tied_head || is_packed(checkpoint_, "model.embed_tokens.weight")) return at::kFloat;
+    if (config_.tied_head) return head_dtype();
+    if (options_.trainable || is_packed(checkpoint_, "model.embed_tokens.weight")) return at::kFloat;
     return io::scalar_type(checkpoint_.info("model.embed_tokens.weight").dtype);
   }
+
+  // Logits are f32 sums either way; a GPU multiplies 16 bits ten times as fast.
+  at::ScalarType head_dtype() const { return options_.device.is_cpu() || options_.trainable ? at::kFloat : options_.compute; }
 
  private:
   const io::Checkpoint& checkpoint_;
@@ -163,7 +174,7 @@ Llama load_model(const fs::path& folder, const LoadOptions& options) {
     progress.add();
   }
   model.final_norm = load.norm("model.norm");
-  model.head = model.config.tied_head ? model.embedding : load.vocabulary("lm_head", at::kFloat);
+  model.head = model.config.tied_head ? model.embedding : load.vocabulary("lm_head", load.head_dtype());
   return model;
 }
 
@@ -200,7 +211,7 @@ void attach_adapter(Llama& model, const io::AdapterFile& file, const BaseIdentit
     const auto found = file.modules.find(linear->module());
     if (found == file.modules.end()) continue;
     used.insert(found->first);
-    const auto& [a, b] = found->second;
+    const at::Tensor a = found->second.a.to(model.device()), b = found->second.b.to(model.device());  // themselves when they are there
     const int64_t in_features = linear->in_features();
     const int64_t group_size = config.group_size == quant::kWholeRow ? in_features : config.group_size;
     const int64_t inputs = config.pooling == io::Pooling::kNone ? in_features : kernels::groups_per_row(in_features, group_size);

@@ -7,6 +7,8 @@
 #include <numbers>
 
 #include "qalora/core/error.h"
+#include "qalora/quant/tiled_weight.h"
+#include "qalora/tensor/accelerator.h"
 
 namespace qalora::model {
 
@@ -61,15 +63,27 @@ class Rotate : public torch::autograd::Function<Rotate> {
  public:
   static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
     ctx->save_for_backward({cos, sin});
-    return run(x, cos, sin);
+    return run(x, cos, sin, /*backward=*/false);
   }
 
   static torch::autograd::tensor_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::tensor_list& grads) {
     const auto saved = ctx->get_saved_variables();
-    return {run(grads[0], saved[0], saved[1].neg()), at::Tensor(), at::Tensor()};
+    return {run(grads[0], saved[0], saved[1], /*backward=*/true), at::Tensor(), at::Tensor()};
   }
 
-  static at::Tensor run(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
+  static at::Tensor run(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, bool backward) {
+    if (const auto* kernels = tensor::device_kernels(x.device())) {
+      const at::Tensor rows = x.contiguous(), out = at::empty_like(rows);
+      tensor::check_status(kernels->rope(rows.const_data_ptr(), quant::kernel_type(rows.scalar_type()), cos.const_data_ptr<float>(),
+                                         sin.const_data_ptr<float>(), rows.size(0), rows.size(1), rows.size(2), backward, out.data_ptr(),
+                                         tensor::current_stream(x.device())),
+                           "rope");
+      return out;
+    }
+    return turn(x, cos, backward ? sin.neg() : sin);
+  }
+
+  static at::Tensor turn(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
     const int64_t half = x.size(-1) / 2;
     const at::Tensor c = cos.narrow(-1, 0, half).unsqueeze(1), s = sin.narrow(-1, 0, half).unsqueeze(1);  // [tokens, 1, head_dim / 2]
     const at::Tensor f = x.to(at::kFloat);
@@ -109,15 +123,15 @@ double Rope::attention_factor(const RopeConfig& rope) {
   return scale(1);
 }
 
-Rope::Rope(const LlamaConfig& config, int64_t length) : length_(length) {
+Rope::Rope(const LlamaConfig& config, int64_t length, c10::Device device) : length_(length) {
   const std::vector<double> frequencies = inverse_frequencies(config, length);
   const at::Tensor inverse = at::tensor(frequencies, at::kDouble);
   // Angles in double: at position 100,000 an fp32 product is off by 0.004 radians.
   const at::Tensor angles = at::outer(at::arange(length, at::kDouble), inverse);  // [length, head_dim / 2]
   const double factor = attention_factor(config.rope);
   const at::Tensor both = at::cat({angles, angles}, -1);
-  cos_ = at::cos(both).mul_(factor).to(at::kFloat);
-  sin_ = at::sin(both).mul_(factor).to(at::kFloat);
+  cos_ = at::cos(both).mul_(factor).to(at::kFloat).to(device);
+  sin_ = at::sin(both).mul_(factor).to(at::kFloat).to(device);
 }
 
 std::pair<at::Tensor, at::Tensor> Rope::at(const at::Tensor& positions) const {

@@ -68,7 +68,7 @@ std::vector<std::string> validate(const TrainConfig& c) {
   problems.at_least("rank", c.rank, 1);
   problems.at_least("steps", c.steps, 1);
   problems.at_least("batch_size", c.batch_size, 1);
-  problems.at_least("micro_batch_size", c.micro_batch_size, 1);
+  problems.at_least("micro_batch_size", c.micro_batch_size, 0);
   problems.at_least("sequence_length", c.sequence_length, 2);
   problems.at_least("source_length", c.source_length, 0);
   problems.at_least("target_length", c.target_length, 0);

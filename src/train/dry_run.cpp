@@ -42,7 +42,11 @@ DryRun dry_run(const TrainConfig& config, const RunOptions& options) {
   result.example_ids = example.input_ids;
   result.example_labels = example.labels;
   if (prepared.tokenizer) result.example_spans = spans_of(*prepared.tokenizer, example);
-  result.estimate = estimate_run(expected_workload(prepared.model, config, options.compute), config, data, config.steps);
+  const Workload workload = expected_workload(prepared.model, config, options.compute, options.device);
+  TrainConfig resolved = config;
+  if (config.micro_batch_size == 0) resolved.micro_batch_size = largest_micro_batch(workload, config, data, /*weights_loaded=*/false);
+  result.micro_batch_size = resolved.micro_batch_size;
+  result.estimate = estimate_run(workload, resolved, data, config.steps);
   return result;
 }
 

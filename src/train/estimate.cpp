@@ -11,6 +11,7 @@
 #include "qalora/model/llama.h"
 #include "qalora/model/load.h"
 #include "qalora/quant/packed_weight.h"
+#include "qalora/tensor/accelerator.h"
 #include "qalora/tensor/device.h"
 
 namespace qalora::train {
@@ -36,8 +37,9 @@ uint64_t packed_bytes(const model::QuantizationConfig& quantization, int64_t out
 
 }  // namespace
 
-Workload expected_workload(const model::LlamaConfig& model, const TrainConfig& config, at::ScalarType compute) {
-  Workload workload{model, compute, 0, 0};
+Workload expected_workload(const model::LlamaConfig& model, const TrainConfig& config, at::ScalarType compute, c10::Device device) {
+  Workload workload{model, compute, 0, 0, device};
+  const uint64_t head_bytes = device.is_cpu() || config.full() ? 4 : c10::elementSize(compute);
   for (const model::ExpectedTensor& tensor : model::expected_tensors(model)) {
     const int64_t elements = c10::multiply_integers(tensor.shape);
     if (config.full()) workload.trained_elements += elements;
@@ -48,7 +50,7 @@ Workload expected_workload(const model::LlamaConfig& model, const TrainConfig& c
       if (!config.full() && is_target(config, tensor.name)) workload.trained_elements += config.rank * (inputs + tensor.shape[0]);
     } else if (tensor.shape.size() == 2) {
       const bool looked_up_only = tensor.name.find("embed_tokens") != std::string::npos && !model.tied_head && !config.full();
-      workload.weight_bytes += static_cast<uint64_t>(elements) * (looked_up_only ? 2 : 4);
+      workload.weight_bytes += static_cast<uint64_t>(elements) * (looked_up_only ? 2 : head_bytes);
     }
   }
   if (config.initial_adapter.empty()) return workload;
@@ -58,6 +60,31 @@ Workload expected_workload(const model::LlamaConfig& model, const TrainConfig& c
   }
   return workload;
 }
+
+namespace {
+
+// Bytes that a layer keeps of a token when its adapters are folded into the offsets: two residual states in f32; q, k, v after rotation, the
+// attention's output and its statistics, gate and up; of every linear's input the sums of its groups.
+uint64_t folded_layer_bytes(const model::LlamaConfig& c, uint64_t element) {
+  const uint64_t hidden = c.hidden_size, q = c.heads * c.head_dim, kv = c.kv_heads * c.head_dim, inner = c.intermediate_size;
+  const int64_t sums = 2 * pooled_inputs(c, c.hidden_size) + pooled_inputs(c, c.heads * c.head_dim) + pooled_inputs(c, c.intermediate_size);
+  return 2 * 4 * (hidden + 1) + element * (2 * q + 2 * kv + 2 * inner) + 4 * static_cast<uint64_t>(c.heads) + 4 * static_cast<uint64_t>(sums);
+}
+
+// Beside what is kept, at the worst moment of a step on an accelerator: the loss (a chunk of logits, their 16-bit gradient, three copies of the
+// hidden states) or the backward pass of an MLP (one dequantised matrix, three gradients of its width, two of the residual stream).
+uint64_t device_scratch(const Workload& workload, uint64_t tokens) {
+  const model::LlamaConfig& c = workload.model;
+  const uint64_t hidden = c.hidden_size, inner = c.intermediate_size, element = c10::elementSize(workload.compute);
+  const uint64_t chunk = std::min<uint64_t>(2048, tokens);
+  const uint64_t loss = chunk * static_cast<uint64_t>(c.vocab_size) * (4 + element) + tokens * hidden * 3 * 4;
+  const uint64_t offsets = inner * static_cast<uint64_t>(pooled_inputs(c, c.hidden_size)) * 4;
+  const uint64_t backward = inner * hidden * element + offsets + tokens * (3 * inner * element + 2 * 4 * hidden);
+  constexpr uint64_t kLibraries = uint64_t{40} << 20;  // work space of the library's products
+  return std::max(loss, backward) + kLibraries;
+}
+
+}  // namespace
 
 MemoryEstimate estimate_memory(const Workload& workload, const TrainConfig& config, int64_t rows, int64_t length) {
   const model::LlamaConfig& c = workload.model;
@@ -71,7 +98,9 @@ MemoryEstimate estimate_memory(const Workload& workload, const TrainConfig& conf
   // up. Dense products with a trained weight or an ordinary LoRA keep their inputs as well, pooled ones 1/group of them.
   uint64_t layer = 2 * 4 * hidden + element * (q + 2 * kv + q + 2 * inner) + 4 * static_cast<uint64_t>(c.heads);
   const uint64_t inputs = 2 * hidden + q + inner;
-  if (config.method == "qalora") {
+  if (config.method == "qalora" && !workload.device.is_cpu()) {
+    layer = folded_layer_bytes(c, element);
+  } else if (config.method == "qalora") {
     const int64_t pooled = 2 * pooled_inputs(c, c.hidden_size) + pooled_inputs(c, c.heads * c.head_dim) +
                            pooled_inputs(c, c.intermediate_size);
     layer += 4 * static_cast<uint64_t>(pooled) + 4 * 7 * static_cast<uint64_t>(config.rank);
@@ -81,6 +110,10 @@ MemoryEstimate estimate_memory(const Workload& workload, const TrainConfig& conf
   const uint64_t kept_layers = config.gradient_checkpointing ? 1 : static_cast<uint64_t>(c.layers);
   result.activations = tokens * (layer * kept_layers + (config.gradient_checkpointing ? 4 * hidden * static_cast<uint64_t>(c.layers) : 0));
   // Transient: the largest dequantised matrix, three intermediate rows of the MLP in f32, the logits of 512 tokens three times.
+  if (!workload.device.is_cpu()) {
+    result.scratch = device_scratch(workload, tokens);
+    return result;
+  }
   result.scratch = inner * hidden * element + tokens * 3 * 4 * inner + uint64_t{512} * 4 * 3 * static_cast<uint64_t>(c.vocab_size);
   return result;
 }
@@ -93,19 +126,24 @@ double flops_per_token(const model::LlamaConfig& model, const TrainConfig& confi
   return forward * (2.0 + (config.full() ? 1.0 : 0.0) + (config.gradient_checkpointing ? 1.0 : 0.0));
 }
 
-double measure_flops(at::ScalarType dtype, int64_t size) {
+double measure_flops(at::ScalarType dtype, int64_t size, c10::Device device) {
   using clock = std::chrono::steady_clock;
-  const at::Tensor x = at::ones({256, size}, dtype), w = at::ones({size, size}, dtype);
+  const int64_t rows = device.is_cpu() ? 256 : 4096;
+  const auto options = at::TensorOptions(device).dtype(dtype);
+  const at::Tensor x = at::ones({rows, size}, options), w = at::ones({size, size}, options);
+  const auto finish = [&] { if (!device.is_cpu()) tensor::accelerator()->synchronize(device.index()); };
   x.matmul(w);  // threads and buffers are set up by the first product
+  finish();
   const auto start = clock::now();
   double seconds = 0;
   int64_t count = 0;
   do {
     x.matmul(w);
+    finish();
     ++count;
     seconds = std::chrono::duration<double>(clock::now() - start).count();
   } while (seconds < 0.05);
-  return 2.0 * 256 * static_cast<double>(size) * static_cast<double>(size) * static_cast<double>(count) / seconds;
+  return 2.0 * static_cast<double>(rows) * static_cast<double>(size) * static_cast<double>(size) * static_cast<double>(count) / seconds;
 }
 
 std::string Estimate::memory_text() const {
@@ -125,11 +163,27 @@ Estimate estimate_run(const Workload& workload, const TrainConfig& config, const
   const double row_tokens = config.packing ? static_cast<double>(config.sequence_length) : mean;
   Estimate result;
   result.memory = estimate_memory(workload, config, config.micro_batch_size, length);
-  result.available_bytes = tensor::available_memory_bytes();
-  result.flops_per_second = measure_flops(workload.compute, std::min<int64_t>(1024, workload.model.hidden_size * 4));
+  const c10::Device device = workload.device;
+  result.available_bytes = device.is_cpu() ? tensor::available_memory_bytes() : tensor::accelerator()->memory(device.index()).free;
+  result.flops_per_second = measure_flops(workload.compute, std::min<int64_t>(device.is_cpu() ? 1024 : 4096, workload.model.hidden_size * 4), device);
   const double tokens = row_tokens * static_cast<double>(config.batch_size * steps);
   result.seconds = flops_per_token(workload.model, config, length) * tokens / result.flops_per_second;
   return result;
+}
+
+int64_t largest_micro_batch(const Workload& workload, const TrainConfig& config, const TrainingData& data, bool weights_loaded) {
+  constexpr double kUsable = 0.9;  // allocators lose some to rounding and to blocks that fit nothing
+  const int64_t length = config.packing ? config.sequence_length : data.report().longest;
+  const c10::Device device = workload.device;
+  const uint64_t free = device.is_cpu() ? tensor::available_memory_bytes() : tensor::accelerator()->memory(device.index()).free;
+  int64_t best = 1;
+  for (int64_t rows = 1; rows <= config.batch_size; ++rows) {
+    if (config.batch_size % rows != 0) continue;
+    const MemoryEstimate memory = estimate_memory(workload, config, rows, length);
+    if (static_cast<double>(memory.total() - (weights_loaded ? memory.weights : 0)) > kUsable * static_cast<double>(free)) break;
+    best = rows;
+  }
+  return best;
 }
 
 }  // namespace qalora::train

@@ -78,15 +78,20 @@ void log_estimate(const TrainConfig& config, const TrainingData& data, const Est
   if (!estimate.fits()) log::warn("this may not fit: lower micro_batch_size or sequence_length, or set gradient_checkpointing = true");
 }
 
-json start_event(const TrainConfig& config, const TrainingData& data, TrainingSubject& subject, int64_t first_step,
-                 at::ScalarType compute) {
-  const Workload workload{subject.model().config, compute, subject.model().weight_bytes(), subject.trained_elements()};
+Workload workload_of(const TrainingSubject& subject) {
+  const model::Llama& model = subject.model();
+  return {model.config, model.compute, model.weight_bytes(), subject.trained_elements(), model.device()};
+}
+
+json start_event(const TrainConfig& config, const TrainingData& data, const TrainingSubject& subject, int64_t first_step) {
+  const Workload workload = workload_of(subject);
   Estimate estimate = estimate_run(workload, config, data, config.steps - first_step);
   estimate.weights_loaded = true;
   if (first_step < config.steps) log_estimate(config, data, estimate, first_step);
   return {{"event", "start"}, {"step", first_step}, {"steps", config.steps}, {"method", config.method},
           {"data", report_json(data.report())}, {"data_format", text::data_format_name(data.dataset().format())},
-          {"dtype", tensor::dtype_name(compute)}, {"threads", tensor::threads()},
+          {"dtype", tensor::dtype_name(workload.compute)}, {"device", workload.device.str()}, {"threads", tensor::threads()},
+          {"micro_batch_size", config.micro_batch_size},
           {"trained_parameters", subject.trained_elements()}, {"epochs", data.epochs(config.steps)},
           {"estimated_memory_bytes", estimate.memory.total()}, {"estimated_seconds", estimate.seconds}};
 }
@@ -108,15 +113,16 @@ void require_room(const RunFolder& folder, const TrainingSubject& subject) {
 
 }  // namespace
 
-void finetune(const TrainConfig& config, const RunOptions& options) {
+void finetune(const TrainConfig& asked, const RunOptions& options) {
+  TrainConfig config = asked;
   const Prepared prepared = prepare(config);
   require_output(config, options.resume, options.force);
-  const TrainingData data(config, prepared.tokenizer_or_null(), prepared.model.vocab_size);
+  TrainingData data(config, prepared.tokenizer_or_null(), prepared.model.vocab_size);
   log_data(config, data);
-  TrainingSubject subject(config, options.compute);
+  TrainingSubject subject(config, options.compute, options.device);
   AdamW optimizer(subject.parameters(), {config.adam_beta1, config.adam_beta2, config.adam_epsilon, config.weight_decay});
   const RunIdentity identity{data.fingerprint(), subject.base_fingerprint(), prepared.tokenizer ? prepared.tokenizer->fingerprint() : "",
-                             subject.initial_adapter_fingerprint(), decisive_settings(config, options.compute)};
+                             subject.initial_adapter_fingerprint(), decisive_settings(asked, options.compute)};
   const RunFolder folder(config.out, options.resume, options.force, options.resolved_config);
   TrainState state;
   if (options.resume) {
@@ -124,9 +130,14 @@ void finetune(const TrainConfig& config, const RunOptions& options) {
     folder.write_config(options.resolved_config);
   }
   require_room(folder, subject);
+  if (config.micro_batch_size == 0) {
+    config.micro_batch_size = largest_micro_batch(workload_of(subject), config, data, /*weights_loaded=*/true);
+    data.set_micro_batch_size(config.micro_batch_size);
+    log::info(message("micro_batch_size: ", config.micro_batch_size, " rows fit into the free memory"));
+  }
   Trainer trainer(subject.model(), optimizer, data, config, state);
   TrainingRun run(config, options, folder, subject, optimizer, trainer, data, identity);
-  run.emit(start_event(config, data, subject, state.step, options.compute));
+  run.emit(start_event(config, data, subject, state.step));
   run.loop();
   run.finish();
 }

@@ -21,13 +21,11 @@ void AdamW::zero_grad() {
 }
 
 double AdamW::gradient_norm() const {
-  double total = 0;
+  std::vector<at::Tensor> norms;  // f64 scalars, on the device until all are there
   for (const Parameter& parameter : parameters_) {
-    if (!parameter.value.grad().defined()) continue;
-    const double norm = parameter.value.grad().norm(2, at::kDouble).item<double>();
-    total += norm * norm;
+    if (parameter.value.grad().defined()) norms.push_back(parameter.value.grad().norm(2, at::kDouble));
   }
-  return std::sqrt(total);
+  return norms.empty() ? 0 : at::stack(norms).to(at::kCPU).norm().item<double>();
 }
 
 void AdamW::clip(double norm, double max_norm) {
@@ -42,6 +40,7 @@ void AdamW::clip(double norm, double max_norm) {
 void AdamW::step(double learning_rate) {
   const c10::NoGradGuard no_grad;
   ++updates_;
+  if (!parameters_.empty() && !parameters_.front().value.is_cpu()) return fused_step(learning_rate);
   const double correction1 = 1 - std::pow(options_.beta1, static_cast<double>(updates_));
   const double correction2 = 1 - std::pow(options_.beta2, static_cast<double>(updates_));
   for (size_t i = 0; i < parameters_.size(); ++i) {
@@ -53,6 +52,25 @@ void AdamW::step(double learning_rate) {
     exp_avg_sq_[i].mul_(options_.beta2).addcmul_(gradient, gradient, 1 - options_.beta2);
     const at::Tensor denominator = exp_avg_sq_[i].sqrt().div_(std::sqrt(correction2)).add_(options_.epsilon);
     value.addcdiv_(exp_avg_[i], denominator, -learning_rate / correction1);
+  }
+}
+
+// The same update by one kernel over all parameters, on an accelerator.
+void AdamW::fused_step(double learning_rate) {
+  for (const bool decays : {true, false}) {
+    std::vector<at::Tensor> values, gradients, averages, squares;
+    for (size_t i = 0; i < parameters_.size(); ++i) {
+      if (parameters_[i].decays != decays || !parameters_[i].value.grad().defined()) continue;
+      values.push_back(parameters_[i].value);
+      gradients.push_back(parameters_[i].value.grad().contiguous());
+      averages.push_back(exp_avg_[i]);
+      squares.push_back(exp_avg_sq_[i]);
+    }
+    if (values.empty()) continue;
+    const at::Tensor updates = at::full({}, static_cast<double>(updates_), values.front().options().dtype(at::kFloat).requires_grad(false));
+    const std::vector<at::Tensor> steps(values.size(), updates);
+    at::_fused_adamw_(values, gradients, averages, squares, {}, steps, learning_rate, options_.beta1, options_.beta2,
+                      decays ? options_.weight_decay : 0.0, options_.epsilon, /*amsgrad=*/false, /*maximize=*/false);
   }
 }
 

@@ -46,7 +46,7 @@ at::ScalarType save_dtype(const TrainConfig& config) {
 
 }  // namespace
 
-TrainingSubject::TrainingSubject(const TrainConfig& config, at::ScalarType compute) : full_(config.full()), source_(config.model) {
+TrainingSubject::TrainingSubject(const TrainConfig& config, at::ScalarType compute, c10::Device device) : full_(config.full()), source_(config.model) {
   config_json_ = io::read_json_file(fs::path(config.model) / "config.json");
   if (full_) io::sidecars(config.model);  // they are copied at the end: what is wrong with one is said now
   const model::LlamaConfig shape = model::read_config(config.model);
@@ -54,13 +54,14 @@ TrainingSubject::TrainingSubject(const TrainConfig& config, at::ScalarType compu
     QALORA_REQUIRE(!fs::exists(fs::path(config.model) / "model.safetensors") && !fs::exists(fs::path(config.model) / "model.safetensors.index.json"),
                    UserError, config.model, ": holds weights, which initialize = \"random\" would ignore; give a folder with config.json and the tokenizer only");
     model_ = model::new_model(shape, static_cast<uint64_t>(config.seed));
+    model_.to(device);
     model_.compute = compute;
     Sha256 hash;
     hash.update(config_json_.dump());
     fingerprint_ = hash.hex();
     return;
   }
-  model_ = model::load_model(config.model, {.compute = compute, .trainable = full_});
+  model_ = model::load_model(config.model, {.compute = compute, .trainable = full_, .device = device});
   if (shape.quantization) base_ = model::base_identity(io::Checkpoint(config.model));
   fingerprint_ = shape.quantization ? base_.fingerprint + " " + base_.state : dense_fingerprint(config.model);
   if (!full_) prepare_adapter(config);
@@ -90,7 +91,7 @@ void TrainingSubject::prepare_adapter(const TrainConfig& config) {
     std::vector<quant::LinearShape> shapes;
     for (const model::Linear* linear : model_.linears()) {
       if (!is_target(config, linear->module())) continue;
-      const int64_t inputs = pooled ? linear->packed().groups() : linear->in_features();
+      const int64_t inputs = pooled ? linear->groups() : linear->in_features();
       shapes.push_back({linear->module(), linear->out_features(), linear->in_features(), inputs});
     }
     adapter_ = quant::new_adapter(c, shapes, static_cast<uint64_t>(config.seed));
@@ -106,8 +107,8 @@ void TrainingSubject::prepare_adapter(const TrainConfig& config) {
   if (adapter_.config.base_fingerprint.empty()) adapter_.config.base_fingerprint = known.fingerprint;
   if (adapter_.config.base_state_fingerprint.empty()) adapter_.config.base_state_fingerprint = known.state;
   for (auto& [module, weights] : adapter_.modules) {
-    weights.a = weights.a.detach().requires_grad_(true);
-    weights.b = weights.b.detach().requires_grad_(true);
+    weights.a = weights.a.detach().to(model_.device()).requires_grad_(true);
+    weights.b = weights.b.detach().to(model_.device()).requires_grad_(true);
   }
   model::attach_adapter(model_, adapter_, known);
   adapter_.config.base_model = config.model;

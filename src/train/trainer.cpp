@@ -29,7 +29,7 @@ StepResult Trainer::step() {
   QALORA_CHECK(trained_tokens > 0, "step ", state_.step, " has tokens to train on");
   model::ForwardOptions options;
   options.gradient_checkpointing = config_.gradient_checkpointing;
-  double loss_sum = 0;
+  at::Tensor loss_sum;  // f64, on the device: read once, when the whole step is under way
   for (size_t i = 0; i < batches.size(); ++i) {
     if (stop_signal() != 0) {
       optimizer_.zero_grad();
@@ -38,11 +38,12 @@ StepResult Trainer::step() {
     options.dropout = {.training = true, .seed = static_cast<uint64_t>(config_.seed), .index = dropout_index(state_.step, i)};
     const at::Tensor hidden = model_.forward(batches[i], options);  // [rows * length, hidden]
     const at::Tensor sum = model_.loss_sum(hidden, batches[i].targets.reshape({-1}));
-    loss_sum += sum.item<double>();
+    const at::Tensor wide = sum.detach().to(at::kDouble);
+    loss_sum = loss_sum.defined() ? loss_sum + wide : wide;
     // Divided by the counted tokens of the whole step, not of this micro-batch: cutting a batch in parts changes nothing.
     (sum / static_cast<double>(trained_tokens)).backward();
   }
-  result.loss = loss_sum / static_cast<double>(trained_tokens);
+  result.loss = loss_sum.item<double>() / static_cast<double>(trained_tokens);
   result.gradient_norm = optimizer_.gradient_norm();
   result.learning_rate = learning_rate_at(config_.schedule, config_.learning_rate, config_.warmup_steps, config_.steps, state_.updates);
   result.skipped = !std::isfinite(result.loss) || !std::isfinite(result.gradient_norm);

@@ -11,6 +11,7 @@
 #include "qalora/core/progress.h"
 #include "qalora/core/signals.h"
 #include "qalora/io/checkpoint.h"
+#include "qalora/tensor/accelerator.h"
 #include "qalora/tensor/device.h"
 #include "qalora/train/loss_curve.h"
 
@@ -27,6 +28,11 @@ std::string place_of(const std::string& file, const std::vector<int64_t>& lines)
   std::vector<std::string> names;
   for (size_t i = 0; i < std::min<size_t>(lines.size(), 8); ++i) names.push_back(message(lines[i]));
   return message(file, ": line", names.size() > 1 ? "s " : " ", join(names, ", "), lines.size() > 8 ? ", ..." : "");
+}
+
+// null on the CPU
+json peak_device_memory(c10::Device device) {
+  return device.is_cpu() ? json() : json(tensor::accelerator()->memory(device.index()).peak);
 }
 
 }  // namespace
@@ -107,7 +113,8 @@ void TrainingRun::finish() {
   const std::string out = subject_.save_final(folder_.path(), config_).string();
   emit({{"event", "end"}, {"step", trainer_.state().step}, {"steps_run", steps_run_}, {"loss", last_loss_ ? json(*last_loss_) : json()},
         {"output", out}, {"skipped", trainer_.state().skipped}, {"tokens", trainer_.state().tokens}, {"seconds", seconds_},
-        {"tokens_per_second", seconds_ > 0 ? run_tokens_ / seconds_ : 0.0}, {"peak_memory_bytes", tensor::peak_memory_bytes()}});
+        {"tokens_per_second", seconds_ > 0 ? run_tokens_ / seconds_ : 0.0}, {"peak_memory_bytes", tensor::peak_memory_bytes()},
+        {"peak_device_memory_bytes", peak_device_memory(subject_.model().device())}});
 }
 
 void TrainingRun::emit(const json& event) const {

@@ -222,7 +222,7 @@ TEST(Functions, RmsNormAndSwigluEqualComposedOperators) {
   };
   const at::Tensor dy = random("d", {5, 16});
   const std::vector<at::Tensor> ours = inputs(at::kFloat);
-  (swiglu(rms_norm(ours[0], ours[1], 1e-5, at::kFloat), ours[2]) * dy).sum().backward();
+  (swiglu(rms_norm(ours[0], ours[1], 1e-5, at::kFloat).values, ours[2]).values * dy).sum().backward();
   const auto distances = [&](double eps, bool norm_is_constant, bool swap) {
     const std::vector<at::Tensor> in = inputs(at::kDouble);
     at::Tensor inverse = at::rsqrt(in[0].pow(2).mean(-1, true) + eps);

@@ -8,14 +8,30 @@
 #include <utility>
 #include <vector>
 
+#include "qalora/quant/tiled_weight.h"
+
 namespace qalora::model {
+
+// What an accelerator's kernel writes beside its outputs for the linear layer that reads them; on the CPU nothing.
+struct PoolRequest {
+  int64_t group_size = 0;  // 0: no sums
+  bool panel = false;      // the sums as columns behind the outputs too (quant::PooledInput)
+};
 
 // y = h / sqrt(mean(h^2) + eps) * weight in f32, returned in `dtype`. Keeps h and one number a token.
 // h: [tokens, hidden] f32, weight: [hidden] f32
-at::Tensor rms_norm(const at::Tensor& h, const at::Tensor& weight, double eps, at::ScalarType dtype);
+quant::PooledInput rms_norm(const at::Tensor& h, const at::Tensor& weight, double eps, at::ScalarType dtype, const PoolRequest& pool = {});
+
+// sum = h + residual, and rms_norm of it. residual: [tokens, hidden] in `dtype`
+struct NormedSum {
+  at::Tensor sum;  // [tokens, hidden] f32
+  quant::PooledInput normed;
+};
+NormedSum add_rms_norm(const at::Tensor& h, const at::Tensor& residual, const at::Tensor& weight, double eps, at::ScalarType dtype,
+                       const PoolRequest& pool = {});
 
 // silu(gate) * up; keeps its two inputs. gate, up: [tokens, intermediate]
-at::Tensor swiglu(const at::Tensor& gate, const at::Tensor& up);
+quant::PooledInput swiglu(const at::Tensor& gate, const at::Tensor& up, const PoolRequest& pool = {});
 
 // Causal attention within each segment. q: [tokens, heads, head_dim], k, v: [tokens, kv_heads, head_dim], segments as in
 // text::Batch -> [tokens, heads * head_dim]
@@ -23,8 +39,8 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
                      const std::vector<std::pair<int64_t, int64_t>>& segments);
 
 // Sum of -log softmax(hidden . head^T)[target] over all rows, as an f32 scalar, `chunk` rows of logits at a time; the
-// gradient of hidden (and of the head when it requires one) is made in the same pass.
-// hidden: [n, hidden] f32, head: [vocab, hidden] f32, targets: [n] i64, all valid ids
+// gradient of hidden (and of the head when it requires one) is made in the same pass. hidden is rounded to the head's dtype; logits are f32.
+// hidden: [n, hidden] f32, head: [vocab, hidden] f32 or 16 bits, targets: [n] i64, all valid ids
 at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& targets, int64_t chunk);
 
 // run(h) now, keeping only h; the backward pass runs it again with gradients. Parameters inside accumulate their .grad.

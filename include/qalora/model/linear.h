@@ -11,6 +11,7 @@
 
 #include "qalora/io/adapter_file.h"
 #include "qalora/quant/packed_weight.h"
+#include "qalora/quant/tiled_weight.h"
 
 namespace qalora::model {
 
@@ -22,6 +23,7 @@ struct Adapter {
   io::Pooling pooling = io::Pooling::kSum;
   int64_t group_size = 0;  // of the pooling; the length of a whole group
   double dropout = 0;      // probability, applied to the pooled input, in training only
+  bool beside = false;     // on an accelerator too: a product of its own beside the base's, not folded into the base's offsets
 };
 
 // Which random numbers dropout draws: a function of these, so that a recomputed or resumed step drops the same entries.
@@ -39,13 +41,17 @@ class Linear {
 
   // x: [tokens, in_features] in the compute dtype -> [tokens, out_features] in x's dtype. The base is frozen unless `dense`
   // requires a gradient (method "full").
-  at::Tensor forward(const at::Tensor& x, const DropoutKey& dropout) const;
+  at::Tensor forward(const quant::PooledInput& x, const DropoutKey& dropout) const;
+  // Moves weight and bias; a packed weight becomes a tiled one on an accelerator (and does not come back).
+  void to(c10::Device device);
 
   const std::string& module() const { return module_; }
   int64_t in_features() const;
   int64_t out_features() const;
-  bool quantised() const { return packed_ != nullptr; }
-  const quant::PackedWeight& packed() const { return *packed_; }
+  int64_t groups() const;  // of a quantised one
+  bool quantised() const { return packed_ != nullptr || tiled_ != nullptr; }
+  const quant::PackedWeight& packed() const { return *packed_; }  // quantised, on the CPU
+  const quant::TiledWeight* tiled() const { return tiled_.get(); }  // quantised, on an accelerator; else null
   at::Tensor& dense() { return dense_; }
   const at::Tensor& dense() const { return dense_; }
   uint64_t weight_bytes() const;
@@ -54,9 +60,13 @@ class Linear {
   std::shared_ptr<Adapter> adapter;  // null: none
 
  private:
+  bool folds(const DropoutKey& dropout) const;
+  at::Tensor base_product(const quant::PooledInput& x, const Adapter* folded) const;
+
   std::string module_;
   at::Tensor dense_;
   std::shared_ptr<const quant::PackedWeight> packed_;
+  std::shared_ptr<const quant::TiledWeight> tiled_;
 };
 
 }  // namespace qalora::model

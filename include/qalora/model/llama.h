@@ -51,7 +51,7 @@ class Llama {
   at::Tensor embedding;   // [vocab, hidden]
   std::vector<Layer> layers;
   at::Tensor final_norm;  // [hidden] f32
-  at::Tensor head;        // [vocab, hidden]; the embedding itself when tied
+  at::Tensor head;        // [vocab, hidden]; the embedding itself when tied. f32, on an accelerator in the compute dtype
 
   // Hidden states after the final norm: [rows * length, hidden] f32. Sequences longer than the context are a UserError.
   // Padding and other segments never influence a token.
@@ -64,6 +64,8 @@ class Llama {
   // head when it is trained). Never holds more than a chunk of logits. hidden: [n, hidden] f32, targets: [n] i64
   at::Tensor loss_sum(const at::Tensor& hidden, const at::Tensor& targets) const;
 
+  c10::Device device() const { return embedding.device(); }
+  void to(c10::Device device);
   std::vector<Linear*> linears();
   uint64_t weight_bytes() const;
   uint64_t forward_flops_per_token(int64_t length) const;

@@ -15,6 +15,7 @@ namespace qalora::model {
 struct LoadOptions {
   at::ScalarType compute = at::kFloat;
   bool trainable = false;  // method "full": every weight becomes f32 with a gradient
+  c10::Device device = c10::kCPU;  // layer after layer goes there; packed weights in lane order (quant::TiledWeight)
 };
 
 // Checks every tensor before it reads the first (check_tensors). NaN or infinite weights are a DataError that names the tensor.

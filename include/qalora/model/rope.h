@@ -11,8 +11,8 @@ class Rope {
  public:
   Rope() = default;
   // Tables for positions 0 .. length-1, from inverse frequencies in double. `length` also decides the base of the dynamic
-  // kind, which depends on how long the sequence is.
-  Rope(const LlamaConfig& config, int64_t length);
+  // kind, which depends on how long the sequence is. device: where the tables lie.
+  Rope(const LlamaConfig& config, int64_t length, c10::Device device = c10::kCPU);
 
   int64_t length() const { return length_; }
   // positions: [tokens] i64 -> cos, sin: [tokens, head_dim] f32

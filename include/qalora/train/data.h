@@ -47,6 +47,7 @@ class TrainingData {
   int64_t held_out_batches() const;
   text::Batch held_out_batch(int64_t index) const;
 
+  void set_micro_batch_size(int64_t rows) { config_.micro_batch_size = rows; }
   const DataReport& report() const { return report_; }
   const text::Dataset& dataset() const { return *training_.dataset; }
   const std::vector<text::BadRecord>& bad() const { return bad_; }  // of the training file

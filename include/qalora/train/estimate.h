@@ -1,6 +1,7 @@
 // What a run will need, told before its first step.
 #pragma once
 
+#include <c10/core/Device.h>
 #include <c10/core/ScalarType.h>
 
 #include <cstdint>
@@ -26,17 +27,22 @@ struct Workload {
   at::ScalarType compute = at::kFloat;
   uint64_t weight_bytes = 0;
   int64_t trained_elements = 0;  // numbers that the optimizer moves
+  c10::Device device = c10::kCPU;
 };
 
 // No file but an initial adapter is read. An embedding that is neither trained nor the head is taken for 16 bits a number.
-Workload expected_workload(const model::LlamaConfig& model, const TrainConfig& config, at::ScalarType compute);
+Workload expected_workload(const model::LlamaConfig& model, const TrainConfig& config, at::ScalarType compute,
+                           c10::Device device = c10::kCPU);
 
 // rows x length: the largest micro-batch.
 MemoryEstimate estimate_memory(const Workload& workload, const TrainConfig& config, int64_t rows, int64_t length);
+// The most rows that divide batch_size and fit into nine tenths of the free memory of the device; at least 1. weights_loaded: they are no longer
+// part of what is free.
+int64_t largest_micro_batch(const Workload& workload, const TrainConfig& config, const TrainingData& data, bool weights_loaded);
 // Multiplications of one trained token: forward, input gradient, and what else the method needs.
 double flops_per_token(const model::LlamaConfig& model, const TrainConfig& config, int64_t length);
 // Products per second of this machine in the compute dtype, measured for about 50 ms.
-double measure_flops(at::ScalarType dtype, int64_t size);
+double measure_flops(at::ScalarType dtype, int64_t size, c10::Device device = c10::kCPU);
 
 struct Estimate {
   MemoryEstimate memory;

@@ -18,6 +18,7 @@ struct RunOptions {
   bool resume = false;
   bool force = false;
   at::ScalarType compute = at::kFloat;
+  c10::Device device = c10::kCPU;
   std::string resolved_config;  // written to the run folder as config.toml
   // Called for every event ("start", "step", "skipped", "eval", "checkpoint", "end"); INTERFACE of `finetune --json`.
   std::function<void(const nlohmann::json&)> on_event;
@@ -37,6 +38,7 @@ struct DryRun {
   std::vector<text::BadRecord> bad_records;
   std::vector<ExampleSpan> example_spans;  // of the first example, in order; empty without a tokenizer
   std::vector<int64_t> example_ids, example_labels;
+  int64_t micro_batch_size = 0;  // as asked, or what fits
   Estimate estimate;
 };
 

@@ -39,6 +39,8 @@ class AdamW {
   void load_state(const std::map<std::string, at::Tensor>& state, int64_t updates, const std::string& source);
 
  private:
+  void fused_step(double learning_rate);
+
   std::vector<Parameter> parameters_;
   AdamWOptions options_;
   std::vector<at::Tensor> exp_avg_, exp_avg_sq_;

@@ -18,7 +18,7 @@ namespace qalora::train {
 class TrainingSubject {
  public:
   // Loads the base and prepares what is trained: method "qalora" needs a quantised base, "lora" and "full" a dense one.
-  TrainingSubject(const TrainConfig& config, at::ScalarType compute);
+  TrainingSubject(const TrainConfig& config, at::ScalarType compute, c10::Device device);
 
   model::Llama& model() { return model_; }
   const model::Llama& model() const { return model_; }

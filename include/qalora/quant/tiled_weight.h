@@ -1,0 +1,52 @@
+// A quantised linear's weight on an accelerator, in lane order (kernels/cuda.h), and its products.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string>
+
+#include "qalora/kernels/cuda.h"
+#include "qalora/quant/packed_weight.h"
+
+namespace qalora::quant {
+
+// A layer's input and what the kernel that made it wrote beside it. Only `values` takes part in autograd.
+struct PooledInput {
+  PooledInput(at::Tensor x) : values(std::move(x)) {}  // NOLINT: any tensor is an input without sums
+  PooledInput(at::Tensor x, at::Tensor s, at::Tensor c) : values(std::move(x)), sums(std::move(s)), panel(std::move(c)) {}
+
+  at::Tensor values;  // [tokens, in_features]
+  at::Tensor sums;    // [tokens, groups] f32 or undefined
+  at::Tensor panel;   // [tokens, in_features + 2 * groups], of which `values` are the first columns and the sums the others; or undefined
+};
+
+struct TiledWeight {
+  kernels::cuda::TiledShape shape;
+  at::Tensor codes;    // [code_words] i32
+  at::Tensor scales;   // [group_floats] f32
+  at::Tensor offsets;  // [group_floats] f32
+
+  uint64_t bytes() const { return codes.nbytes() + scales.nbytes() + offsets.nbytes(); }
+  kernels::cuda::TiledView view(const at::Tensor& these_offsets) const;
+
+  // offsets + scaling * B A in f32, in lane order: what a merge would write. a: [rank, groups], b: [out_features, rank] f32
+  at::Tensor folded(const at::Tensor& a, const at::Tensor& b, double scaling) const;
+  // s * q + these_offsets: [out_features, in_features] in f32, bf16 or f16
+  at::Tensor dequantize(at::ScalarType dtype, const at::Tensor& these_offsets) const;
+  // x . W^T with these offsets: [tokens, out_features] in x's dtype. In 16 bits the offsets act through the inputs' sums to about fp32's precision
+  // whatever kernel runs (kernels.md 2.4), so that neither an adapter nor a merge drowns in rounded weights.
+  at::Tensor multiply(const PooledInput& x, const at::Tensor& these_offsets) const;
+};
+
+// Onto the accelerator. UserError that begins with `name` where its kernels have no such shape (kernels::cuda::supports).
+TiledWeight tile(const std::string& name, const PackedWeight& weight, c10::Device device);
+// [out_features, groups] f32 on any device -> lane order on the weight's device
+at::Tensor to_lane_order(const TiledWeight& weight, const at::Tensor& offsets);
+
+// Rows a product of so many tokens takes from the panel (true) or from values and sums (false).
+bool wants_panel(int64_t tokens, at::ScalarType dtype);
+
+kernels::cuda::Type kernel_type(at::ScalarType dtype);  // f32, bf16, f16
+
+}  // namespace qalora::quant
