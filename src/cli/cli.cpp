@@ -11,7 +11,9 @@
 #include <nlohmann/json.hpp>
 #include <torch/version.h>
 
+#include "cuda_report.h"
 #include "qalora/cli/command.h"
+#include "qalora/cli/faults.h"
 #include "qalora/cli/version.h"
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
@@ -36,19 +38,22 @@ constexpr const char* kExamples =
     "'qalora COMMAND --help' explains one command.\n";
 
 nlohmann::json version_json() {
+  const c10::Device where = tensor::parse_device("");
   return {{"version", version_number()},
           {"commit", version_commit()},
           {"libtorch", TORCH_VERSION},
-          {"cuda", nullptr},
+          {"cuda", cuda_json()},
           {"cpu_kernels", kernels::active_isa()},
           {"threads", tensor::threads()},
-          {"default_dtype", tensor::dtype_name(tensor::default_compute_dtype())}};
+          {"default_device", where.str()},
+          {"default_dtype", tensor::dtype_name(tensor::default_compute_dtype(where))}};
 }
 
 std::string version_text() {
-  return message("qalora ", version_number(), " (", version_commit(), ")\nLibTorch ", TORCH_VERSION, "\nCUDA not built\nCPU kernels ",
-                 kernels::active_isa(), ", ", tensor::threads(), " threads, default dtype ",
-                 tensor::dtype_name(tensor::default_compute_dtype()), "\n");
+  const c10::Device where = tensor::parse_device("");
+  return message("qalora ", version_number(), " (", version_commit(), ")\nLibTorch ", TORCH_VERSION, "\n", cuda_line(), "\nCPU kernels ",
+                 kernels::active_isa(), ", ", tensor::threads(), " threads, default device ", where.str(), ", dtype ",
+                 tensor::dtype_name(tensor::default_compute_dtype(where)), "\n");
 }
 
 int fail(const std::string& text, ExitCode code) {
@@ -90,11 +95,7 @@ int guarded(const std::function<void()>& run) {
     return fail("out of memory; lower micro_batch_size, sequence_length or the batch, or use a smaller model", ExitCode::kOutOfMemory);
   } catch (const c10::Error& error) {
     const std::string what = error.what_without_backtrace();
-    const bool memory = what.find("can't allocate memory") != std::string::npos || what.find("not enough memory") != std::string::npos;
-    if (memory) {
-      return fail("out of memory (" + what.substr(0, what.find('\n')) + "); lower micro_batch_size or sequence_length",
-                  ExitCode::kOutOfMemory);
-    }
+    if (const auto fault = known_fault(what)) return fail(fault->text, fault->code);
     return fail("internal error in LibTorch: " + what + "\nplease report this with the command line", ExitCode::kFailure);
   } catch (const fs::filesystem_error& error) {
     return fail(error.path1().string() + ": " + error.code().message(), ExitCode::kIo);

@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cstdio>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <nlohmann/json.hpp>
 
@@ -36,10 +37,11 @@ log::Color parse_color(const std::string& name) {
 std::shared_ptr<CommonOptions> add_common(CLI::App& app, unsigned flags) {
   auto options = std::make_shared<CommonOptions>();
   const std::string group = "Common";
-  if (flags & kComputes) {
+  options->computes = (flags & kComputes) != 0;
+  if (options->computes) {
     app.add_option("--device", options->device, "cpu or cuda[:N] (default: cuda if there is one)")->group(group)->type_name("NAME");
     app.add_option("--dtype", options->dtype,
-                   "float32 or bfloat16: of matrix products (default: bfloat16 where this processor is fast at it)")
+                   "float32 or bfloat16: of matrix products (default: bfloat16 where the device is fast at it)")
         ->group(group)->type_name("NAME");
     app.add_option("--threads", options->threads, "threads (default: all cores)")->group(group)->check(CLI::Range(1, 4096))->type_name("N");
   }
@@ -49,7 +51,8 @@ std::shared_ptr<CommonOptions> add_common(CLI::App& app, unsigned flags) {
   }
   app.add_flag("--json", options->json, "the result as JSON on stdout")->group(group);
   app.add_flag("-q,--quiet", options->quiet, "only errors on stderr")->group(group);
-  app.add_flag("-v,--verbose", options->verbose, "more messages")->group(group);
+  app.add_flag("-v,--verbose", options->verbose, "more messages; -vv also waits for each GPU kernel, so that an error stops at its cause")
+      ->group(group);
   app.add_option("--color", options->color, "auto, always or never")
       ->group(group)->check(one_of({"auto", "always", "never"}))->type_name("WHEN");
   app.add_option("--log-file", options->log_file, "a copy of all messages, with times")->group(group)->type_name("FILE");
@@ -61,8 +64,11 @@ void apply_common(CommonOptions& options) {
   log::configure({.level = level, .color = parse_color(options.color), .file = options.log_file});
   const char* isa_error = kernels::force_isa_error();
   QALORA_REQUIRE(isa_error == nullptr, UserError, isa_error);
-  options.where = tensor::parse_device(options.device);
-  options.compute = options.dtype.empty() ? tensor::default_compute_dtype() : tensor::parse_compute_dtype(options.dtype);
+  // Before CUDA's libraries are loaded, which read it once.
+  if (options.verbose >= 2) setenv("CUDA_LAUNCH_BLOCKING", "1", /*overwrite=*/0);
+  // A command that computes nothing does not load a device's libraries unasked.
+  options.where = tensor::parse_device(options.computes || !options.device.empty() ? options.device : "cpu");
+  options.compute = options.dtype.empty() ? tensor::default_compute_dtype(options.where) : tensor::parse_compute_dtype(options.dtype);
   tensor::set_threads(options.threads);
 }
 

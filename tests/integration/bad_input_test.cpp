@@ -53,7 +53,7 @@ TEST_F(BadInput, CommandsAndFlags) {
   expect_error({"quantize", "--model", model()}, 2, {"--out"});
   expect_error({"quantize", "--model", model(), "--out", dir_ / "out", "--bits", "5"}, 2, {"5"});
   expect_error({"quantize", "--model", dir_ / "nowhere", "--out", dir_ / "out"}, 2, {"nowhere"});
-  expect_error({"eval", "--model", model(), "--task", "mmlu", "--data", data("mmlu"), "--device", "cuda"}, 2, {"CUDA"});
+  expect_error({"eval", "--model", model(), "--task", "mmlu", "--data", data("mmlu"), "--device", "cuda:99"}, 2, {"device 'cuda:99'"});
   EXPECT_EQ(run_qalora({}).exit_code, 2);
   EXPECT_EQ(run_qalora({"--help"}).exit_code, 0);
 }

@@ -54,6 +54,20 @@ TEST_F(Cli, VersionNamesTheCommit) {
   EXPECT_EQ(version.at("commit") == "unknown", !fs::exists(source_dir() / ".git")) << version;
 }
 
+TEST_F(Cli, VersionSaysWhatCudaCanDo) {
+  const std::string text = run({"--version"}).out;
+  const json version = json::parse(run({"--version", "--json"}).out), cuda = version.at("cuda");
+  if (cuda.is_null()) {
+    EXPECT_NE(text.find("\nCUDA not built: "), std::string::npos) << text;
+  } else {
+    EXPECT_NE(text.find("\nCUDA " + cuda.at("toolkit").get<std::string>() + " for "), std::string::npos) << text;
+    EXPECT_FALSE(cuda.at("architectures").empty());
+    EXPECT_EQ(cuda.at("devices").empty(), cuda.at("problem").is_string()) << cuda;
+  }
+  const bool usable = !cuda.is_null() && !cuda.at("devices").empty();
+  EXPECT_EQ(version.at("default_device"), usable ? "cuda:0" : "cpu");
+}
+
 TEST_F(Cli, HelpIsOfTheCommand) {
   for (const char* command : {"quantize", "finetune", "merge", "eval", "compare", "generate", "inspect"}) {
     const std::string help = run({command, "--help"}).out;

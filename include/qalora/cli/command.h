@@ -23,6 +23,7 @@ struct CommonOptions {
   std::string device, dtype, color = "auto", log_file;
   int threads = 0;  // 0: all cores
   bool json = false, dry_run = false, force = false, quiet = false;
+  bool computes = false;  // has work for a device
   int verbose = 0;
 
   // After apply_common:
