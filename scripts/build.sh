@@ -1,5 +1,8 @@
 #!/usr/bin/env bash
-# Builds the program into build/qalora (and the tests with --tests).  build.sh [--tests] [--preset release|debug|sanitize]
+# Builds the program into build/qalora and its CUDA plug-in beside it (and the tests with --tests).
+#   build.sh [--tests] [--preset release|debug|sanitize]
+#   QALORA_CUDA=OFF                        no plug-in
+#   QALORA_CUDA_ARCHITECTURES='86;90'      compute capabilities, instead of 80;86;89;90
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tests=OFF preset=release
@@ -13,5 +16,10 @@ while (($#)); do
 done
 # cmake and ninja of .deps first: Debian 12's are older than the CUDA compilers know.
 PATH="$PWD/.deps/venv/bin:$PATH"
-cmake --preset "$preset" -DQALORA_TESTS=$tests ${LIBTORCH:+-DLIBTORCH="$LIBTORCH"} >.deps/configure.log 2>&1 || { cat .deps/configure.log >&2; exit 1; }
+options=("-DQALORA_TESTS=$tests")
+for name in LIBTORCH QALORA_CUDA QALORA_CUDA_ARCHITECTURES; do
+  [[ -z ${!name:-} ]] || options+=("-D$name=${!name}")
+done
+cmake --preset "$preset" "${options[@]}" >.deps/configure.log 2>&1 || { cat .deps/configure.log >&2; exit 1; }
+grep '^-- CUDA:' .deps/configure.log | cut -c4- >&2
 cmake --build --preset "$preset"

@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# Gets what the build needs: Debian packages (with apt, when missing) and LibTorch, CMake and ninja (from PyPI, under .deps/).
-# Idempotent: takes no time and no network when nothing is missing.
-#   LIBTORCH=DIR   use the LibTorch in DIR (include/ and lib/) instead of downloading one
+# Gets what the build needs: Debian packages (with apt, when missing) and LibTorch, CMake and ninja (from PyPI, under .deps/); the CUDA
+# compiler too where the system has none, and CUDA's libraries where there is a GPU. Idempotent: takes no time and no network when
+# nothing is missing.
+#   LIBTORCH=DIR     use the LibTorch in DIR (include/ and lib/) instead of downloading one; its CUDA libraries are its own affair
+#   QALORA_CUDA=OFF  no CUDA compiler
+#   QALORA_GPU=1|0   get CUDA's libraries, or not, whatever nvidia-smi says
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -36,16 +39,53 @@ if ((${#missing[@]})); then
   install_packages "${missing[@]}" "$(command -v ccache >/dev/null || echo ccache)"
 fi
 
-wanted=$(cat scripts/requirements.txt; echo "${LIBTORCH:-}")
-stamp=.deps/installed
-if [[ -f $stamp && $(cat "$stamp") == "$wanted" ]]; then exit 0; fi
-mkdir -p .deps
-[[ -x .deps/venv/bin/pip ]] || python3 -m venv .deps/venv || fail "python3 -m venv failed; is the Debian package python3-venv there?"
-packages=$(grep -v '^#' scripts/requirements.txt)
+# install STAMP WANTED LABEL PACKAGES..: pip into .deps/venv once; WANTED is written to .deps/STAMP when it is there.
+install() {
+  local stamp=.deps/$1 wanted=$2 label=$3; shift 3
+  if [[ -f $stamp && $(cat "$stamp") == "$wanted" ]]; then return 0; fi
+  mkdir -p .deps
+  [[ -x .deps/venv/bin/pip ]] || python3 -m venv .deps/venv || fail "python3 -m venv failed; is the Debian package python3-venv there?"
+  say "downloading into .deps/$label: $*"
+  .deps/venv/bin/pip install --quiet --disable-pip-version-check --no-deps "$@" || return 1
+  printf '%s' "$wanted" > "$stamp"
+  say "done ($(du -sh .deps | cut -f1) under .deps/)"
+}
+packages_in() { grep -v '^#' "scripts/$1"; }
+size_in() { grep -o 'About [0-9.]* [GM]B' "scripts/$1" | tail -n 1 | tr 'A' 'a'; }
+
+packages=$(packages_in requirements.txt)
 [[ -z ${LIBTORCH:-} ]] || packages=$(grep -vE '^(torch|nvidia)' <<<"$packages")
-say "downloading into .deps/: $(tr '\n' ' ' <<<"$packages")"
 # shellcheck disable=SC2086
-.deps/venv/bin/pip install --quiet --disable-pip-version-check --no-deps $packages \
+install installed "$(cat scripts/requirements.txt; echo "${LIBTORCH:-}")" "" $packages \
   || fail "pip could not download the packages above; is there a network? With a LibTorch of your own set LIBTORCH=DIR."
-printf '%s' "$wanted" > "$stamp"
-say "done ($(du -sh .deps | cut -f1) under .deps/)"
+
+# The CUDA that LibTorch was built for: 13 for the one above. Empty for one without CUDA.
+cuda_major() {
+  if [[ -z ${LIBTORCH:-} ]]; then echo 13
+  elif [[ -e $LIBTORCH/lib/libc10_cuda.so ]]; then grep -aom1 'libcudart\.so\.[0-9]*' "$LIBTORCH/lib/libc10_cuda.so" | grep -o '[0-9]*$'; fi
+}
+# Does this machine have an nvcc that fits? The same places in the same order as cmake/cuda.cmake, which also tries whether it compiles.
+system_nvcc() {
+  local nvcc release
+  for nvcc in "${CUDACXX:-}" "$(command -v nvcc || true)" /usr/local/cuda/bin/nvcc; do
+    [[ -n $nvcc && -x $nvcc ]] || continue
+    release=$("$nvcc" --version 2>/dev/null | grep -o 'release [0-9.]*' | cut -d' ' -f2) || continue
+    [[ ${release%%.*} == "$1" ]] && (( ${release%%.*} > 12 || ${release#*.} >= 8 )) && return 0
+  done
+  return 1
+}
+major=$(cuda_major)
+if [[ ${QALORA_CUDA:-ON} != OFF && $major == 13 ]] && ! system_nvcc "$major"; then
+  # shellcheck disable=SC2046
+  install installed-cuda "$(cat scripts/requirements-cuda.txt)" ", the CUDA compiler ($(size_in requirements-cuda.txt))" \
+    $(packages_in requirements-cuda.txt) || say "the CUDA compiler could not be downloaded: the program is built without CUDA"
+fi
+has_gpu() {
+  case ${QALORA_GPU:-} in 1) return 0 ;; 0) return 1 ;; esac
+  [[ -e /dev/nvidiactl || -e /dev/dxg ]] && command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -q .
+}
+if [[ -z ${LIBTORCH:-} ]] && has_gpu; then
+  # shellcheck disable=SC2046
+  install installed-gpu "$(cat scripts/requirements-gpu.txt)" ", CUDA's libraries for the GPU here ($(size_in requirements-gpu.txt))" \
+    $(packages_in requirements-gpu.txt) || say "CUDA's libraries could not be downloaded: --device cuda will say which one is missing"
+fi

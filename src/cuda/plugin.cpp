@@ -52,8 +52,8 @@ Devices look_for_devices() {
   const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
   const int driver = driver_version();
   if (driver == 0) {
-    found.problem = "the NVIDIA driver's library libcuda.so.1 is missing or does not answer; install the driver (575 or newer for CUDA 13)";
-    if (CUDART_VERSION / 1000 < 13) found.problem = "the NVIDIA driver's library libcuda.so.1 is missing or does not answer; install the driver";
+    found.problem = "the NVIDIA driver's library libcuda.so.1 is missing or does not answer; install a driver for CUDA " +
+                    version_text(CUDART_VERSION) + " or newer";
   } else if (error == cudaErrorInsufficientDriver) {
     found.problem = "the NVIDIA driver is for CUDA " + version_text(driver) + " and older than this build's CUDA " +
                     version_text(CUDART_VERSION) + "; update the driver";
