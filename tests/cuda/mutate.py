@@ -1,0 +1,58 @@
+#!/usr/bin/env python3
+"""Writes a broken copy of a CUDA kernel file: one text replaced, and a line that makes it known to the tests as a mutant."""
+import argparse
+import re
+import shutil
+import sys
+from pathlib import Path
+
+
+def api_functions(root, source):
+    """The functions of the Api table that `source` defines."""
+    header = (root / "include/qalora/kernels/cuda.h").read_text()
+    fields = re.findall(r"\(\*(\w+)\)\(", header)
+    return [field for field in fields if re.search(rf"^(?:Status|int64_t) {field}\(", source, re.MULTILINE)]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("root", "folder"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    for name in ("source", "target", "id", "check", "dies"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--times", type=int, required=True)
+    arguments = parser.parse_args()
+    original = arguments.root / "kernels/cuda"
+    copies = arguments.folder / "kernels/cuda"
+    text = (arguments.folder / "text").read_text()
+    replacement = (arguments.folder / "replacement").read_text()
+
+    target = (original / arguments.target).read_text()
+    found = target.count(text)
+    if found != arguments.times:
+        sys.exit(f"mutant {arguments.id}: {arguments.target} has its text {found} times, not {arguments.times}: {text!r}")
+    copies.mkdir(parents=True, exist_ok=True)
+    for header in original.glob("*.h"):  # beside the copy they are found before the originals
+        shutil.copyfile(header, copies / header.name)
+    source = (original / arguments.source).read_text()
+    mutated = target.replace(text, replacement)
+    if arguments.target == arguments.source:
+        source = mutated
+    else:
+        (copies / arguments.target).write_text(mutated)
+
+    functions = api_functions(arguments.root, source)
+    if not functions:
+        sys.exit(f"mutant {arguments.id}: {arguments.source} defines no function of the Api table")
+    changes = " ".join(f"api.{name} = qalora::kernels::cuda::{name};" for name in functions)
+    dies = "true" if arguments.dies == "1" else "false"
+    source += f"""
+#include "cuda/mutant.h"
+static const qalora::test::cuda::MutantEntry mutant_entry("{arguments.id}", "{arguments.check}", {dies},
+                                                          [](qalora::kernels::cuda::Api& api) {{ {changes} }});
+"""
+    (copies / arguments.source).write_text(source)
+
+
+if __name__ == "__main__":
+    main()
