@@ -55,6 +55,7 @@ struct Pooling {
   }
 };
 
+// Of arguments that check_rows has found good.
 inline Pooling make_pooling(const PoolOutput& pool, int64_t width) {
   Pooling result;
   if (pool.sums == nullptr && !pool.columns) return result;

@@ -31,8 +31,9 @@ __global__ void __launch_bounds__(kSegmentThreads)
 
 Status pool(void* x, int64_t stride, Type type, int64_t rows, int64_t width, const PoolOutput& pool, Stream stream) {
   const Status checked = check_rows(rows, width, stride, pool);
+  if (checked != Status::kOk || rows == 0) return checked;
   const Pooling pooling = make_pooling(pool, width);
-  if (checked != Status::kOk || rows == 0 || pooling.group_size == 0) return checked;
+  if (pooling.group_size == 0) return Status::kOk;
   const Segments cut = segments(rows, width, type, pooling);
   if (rows * cut.per_row > kMaxGrid || cut.shape.shared_bytes > kMaxShared) return Status::kUnsupported;
   const bool aligned = aligned_to(16, {x}) && stride % vector_elements(type) == 0;
