@@ -222,8 +222,8 @@ void expect_close(const std::vector<float>& actual, const std::vector<double>& e
 }  // namespace qalora::test::cuda
 
 extern "C" {
-// Nothing in here leaks on purpose, and leak detection needs ptrace, which containers forbid; redzones wide enough for a stray row; memory of
-// ended blocks need not stay poisoned for long.
+// Leak detection needs ptrace, which containers forbid; redzones are wide enough for a stray row; memory of ended blocks need not stay
+// poisoned for long.
 const char* __asan_default_options() { return "detect_leaks=0:redzone=128:quarantine_size_mb=32:detect_odr_violation=0"; }
 const char* __ubsan_default_options() { return "print_stacktrace=1"; }
 }

@@ -48,7 +48,7 @@ void release(void* memory);
 void copy_in(void* to, const void* from, int64_t bytes);
 void copy_out(void* to, const void* from, int64_t bytes);
 
-// `count` elements on the device, of 0xff bytes (NaN) until written. `shift` elements lie unused before them: an address that is less aligned.
+// `count` elements on the device, of 0xff bytes (NaN) until written. `shift` elements lie unused before them: a less aligned address.
 template <typename T>
 class Buffer {
  public:
@@ -117,7 +117,8 @@ template <typename T>
 void expect_same_bits(const std::vector<T>& actual, const std::vector<T>& expected, const std::string& what) {
   ASSERT_EQ(actual.size(), expected.size()) << what;
   for (size_t i = 0; i < actual.size(); ++i) {
-    ASSERT_EQ(memcmp(&actual[i], &expected[i], sizeof(T)), 0) << what << ", element " << i << ": " << +actual[i] << ", not " << +expected[i];
+    ASSERT_EQ(memcmp(&actual[i], &expected[i], sizeof(T)), 0)
+        << what << ", element " << i << ": " << +actual[i] << ", not " << +expected[i];
   }
 }
 

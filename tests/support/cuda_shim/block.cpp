@@ -65,7 +65,6 @@ void Block::prepare(uint64_t seed) {
     Thread& thread = threads_[i];
     const auto linear = static_cast<unsigned>(i);
     thread.index = {linear % launch_.block.x, linear / launch_.block.x % launch_.block.y, linear / launch_.block.x / launch_.block.y};
-    thread.started = false;
     thread.waits_for = nullptr;
     thread.copies.clear();
     prepare_fiber(thread.fiber, i, enter);
@@ -83,6 +82,7 @@ void Block::run(const Launch& launch, void (*body)(const void*), const void* arg
   prepare(seed);
   entering = this;
   running_ = -1;
+  fresh_ = true;
   leave(false);  // comes back when no thread can go on
   if (alive_ > 0 && problem_.empty()) problem_ = describe_deadlock();
   free(shared_);
@@ -91,7 +91,8 @@ void Block::run(const Launch& launch, void (*body)(const void*), const void* arg
 
 void Block::enter() {
   Block& block = *entering;
-  arrive_on_fiber(block.main_);
+  arrive_on_fiber(block.fresh_ ? &block.main_ : nullptr);
+  block.fresh_ = false;
   try {
     block.body_(block.arguments_);
   } catch (const std::exception& error) {
@@ -229,12 +230,13 @@ std::string Block::describe_deadlock() const {
     if (entry.first++ == 0) entry.second = i;
   }
   char where[128];
-  snprintf(where, sizeof(where), "deadlock in block (%u,%u,%u):", blockIdx.x, blockIdx.y, blockIdx.z);
-  std::string text = where;
+  snprintf(where, sizeof(where), ": block (%u,%u,%u): deadlock:", blockIdx.x, blockIdx.y, blockIdx.z);
+  std::string text = name_of_kernel(launch_.kernel) + where;
   for (const auto& [what, who] : waiting) {
     const uint3 first = threads_[who.second].index;
     char line[256];
-    snprintf(line, sizeof(line), " %d threads wait at %s, the first of them (%u,%u,%u);", who.first, what.c_str(), first.x, first.y, first.z);
+    snprintf(line, sizeof(line), " %d threads wait at %s, the first of them (%u,%u,%u);", who.first, what.c_str(), first.x, first.y,
+             first.z);
     text += line;
   }
   return text;

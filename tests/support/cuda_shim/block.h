@@ -25,6 +25,8 @@ class Random {
   uint64_t state_;
 };
 
+std::string name_of_kernel(const void* kernel);
+
 // The asynchronous copies of one thread.
 class Copies {
  public:
@@ -64,7 +66,6 @@ class Block {
   struct Thread {
     Fiber fiber;
     uint3 index{};
-    bool started = false;
     const char* waits_for = nullptr;
     unsigned waits_mask = 0;  // 0: the whole block
     Copies copies;
@@ -98,7 +99,8 @@ class Block {
   const void* arguments_ = nullptr;
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
-  Fiber main_;
+  Fiber main_;           // the OS thread's own stack
+  bool fresh_ = false;   // the next fiber to begin comes from main_
   int count_ = 0, alive_ = 0, ready_ = 0;
   int running_ = -1, warp_ = 0;  // the warp that is looked at first
   char* shared_ = nullptr;

@@ -1,5 +1,5 @@
-// CUDA C++ for the host compiler: what kernels/cuda/dialect.h allows, with the meaning that the CUDA and PTX manuals give it. A grid's blocks run
-// one after the other, a block's threads as fibers (engine.h). ASan and UBSan watch global and shared memory.
+// CUDA C++ for the host compiler: what kernels/cuda/dialect.h allows, with the meaning that the CUDA and PTX manuals give it. A grid's
+// blocks run one after the other, a block's threads as fibers (engine.h). ASan and UBSan watch global and shared memory.
 #pragma once
 
 #include "engine.h"

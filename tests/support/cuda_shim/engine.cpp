@@ -19,14 +19,6 @@ namespace {
 
 __thread Block* block = nullptr;  // the one that runs on this OS thread
 
-std::string name_of_kernel(const void* kernel) {
-  char text[512] = "";
-  if (__sanitizer_symbolize_pc) __sanitizer_symbolize_pc(const_cast<void*>(kernel), "%f", text, sizeof(text));
-  if (text[0]) return text;
-  snprintf(text, sizeof(text), "kernel at %p", kernel);
-  return text;
-}
-
 std::string text_of(uint3 index) {
   return "(" + std::to_string(index.x) + "," + std::to_string(index.y) + "," + std::to_string(index.z) + ")";
 }
@@ -55,6 +47,16 @@ uint64_t block_at(uint64_t index, uint64_t count) {
 }
 
 }  // namespace
+
+std::string name_of_kernel(const void* kernel) {
+  char text[512] = "";
+  // It takes the address for one that a call returns to and looks a byte before it.
+  void* inside = const_cast<char*>(static_cast<const char*>(kernel) + 1);
+  if (__sanitizer_symbolize_pc) __sanitizer_symbolize_pc(inside, "%f", text, sizeof(text));
+  if (text[0]) return text;
+  snprintf(text, sizeof(text), "kernel at %p", kernel);
+  return text;
+}
 
 void fault(const char* format, ...) {
   char text[2048];

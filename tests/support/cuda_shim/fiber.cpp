@@ -74,12 +74,13 @@ void switch_fiber(Fiber& from, Fiber& to, bool ends) {
   if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(from.fake_stack, nullptr, nullptr);
 }
 
-void arrive_on_fiber(Fiber& from) {
-  const void* bottom = from.stack_bottom;
-  size_t bytes = from.stack_bytes;
+void arrive_on_fiber(Fiber* from) {
+  const void* bottom = nullptr;
+  size_t bytes = 0;
   if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(nullptr, &bottom, &bytes);
-  from.stack_bottom = static_cast<const char*>(bottom);
-  from.stack_bytes = bytes;
+  if (from == nullptr) return;
+  from->stack_bottom = static_cast<const char*>(bottom);
+  from->stack_bytes = bytes;
 }
 
 void prepare_fiber(Fiber& fiber, int index, void (*entry)()) {

@@ -1,6 +1,6 @@
-// __nv_bfloat16 and __half with the conversions and arithmetic of cuda_bf16.h and cuda_fp16.h. Each function rounds once, to nearest even, and
-// its NaNs are 0x7fff, as the manuals say. Computed in double: no sum, product or quotient of two such numbers is rounded twice (53 bits
-// are more than 2 * 11 + 2, and what is subnormal is exact or far from the middle); fused ones go through rounding to odd.
+// __nv_bfloat16 and __half with the conversions and arithmetic of cuda_bf16.h and cuda_fp16.h. Each function rounds once, to nearest even,
+// and its NaNs are 0x7fff, as the manuals say. Computed in double: no sum, product or quotient of two such numbers is rounded twice (53
+// bits are more than 2 * 11 + 2, and what is subnormal is exact or far from the middle); fused ones go through rounding to odd.
 #pragma once
 
 #include <math.h>

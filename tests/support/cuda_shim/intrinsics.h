@@ -1,5 +1,5 @@
-// Arithmetic, bit and memory functions of the CUDA math and programming manuals that kernels may use. Where the device's is an approximation
-// (__expf, rsqrtf, ...) this one is as good as the host's: a kernel's tolerance must cover the device's documented error itself.
+// Arithmetic, bit and memory functions of the CUDA math and programming manuals that kernels may use. Where the device's is an
+// approximation (__expf, rsqrtf, ...) this one is as good as the host's: a kernel's tolerance must cover the device's error itself.
 #pragma once
 
 #include <math.h>

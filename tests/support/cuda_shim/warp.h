@@ -1,5 +1,5 @@
-// Barriers and what the lanes of a warp do together. Stricter than the hardware: a lane outside its own mask, a mask that names a lane that has
-// ended, or a value taken from a lane outside the mask is a fault, where the manual says "undefined".
+// Barriers and what the lanes of a warp do together. Stricter than the hardware: a lane outside its own mask, a mask that names a lane
+// that has ended, or a value taken from a lane outside the mask is a fault, where the manual says "undefined".
 #pragma once
 
 #include <cstdint>
@@ -122,12 +122,15 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) { return cuda_shim::
 inline int __any_sync(unsigned mask, int predicate) { return cuda_shim::ballot("__any_sync", mask, predicate != 0) != 0; }
 inline int __all_sync(unsigned mask, int predicate) { return cuda_shim::ballot("__all_sync", mask, predicate == 0) == 0; }
 
-inline unsigned __reduce_add_sync(unsigned mask, unsigned value) { return cuda_shim::reduce<unsigned, 0>("__reduce_add_sync", mask, value); }
-inline int __reduce_add_sync(unsigned mask, int value) { return cuda_shim::reduce<int, 0>("__reduce_add_sync", mask, value); }
-inline unsigned __reduce_min_sync(unsigned mask, unsigned value) { return cuda_shim::reduce<unsigned, 1>("__reduce_min_sync", mask, value); }
-inline int __reduce_min_sync(unsigned mask, int value) { return cuda_shim::reduce<int, 1>("__reduce_min_sync", mask, value); }
-inline unsigned __reduce_max_sync(unsigned mask, unsigned value) { return cuda_shim::reduce<unsigned, 2>("__reduce_max_sync", mask, value); }
-inline int __reduce_max_sync(unsigned mask, int value) { return cuda_shim::reduce<int, 2>("__reduce_max_sync", mask, value); }
-inline unsigned __reduce_and_sync(unsigned mask, unsigned value) { return cuda_shim::reduce<unsigned, 3>("__reduce_and_sync", mask, value); }
-inline unsigned __reduce_or_sync(unsigned mask, unsigned value) { return cuda_shim::reduce<unsigned, 4>("__reduce_or_sync", mask, value); }
-inline unsigned __reduce_xor_sync(unsigned mask, unsigned value) { return cuda_shim::reduce<unsigned, 5>("__reduce_xor_sync", mask, value); }
+#define CUDA_SHIM_REDUCE(type, name, kind) \
+  inline type name(unsigned mask, type value) { return cuda_shim::reduce<type, kind>(#name, mask, value); }
+CUDA_SHIM_REDUCE(unsigned, __reduce_add_sync, 0)
+CUDA_SHIM_REDUCE(int, __reduce_add_sync, 0)
+CUDA_SHIM_REDUCE(unsigned, __reduce_min_sync, 1)
+CUDA_SHIM_REDUCE(int, __reduce_min_sync, 1)
+CUDA_SHIM_REDUCE(unsigned, __reduce_max_sync, 2)
+CUDA_SHIM_REDUCE(int, __reduce_max_sync, 2)
+CUDA_SHIM_REDUCE(unsigned, __reduce_and_sync, 3)
+CUDA_SHIM_REDUCE(unsigned, __reduce_or_sync, 4)
+CUDA_SHIM_REDUCE(unsigned, __reduce_xor_sync, 5)
+#undef CUDA_SHIM_REDUCE
