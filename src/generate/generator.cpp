@@ -9,6 +9,7 @@
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
 #include "qalora/core/signals.h"
+#include "qalora/generate/decoder.h"
 
 namespace qalora::generate {
 namespace {
@@ -16,13 +17,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-// ids: of tokens that continue the cache -> logits of the last one, [vocab] f32
-at::Tensor next_logits(model::Llama& model, const std::vector<int64_t>& ids, model::KvCache& cache) {
-  const at::Tensor input = at::tensor(at::IntArrayRef(ids), at::kLong).to(model.embedding.device());
-  const at::Tensor hidden = model.forward_cached(input, cache);  // [tokens, hidden] f32
-  return model.logits(hidden.narrow(0, hidden.size(0) - 1, 1))[0];
-}
 
 }  // namespace
 
@@ -42,9 +36,9 @@ Generation generate(model::Llama& model, const std::vector<int64_t>& prompt, con
   }
   Generation out;
   out.prompt_tokens = length;
-  model::KvCache cache;
+  Decoder decoder(model);
   auto start = Clock::now();
-  at::Tensor logits = next_logits(model, prompt, cache);
+  at::Tensor logits = decoder.next(prompt);
   out.prefill_seconds = seconds_since(start);
   start = Clock::now();
   const int64_t room = std::min(options.max_tokens, context - length);
@@ -56,7 +50,7 @@ Generation generate(model::Llama& model, const std::vector<int64_t>& prompt, con
     out.ids.push_back(id);
     on_token(id);
     if (static_cast<int64_t>(out.ids.size()) == room) break;
-    logits = next_logits(model, {id}, cache);
+    logits = decoder.next({id});
     ++out.decode_steps;
   }
   out.decode_seconds = seconds_since(start);

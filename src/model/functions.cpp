@@ -252,17 +252,32 @@ PooledInput swiglu(const at::Tensor& gate, const at::Tensor& up, const PoolReque
   return out;
 }
 
-at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                     const std::vector<std::pair<int64_t, int64_t>>& segments) {
+Segments::Segments(std::vector<std::pair<int64_t, int64_t>> all, c10::Device device) : list(std::move(all)) {
+  QALORA_CHECK(!list.empty() && list.front().first == 0, "segments start at token 0");
+  const auto length = [](const auto& segment) { return segment.second - segment.first; };
+  for (const auto& segment : list) longest = std::max(longest, length(segment));
+  uniform = std::all_of(list.begin(), list.end(), [&](const auto& segment) { return length(segment) == longest; });
+  if (uniform || !device.is_cuda()) return;
+  std::vector<int32_t> edges = {0};
+  for (const auto& segment : list) edges.push_back(static_cast<int32_t>(segment.second));
+  borders = at::tensor(edges, at::kInt).to(device);
+}
+
+at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Segments& segments) {
   const int64_t tokens = q.size(0);
-  const int64_t count = static_cast<int64_t>(segments.size());
-  QALORA_CHECK(count > 0 && segments.front().first == 0 && segments.back().second == tokens, "segments cover all ", tokens, " tokens");
-  const int64_t length = segments[0].second;
-  const bool uniform = std::all_of(segments.begin(), segments.end(), [&](const auto& s) { return s.second - s.first == length; });
-  if (uniform) return attend(q, k, v, count);
+  const int64_t count = std::ssize(segments.list);
+  QALORA_CHECK(segments.list.back().second == tokens, "segments cover all ", tokens, " tokens");
+  if (segments.uniform) return attend(q, k, v, count);
+  if (segments.borders.defined() && q.scalar_type() != at::kFloat) {
+    // One kernel for segments of all lengths: packed rows hold dozens, and a kernel each would leave the GPU waiting for the CPU.
+    const at::Tensor out = std::get<0>(at::_flash_attention_forward(q, k, v, segments.borders, segments.borders, segments.longest,
+                                                                    segments.longest, /*dropout_p=*/0.0, /*is_causal=*/true,
+                                                                    /*return_debug_mask=*/false));
+    return out.reshape({tokens, q.size(1) * q.size(2)});
+  }
   std::vector<at::Tensor> parts;
-  parts.reserve(segments.size());
-  for (const auto& [begin, end] : segments) {
+  parts.reserve(segments.list.size());
+  for (const auto& [begin, end] : segments.list) {
     parts.push_back(attend(q.slice(0, begin, end), k.slice(0, begin, end), v.slice(0, begin, end), 1));
   }
   return at::cat(parts, 0);

@@ -1,6 +1,7 @@
 #include "qalora/model/linear.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "qalora/core/error.h"
@@ -121,26 +122,51 @@ void Linear::to(c10::Device device) {
   if (bias.defined()) bias = bias.to(device);
 }
 
-// The adapter's part folded into the offsets, where that is the same function.
+const at::Tensor& FoldedOffsets::get(const std::vector<const Linear*>& parts, const std::function<at::Tensor()>& make) const {
+  std::vector<std::pair<const void*, int64_t>> versions;
+  for (const Linear* part : parts) {
+    if (!part->adapter) continue;
+    for (const at::Tensor& tensor : {part->adapter->a, part->adapter->b}) {
+      versions.emplace_back(tensor.unsafeGetTensorImpl(), static_cast<int64_t>(tensor._version()));
+    }
+  }
+  if (!offsets_.defined() || versions != versions_) {
+    offsets_ = make();
+    versions_ = std::move(versions);
+  }
+  return offsets_;
+}
+
 bool Linear::folds(const DropoutKey& dropout) const {
   if (!tiled_ || !adapter || adapter->beside || adapter->pooling == io::Pooling::kNone) return false;
   const bool whole_groups = adapter->pooling == io::Pooling::kSum || in_features() % adapter->group_size == 0;
   return whole_groups && adapter->group_size == tiled_->shape.group_size && !(dropout.training && adapter->dropout > 0);
 }
 
-at::Tensor Linear::base_product(const quant::PooledInput& x, const Adapter* folded) const {
+double Linear::folded_scaling() const {
+  return adapter->scaling / (adapter->pooling == io::Pooling::kMean ? static_cast<double>(adapter->group_size) : 1.0);
+}
+
+at::Tensor Linear::folded_offsets() const {
+  return adapter ? tiled_->folded(adapter->a, adapter->b, folded_scaling()) : tiled_->offsets;
+}
+
+at::Tensor Linear::base_product(const quant::PooledInput& x, bool folded) const {
   if (packed_) return PackedProduct::apply(x.values, *packed_);
   if (!tiled_) return dense_product(x.values, dense_);
+  if (!c10::GradMode::is_enabled()) {
+    return tiled_->multiply(x, folded ? folded_.get({this}, [this] { return folded_offsets(); }) : tiled_->offsets);
+  }
+  folded_.drop();  // training: A and B move each step
   const auto call = c10::make_intrusive<TiledCall>(tiled_);
-  if (folded == nullptr) return TiledProduct::apply(x.values, at::Tensor(), at::Tensor(), 0.0, call, x);
-  const double scaling = folded->scaling / (folded->pooling == io::Pooling::kMean ? static_cast<double>(folded->group_size) : 1.0);
-  return TiledProduct::apply(x.values, folded->a, folded->b, scaling, call, x);
+  if (!folded) return TiledProduct::apply(x.values, at::Tensor(), at::Tensor(), 0.0, call, x);
+  return TiledProduct::apply(x.values, adapter->a, adapter->b, folded_scaling(), call, x);
 }
 
 at::Tensor Linear::forward(const quant::PooledInput& x, const DropoutKey& dropout) const {
   const at::ScalarType dtype = x.values.scalar_type();
   const bool folded = folds(dropout);
-  at::Tensor y = base_product(x, folded ? adapter.get() : nullptr);  // [tokens, out_features]
+  at::Tensor y = base_product(x, folded);  // [tokens, out_features]
   if (bias.defined()) y = y + bias.to(y.scalar_type());
   if (!adapter || folded) return y.to(dtype);
   // The adapter runs in f32 beside the base whatever the compute dtype: folded into bf16 weights its small numbers drown.

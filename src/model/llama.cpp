@@ -15,18 +15,21 @@ namespace {
 constexpr int64_t kLossChunk = 512;
 constexpr int64_t kDeviceLossChunk = 2048;  // a GPU wants larger products: 262 MB
 
+// mask: [1, 1, 1 or fresh, total] bool or undefined
+at::Tensor attend_rows(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& values, const at::Tensor& mask, bool causal) {
+  const auto row = [](const at::Tensor& t) { return t.unsqueeze(0).transpose(1, 2); };  // [1, heads, length, head_dim]
+  const at::Tensor out = at::scaled_dot_product_attention(
+      row(q), row(keys), row(values), mask.defined() ? std::optional<at::Tensor>(mask) : std::nullopt, 0.0, causal, std::nullopt,
+      /*enable_gqa=*/q.size(1) != keys.size(1));
+  return out.transpose(1, 2).reshape({q.size(0), q.size(1) * q.size(2)});
+}
+
 // One new position of a cached row attends to everything before it; several at once need the causal border spelled out.
 at::Tensor attend_cached(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& values) {
-  const auto row = [](const at::Tensor& t) { return t.unsqueeze(0).transpose(1, 2); };  // [1, heads, length, head_dim]
   const int64_t fresh = q.size(0), total = keys.size(0);
   at::Tensor mask;
-  if (fresh > 1 && fresh < total) {
-    mask = at::ones({fresh, total}, q.options().dtype(at::kBool)).tril_(total - fresh);
-  }
-  const at::Tensor out = at::scaled_dot_product_attention(
-      row(q), row(keys), row(values), mask.defined() ? std::optional<at::Tensor>(mask) : std::nullopt, 0.0,
-      /*is_causal=*/fresh > 1 && fresh == total, std::nullopt, /*enable_gqa=*/q.size(1) != keys.size(1));
-  return out.transpose(1, 2).reshape({fresh, q.size(1) * q.size(2)});
+  if (fresh > 1 && fresh < total) mask = at::ones({fresh, total}, q.options().dtype(at::kBool)).tril_(total - fresh);
+  return attend_rows(q, keys, values, mask, /*causal=*/fresh > 1 && fresh == total);
 }
 
 void require_known_ids(const at::Tensor& ids, int64_t vocab_size) {
@@ -39,9 +42,14 @@ void require_known_ids(const at::Tensor& ids, int64_t vocab_size) {
 void grow(at::Tensor& buffer, int64_t used, int64_t needed, const at::Tensor& like) {
   const int64_t capacity = buffer.defined() ? buffer.size(0) : 0;
   if (needed <= capacity) return;
-  at::Tensor larger = at::empty({std::max<int64_t>(needed, 2 * capacity), like.size(1), like.size(2)}, like.options());
+  // Zeros: a masked position takes part with weight 0, and 0 times what lies in fresh memory may be NaN.
+  at::Tensor larger = at::zeros({std::max<int64_t>(needed, 2 * capacity), like.size(1), like.size(2)}, like.options());
   if (used > 0) larger.narrow(0, 0, used).copy_(buffer.narrow(0, 0, used));
   buffer = larger;
+}
+
+void move(at::Tensor& value, c10::Device device) {
+  if (value.device() != device) value = value.detach().to(device).requires_grad_(value.requires_grad());
 }
 
 // cos and sin of each token's position: [tokens, head_dim] f32
@@ -55,6 +63,15 @@ PoolRequest pool_for(const Linear& reader, int64_t tokens, at::ScalarType dtype)
   return {reader.tiled()->shape.group_size, quant::wants_panel(tokens, dtype)};
 }
 
+// The outputs of layers that read the same input.
+std::vector<at::Tensor> together(const LinearStack& stack, const std::vector<const Linear*>& parts, const quant::PooledInput& x,
+                                 const DropoutKey& dropout) {
+  if (stack.serves(parts)) return stack.forward(parts, x);
+  std::vector<at::Tensor> outputs;
+  for (const Linear* part : parts) outputs.push_back(part->forward(x, dropout));
+  return outputs;
+}
+
 // A layer around its attention. attend(q, k, v), with q and k rotated: [tokens, heads or kv_heads, head_dim] each ->
 // [tokens, heads * head_dim]
 template <typename Attend>
@@ -63,14 +80,15 @@ at::Tensor run_layer(const Llama& model, const Layer& layer, const at::Tensor& h
   const LlamaConfig& config = model.config;
   const int64_t tokens = h.size(0);
   const quant::PooledInput x = rms_norm(h, layer.attention_norm, config.norm_eps, model.compute, pool_for(layer.q, tokens, model.compute));
-  const at::Tensor q = layer.q.forward(x, dropout).view({tokens, config.heads, config.head_dim});
-  const at::Tensor k = layer.k.forward(x, dropout).view({tokens, config.kv_heads, config.head_dim});
-  const at::Tensor v = layer.v.forward(x, dropout).view({tokens, config.kv_heads, config.head_dim});
+  const std::vector<at::Tensor> qkv = together(layer.qkv, {&layer.q, &layer.k, &layer.v}, x, dropout);
+  const at::Tensor q = qkv[0].reshape({tokens, config.heads, config.head_dim});
+  const at::Tensor k = qkv[1].reshape({tokens, config.kv_heads, config.head_dim});
+  const at::Tensor v = qkv[2].reshape({tokens, config.kv_heads, config.head_dim});
   const at::Tensor mixed = attend(Rope::apply(q, rotation.cos, rotation.sin), Rope::apply(k, rotation.cos, rotation.sin), v);
   const auto [middle, y] = add_rms_norm(h, layer.o.forward(mixed, dropout), layer.mlp_norm, config.norm_eps, model.compute,
                                         pool_for(layer.gate, tokens, model.compute));
-  const quant::PooledInput product =
-      swiglu(layer.gate.forward(y, dropout), layer.up.forward(y, dropout), pool_for(layer.down, tokens, model.compute));
+  const std::vector<at::Tensor> gate_up = together(layer.gate_up, {&layer.gate, &layer.up}, y, dropout);
+  const quant::PooledInput product = swiglu(gate_up[0], gate_up[1], pool_for(layer.down, tokens, model.compute));
   return at::add(middle, layer.down.forward(product, dropout));
 }
 
@@ -97,12 +115,13 @@ at::Tensor Llama::forward(const text::Batch& batch, const ForwardOptions& option
   const auto [cos, sin] = rope.at(batch.positions.reshape({-1}).to(device()));
   const Rotation rotation{cos, sin};
   at::Tensor h = at::embedding(embedding, batch.input_ids.reshape({-1}).to(device())).to(at::kFloat);  // [tokens, hidden]
+  const Segments segments(batch.segments, device());
   const bool recompute = options.gradient_checkpointing && c10::GradMode::is_enabled();
   // A recomputed layer is only visited by the backward pass when its input asks for a gradient.
   if (recompute && !h.requires_grad()) h.requires_grad_(true);
   for (const Layer& layer : layers) {
     // Everything but the model is captured by value (tensors share their storage): the backward pass comes after this call returned.
-    const auto run = [this, &layer, rotation, segments = batch.segments, dropout = options.dropout](const at::Tensor& input) {
+    const auto run = [this, &layer, rotation, segments, dropout = options.dropout](const at::Tensor& input) {
       return run_layer(*this, layer, input, rotation, dropout, [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
         return attention(q, k, v, segments);
       });
@@ -134,6 +153,32 @@ at::Tensor Llama::forward_cached(const at::Tensor& ids, KvCache& cache) {
   return rms_norm(h, final_norm, config.norm_eps, at::kFloat).values;
 }
 
+void Llama::reserve(KvCache& cache, int64_t tokens) const {
+  cache.keys.resize(config.layers);
+  cache.values.resize(config.layers);
+  const at::Tensor like = at::empty({0, config.kv_heads, config.head_dim}, embedding.options().dtype(compute).requires_grad(false));
+  for (int64_t i = 0; i < config.layers; ++i) {
+    grow(cache.keys[i], cache.length, tokens, like);
+    grow(cache.values[i], cache.length, tokens, like);
+  }
+}
+
+at::Tensor Llama::forward_at(const at::Tensor& id, const at::Tensor& position, KvCache& cache) {
+  const auto [cos, sin] = rope_for(cache.capacity()).at(position);
+  const Rotation rotation{cos, sin};
+  // Positions behind this one hold nothing yet, or something of a longer past.
+  const at::Tensor seen = at::arange(cache.capacity(), position.options()).le(position).view({1, 1, 1, cache.capacity()});
+  at::Tensor h = at::embedding(embedding, id).to(at::kFloat);
+  for (int64_t i = 0; i < config.layers; ++i) {
+    h = run_layer(*this, layers[i], h, rotation, {}, [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
+      cache.keys[i].index_copy_(0, position, k);
+      cache.values[i].index_copy_(0, position, v);
+      return attend_rows(q, cache.keys[i], cache.values[i], seen, /*causal=*/false);
+    });
+  }
+  return rms_norm(h, final_norm, config.norm_eps, at::kFloat).values;
+}
+
 at::Tensor Llama::logits(const at::Tensor& hidden) const { return tensor::product_f32(hidden.to(head.scalar_type()), head.t()); }
 
 at::Tensor Llama::loss_sum(const at::Tensor& hidden, const at::Tensor& targets) const {
@@ -144,19 +189,20 @@ at::Tensor Llama::loss_sum(const at::Tensor& hidden, const at::Tensor& targets) 
   return linear_cross_entropy(hidden.index_select(0, counted.to(device())), head, wanted, device().is_cpu() ? kLossChunk : kDeviceLossChunk);
 }
 
+void Layer::to(c10::Device device) {
+  for (const auto& norm : kLayerNorms) move(this->*norm.member, device);
+  for (const auto& projection : kProjections) (this->*projection.member).to(device);
+  qkv = LinearStack({&q, &k, &v});
+  gate_up = LinearStack({&gate, &up});
+}
+
 void Llama::to(c10::Device device) {
-  const auto move = [&](at::Tensor& value) {
-    if (value.device() != device) value = value.detach().to(device).requires_grad_(value.requires_grad());
-  };
   const bool tied = head.is_same(embedding);
-  move(embedding);
-  move(final_norm);
+  move(embedding, device);
+  move(final_norm, device);
   if (tied) head = embedding;
-  move(head);
-  for (Layer& layer : layers) {
-    for (const auto& norm : kLayerNorms) move(layer.*norm.member);
-    for (const auto& projection : kProjections) (layer.*projection.member).to(device);
-  }
+  move(head, device);
+  for (Layer& layer : layers) layer.to(device);
 }
 
 std::vector<Linear*> Llama::linears() {

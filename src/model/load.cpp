@@ -38,10 +38,8 @@ class Loader {
     Layer result;
     const std::string prefix = layer_prefix(index);
     for (const auto& part : kLayerNorms) result.*part.member = norm(prefix + part.name);
-    for (const auto& part : kProjections) {
-      result.*part.member = linear(prefix + part.name, projection_shape(config_, part.name));
-      (result.*part.member).to(options_.device);
-    }
+    for (const auto& part : kProjections) result.*part.member = linear(prefix + part.name, projection_shape(config_, part.name));
+    result.to(options_.device);
     return result;
   }
 
@@ -55,7 +53,7 @@ class Loader {
     return result;
   }
 
-  at::Tensor norm(const std::string& module) const { return placed(dense(module + ".weight", {config_.hidden_size}, at::kFloat)); }
+  at::Tensor norm(const std::string& module) const { return dense(module + ".weight", {config_.hidden_size}, at::kFloat); }
 
   // [vocab, hidden]; an embedding or head may be packed too (MLX writes such files): it is dequantised once.
   at::Tensor vocabulary(const std::string& module, at::ScalarType dtype) const {
@@ -173,7 +171,7 @@ Llama load_model(const fs::path& folder, const LoadOptions& options) {
     model.layers.push_back(load.layer(i));
     progress.add();
   }
-  model.final_norm = load.norm("model.norm");
+  model.final_norm = load.placed(load.norm("model.norm"));
   model.head = model.config.tied_head ? model.embedding : load.vocabulary("lm_head", load.head_dtype());
   return model;
 }

@@ -33,10 +33,19 @@ NormedSum add_rms_norm(const at::Tensor& h, const at::Tensor& residual, const at
 // silu(gate) * up; keeps its two inputs. gate, up: [tokens, intermediate]
 quant::PooledInput swiglu(const at::Tensor& gate, const at::Tensor& up, const PoolRequest& pool = {});
 
-// Causal attention within each segment. q: [tokens, heads, head_dim], k, v: [tokens, kv_heads, head_dim], segments as in
-// text::Batch -> [tokens, heads * head_dim]
-at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
-                     const std::vector<std::pair<int64_t, int64_t>>& segments);
+// Stretches [begin, end) of a row of tokens, as in text::Batch: they cover all of them, in order.
+struct Segments {
+  // device: where attention will run; on CUDA the borders are kept there too.
+  Segments(std::vector<std::pair<int64_t, int64_t>> list, c10::Device device = c10::kCPU);
+
+  std::vector<std::pair<int64_t, int64_t>> list;
+  bool uniform = false;  // all of one length
+  int64_t longest = 0;
+  at::Tensor borders;    // [segments + 1] i32 on CUDA, where lengths differ; else undefined
+};
+
+// Causal attention within each segment. q: [tokens, heads, head_dim], k, v: [tokens, kv_heads, head_dim] -> [tokens, heads * head_dim]
+at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Segments& segments);
 
 // Sum of -log softmax(hidden . head^T)[target] over all rows, as an f32 scalar, `chunk` rows of logits at a time; the
 // gradient of hidden (and of the head when it requires one) is made in the same pass. hidden is rounded to the head's dtype; logits are f32.

@@ -5,9 +5,11 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
-#include <variant>
+#include <utility>
+#include <vector>
 
 #include "qalora/io/adapter_file.h"
 #include "qalora/quant/packed_weight.h"
@@ -33,6 +35,20 @@ struct DropoutKey {
   uint64_t index = 0;  // optimizer step and micro-batch, combined by the trainer
 };
 
+class Linear;
+
+// Offsets with adapters folded in, kept between the tokens of an inference: made anew when an adapter's numbers have moved.
+class FoldedOffsets {
+ public:
+  // f32 in lane order; make() is called when there are none of these parts' present A and B.
+  const at::Tensor& get(const std::vector<const Linear*>& parts, const std::function<at::Tensor()>& make) const;
+  void drop() const { offsets_.reset(); }
+
+ private:
+  mutable at::Tensor offsets_;
+  mutable std::vector<std::pair<const void*, int64_t>> versions_;  // of each A and B: which tensor, how often changed in place
+};
+
 class Linear {
  public:
   Linear() = default;
@@ -52,6 +68,11 @@ class Linear {
   bool quantised() const { return packed_ != nullptr || tiled_ != nullptr; }
   const quant::PackedWeight& packed() const { return *packed_; }  // quantised, on the CPU
   const quant::TiledWeight* tiled() const { return tiled_.get(); }  // quantised, on an accelerator; else null
+  void set_tiled(quant::TiledWeight weight) { tiled_ = std::make_shared<quant::TiledWeight>(std::move(weight)); }
+  // Is this layer's adapter, on an accelerator, folded into the offsets? Where that is not the same function it runs beside them.
+  bool folds(const DropoutKey& dropout) const;
+  // offsets + k B A of an adapter that folds, or the offsets where there is none.
+  at::Tensor folded_offsets() const;
   at::Tensor& dense() { return dense_; }
   const at::Tensor& dense() const { return dense_; }
   uint64_t weight_bytes() const;
@@ -60,13 +81,14 @@ class Linear {
   std::shared_ptr<Adapter> adapter;  // null: none
 
  private:
-  bool folds(const DropoutKey& dropout) const;
-  at::Tensor base_product(const quant::PooledInput& x, const Adapter* folded) const;
+  double folded_scaling() const;  // k
+  at::Tensor base_product(const quant::PooledInput& x, bool folded) const;
 
   std::string module_;
   at::Tensor dense_;
   std::shared_ptr<const quant::PackedWeight> packed_;
   std::shared_ptr<const quant::TiledWeight> tiled_;
+  FoldedOffsets folded_;
 };
 
 }  // namespace qalora::model

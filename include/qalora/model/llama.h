@@ -10,6 +10,7 @@
 
 #include "qalora/model/config.h"
 #include "qalora/model/linear.h"
+#include "qalora/model/linear_stack.h"
 #include "qalora/model/rope.h"
 #include "qalora/text/batch.h"
 
@@ -19,11 +20,16 @@ namespace qalora::model {
 struct KvCache {
   std::vector<at::Tensor> keys, values;  // per layer [capacity, kv_heads, head_dim], grown by doubling
   int64_t length = 0;
+
+  int64_t capacity() const { return keys.empty() || !keys.front().defined() ? 0 : keys.front().size(0); }
 };
 
 struct Layer {
   at::Tensor attention_norm, mlp_norm;  // [hidden] f32
   Linear q, k, v, o, gate, up, down;
+  LinearStack qkv, gate_up;  // on an accelerator
+
+  void to(c10::Device device);
 };
 
 // The parts of a layer by their names in a checkpoint, below layer_prefix(i): the one list that everything goes by.
@@ -58,6 +64,11 @@ class Llama {
   at::Tensor forward(const text::Batch& batch, const ForwardOptions& options = {});
   // ids: [tokens] i64 of one row that continues the cache -> [tokens, hidden] f32; the cache grows.
   at::Tensor forward_cached(const at::Tensor& ids, KvCache& cache);
+  // Room in the cache for so many tokens in all, so that its tensors need not move before.
+  void reserve(KvCache& cache, int64_t tokens) const;
+  // The same for one token at `position` (i64 [1] on the device), with nothing that depends on its value but numbers on the device: the kernels
+  // can be recorded once and run for every position below the cache's capacity. Neither the id nor cache.length is looked at.
+  at::Tensor forward_at(const at::Tensor& id, const at::Tensor& position, KvCache& cache);
   // hidden: [n, hidden] f32 -> [n, vocab] f32. n * vocab * 4 bytes: callers chunk.
   at::Tensor logits(const at::Tensor& hidden) const;
   // Sum over rows with target != text::kIgnore of -log softmax(logits)[target], f32 scalar with gradients for hidden (and the
