@@ -30,8 +30,8 @@ inline double rounded(Type type, double value) {
   return std::abs(result) > largest ? std::copysign(std::numeric_limits<double>::infinity(), value) : result;
 }
 
-// `count` elements of `type` on the device, in memory of exactly their size, with a copy here. `shift` elements of nothing before them spoil the
-// alignment.
+// `count` elements of `type` on the device, in memory of exactly their size, with a copy here. `shift` elements of nothing before them
+// spoil the alignment.
 class Elements {
  public:
   Elements(Type type, int64_t count, int64_t shift = 0)
@@ -101,7 +101,10 @@ class Checker {
   // `got` is a number of `type`, rounded once from an fp32 value that is off from `exact` by at most `error`.
   void rounded_once(Type type, double got, double exact, double error, const char* what, int64_t row, int64_t column) {
     ++checked_;
-    if (std::isnan(exact) ? std::isnan(got) : std::isinf(exact) ? got == exact : rounded(type, exact - error) <= got && got <= rounded(type, exact + error)) return;
+    const bool right = std::isnan(exact)   ? std::isnan(got)
+                       : std::isinf(exact) ? got == exact
+                                           : rounded(type, exact - error) <= got && got <= rounded(type, exact + error);
+    if (right) return;
     if (wrong_++ > 0) return;
     std::ostringstream words;
     words << std::setprecision(9) << what << "[" << row << ", " << column << "] is " << got << ", expected " << exact << " +- " << error;

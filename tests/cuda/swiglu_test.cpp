@@ -73,7 +73,8 @@ KERNEL_CHECK(swiglu, GradientIsRoundedOnce) {
         for (int64_t i = 0; i < count; ++i) {
           const double g = kept.gate[i], u = kept.up[i], s = sigmoid(g), silu = g * s, relative = sigmoid_error(g);
           const double flushed = kFlushed * std::abs(dout[i]) * (1 + std::abs(g));
-          checker.rounded_once(type, to_up[i], dout[i] * silu, std::abs(dout[i] * silu) * (relative + 2 * kFloatUnit) + flushed, "dup", 0, i);
+          const double up_error = std::abs(dout[i] * silu) * (relative + 2 * kFloatUnit) + flushed;
+          checker.rounded_once(type, to_up[i], dout[i] * silu, up_error, "dup", 0, i);
           // s + silu (1 - s), each term with the sigmoid's error in every factor and up to five roundings, 1 - s with those of s
           const double rest = silu * (1 - s);
           const double error = std::abs(s) * (relative + 4 * kFloatUnit) + std::abs(rest) * (relative + 6 * kFloatUnit) +
