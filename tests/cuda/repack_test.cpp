@@ -1,9 +1,7 @@
 // Lane order, word for word, against the plain loops of tiled.h.
-#include <gtest/gtest.h>
-
 #include "cuda/tiled.h"
 
-namespace qalora::kernels::cuda {
+namespace qalora::test::cuda {
 namespace {
 
 // Whole tiles, tails of rows and of inputs, quads that are not full, groups longer than a tile or than the row, one row.
@@ -18,38 +16,47 @@ std::vector<Shape> shapes() {
   return all;
 }
 
-std::string check_repack(const Api& api) {
+struct Device {
+  Buffer<uint32_t> packed;
+  Buffer<float> row_scales, row_offsets;
+  PackedView view;
+  Buffer<uint32_t> codes;
+  Buffer<float> scales, offsets;
+
+  explicit Device(const Weight& weight)
+      : packed(weight.packed), row_scales(weight.row_scales), row_offsets(weight.row_offsets), view(weight.view),
+        codes(static_cast<int64_t>(weight.codes.size())), scales(static_cast<int64_t>(weight.scales.size())), offsets(scales.size()) {
+    view.codes = packed.data(), view.scales = row_scales.data(), view.offsets = row_offsets.data();
+  }
+};
+
+KERNEL_CHECK(repack, EveryCodeIsInItsPlace) {
   for (const Shape& shape : shapes()) {
     const Weight weight(shape);
-    Buffer<uint32_t> codes(weight.codes.size(), 0xDEADBEEF);
-    Buffer<float> scales(weight.scales.size(), NAN), offsets(weight.scales.size(), NAN);
-    if (api.repack(weight.view, codes.data(), scales.data(), offsets.data(), nullptr) != Status::kOk) return shape.text() + ": refused";
-    const int64_t code = first_difference(codes, weight.codes);
-    if (code >= 0) return shape.text() + ": word " + std::to_string(code);
-    if (first_difference(scales, weight.scales) >= 0) return shape.text() + ": scales";
-    if (first_difference(offsets, weight.offsets) >= 0) return shape.text() + ": offsets";
+    const Device device(weight);
+    ASSERT_EQ(api.repack(device.view, device.codes.data(), device.scales.data(), device.offsets.data(), nullptr), Status::kOk);
+    ASSERT_EQ(first_difference(device.codes.download(), weight.codes), -1) << shape.text();
+    ASSERT_EQ(first_difference(device.scales.download(), weight.scales), -1) << shape.text();
+    ASSERT_EQ(first_difference(device.offsets.download(), weight.offsets), -1) << shape.text();
+    results.add(device.codes.download());
   }
-  return "";
 }
 
-TEST(Repack, PutsEveryCodeInItsPlace) { EXPECT_EQ(check_repack(api()), ""); }
-
-TEST(Repack, RefusesWhatNoKernelTakes) {
+KERNEL_CHECK(repack, RefusesWhatNoKernelTakes) {
   const Weight weight({16, 128, 32, 4});
-  Buffer<uint32_t> codes(weight.codes.size());
-  Buffer<float> scales(weight.scales.size()), offsets(weight.scales.size());
+  const Device device(weight);
   const auto run = [&](auto change) {
-    PackedView view = weight.view;
+    PackedView view = device.view;
     change(view);
-    return api().repack(view, codes.data(), scales.data(), offsets.data(), nullptr);
+    return api.repack(view, device.codes.data(), device.scales.data(), device.offsets.data(), nullptr);
   };
   EXPECT_EQ(run([](PackedView&) {}), Status::kOk);
   EXPECT_EQ(run([](PackedView& view) { view.bits = 6; }), Status::kUnsupported);
   EXPECT_EQ(run([](PackedView& view) { view.group_size = 48; }), Status::kUnsupported);
   EXPECT_EQ(run([](PackedView& view) { view.in_features = 100; }), Status::kUnsupported);
   EXPECT_EQ(run([](PackedView& view) { view.codes = nullptr; }), Status::kBadArgument);
-  EXPECT_EQ(api().repack(weight.view, codes.data(), scales.data() + 1, offsets.data(), nullptr), Status::kBadArgument);
+  EXPECT_EQ(api.repack(device.view, device.codes.data(), device.scales.data() + 1, device.offsets.data(), nullptr), Status::kBadArgument);
 }
 
 }  // namespace
-}  // namespace qalora::kernels::cuda
+}  // namespace qalora::test::cuda

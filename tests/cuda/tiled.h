@@ -4,48 +4,28 @@
 
 #include <array>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <random>
 #include <string>
 #include <vector>
 
-#include "kernels/cuda/dialect.h"
+#include "cuda/support.h"
 #include "qalora/kernels/reference.h"
 
-namespace qalora::kernels::cuda {
+namespace qalora::test::cuda {
 
-// Memory as a device's allocator gives it: 256-byte aligned. Exactly so long, so that a sanitizer sees one element too far.
-template <typename T>
-class Buffer {
- public:
-  explicit Buffer(int64_t count, T fill = T()) : count_(count) {
-    void* memory = nullptr;
-    if (posix_memalign(&memory, 256, static_cast<size_t>(count) * sizeof(T)) != 0) std::abort();
-    data_ = static_cast<T*>(memory);
-    for (int64_t i = 0; i < count; ++i) data_[i] = fill;
-  }
-  ~Buffer() { std::free(data_); }
-  Buffer(const Buffer&) = delete;
-  T* data() { return data_; }
-  const T* data() const { return data_; }
-  T& operator[](int64_t i) { return data_[i]; }
-  const T& operator[](int64_t i) const { return data_[i]; }
-  int64_t size() const { return count_; }
-  int64_t bytes() const { return count_ * static_cast<int64_t>(sizeof(T)); }
-
- private:
-  int64_t count_;
-  T* data_ = nullptr;
-};
+using kernels::PackedView;
+using kernels::cuda::bytes_of;
+using kernels::cuda::Panel;
+using kernels::cuda::TiledShape;
+using kernels::cuda::TiledView;
 
 // Where the first element that is not the same bits lies, or -1.
 template <typename T>
-int64_t first_difference(const Buffer<T>& a, const Buffer<T>& b) {
-  for (int64_t i = 0; i < a.size(); ++i) {
-    if (std::memcmp(&a[i], &b[i], sizeof(T)) != 0) return i;
+int64_t first_difference(const std::vector<T>& a, const std::vector<T>& b) {
+  for (size_t i = 0; i < a.size(); ++i) {
+    if (std::memcmp(&a[i], &b[i], sizeof(T)) != 0) return static_cast<int64_t>(i);
   }
-  return -1;
+  return a.size() == b.size() ? -1 : static_cast<int64_t>(a.size());
 }
 
 struct Shape {
@@ -67,40 +47,37 @@ inline int code_of(const PackedView& view, int64_t row, int64_t column) {
 }
 
 struct Weight {
-  PackedView view;
-  TiledView tiled;
-  Buffer<uint32_t> packed;
-  Buffer<float> row_scales, row_offsets;  // [out_features, groups]
-  Buffer<uint32_t> codes;
-  Buffer<float> scales, offsets;
+  PackedView view;      // on the host
+  TiledShape shape;
+  std::vector<uint32_t> packed, codes;      // codes, scales, offsets: in lane order
+  std::vector<float> row_scales, row_offsets, scales, offsets;  // row_..: [out_features, groups]
 
-  explicit Weight(const Shape& shape, unsigned seed = 1)
-      : view{nullptr, nullptr, nullptr, shape.out_features, shape.in_features, shape.group_size, shape.bits},
-        tiled{{shape.out_features, shape.in_features, shape.group_size, shape.bits}, nullptr, nullptr, nullptr},
-        packed(shape.out_features * view.words()),
-        row_scales(shape.out_features * view.groups()),
+  explicit Weight(const Shape& size, uint64_t seed = 1)
+      : view{nullptr, nullptr, nullptr, size.out_features, size.in_features, size.group_size, size.bits},
+        shape{size.out_features, size.in_features, size.group_size, size.bits},
+        packed(static_cast<size_t>(size.out_features * view.words())),
+        codes(static_cast<size_t>(shape.code_words())),
+        row_scales(static_cast<size_t>(size.out_features * view.groups())),
         row_offsets(row_scales.size()),
-        codes(tiled.shape.code_words()),
-        scales(tiled.shape.group_floats()),
-        offsets(tiled.shape.group_floats()) {
-    std::mt19937 random(seed);
-    std::normal_distribution<float> normal;
-    for (int64_t i = 0; i < packed.size(); ++i) packed[i] = static_cast<uint32_t>(random());
-    for (int64_t i = 0; i < row_scales.size(); ++i) row_scales[i] = 0.01f * normal(random);
+        scales(static_cast<size_t>(shape.group_floats())),
+        offsets(scales.size()) {
+    Generator random(seed);
+    for (auto& word : packed) word = random.next();
+    for (auto& scale : row_scales) scale = random.uniform(-0.02f, 0.02f);
     // Offsets that belong to the scales, as a quantiser makes them: b_c is small beside s * c.
-    const auto centre = static_cast<float>(1 << (shape.bits - 1));
-    for (int64_t i = 0; i < row_offsets.size(); ++i) row_offsets[i] = -centre * row_scales[i] + 0.01f * normal(random);
+    const auto centre = static_cast<float>(1 << (size.bits - 1));
+    for (size_t i = 0; i < row_offsets.size(); ++i) row_offsets[i] = -centre * row_scales[i] + random.uniform(-0.02f, 0.02f);
     view.codes = packed.data(), view.scales = row_scales.data(), view.offsets = row_offsets.data();
-    tiled.codes = codes.data(), tiled.scales = scales.data(), tiled.offsets = offsets.data();
     place_codes();
     place_groups();
   }
+  Weight(const Weight&) = delete;
 
-  int64_t row_group(int64_t row, int64_t group) const { return row * view.groups() + group; }
+  size_t row_group(int64_t row, int64_t group) const { return static_cast<size_t>(row * view.groups() + group); }
   // A group's place in scales and offsets.
-  int64_t lane_group(int64_t row, int64_t group) const {
+  size_t lane_group(int64_t row, int64_t group) const {
     const int64_t lane = row % 8 * 4 + group % 4;
-    return ((row / 16 * tiled.shape.quads() + group / 4) * 32 + lane) * 2 + row % 16 / 8;
+    return static_cast<size_t>(((row / 16 * shape.quads() + group / 4) * 32 + lane) * 2 + row % 16 / 8);
   }
 
  private:
@@ -109,7 +86,7 @@ struct Weight {
     const int bits = view.bits;
     for (int64_t row = 0; row < view.out_features; ++row) {
       for (int64_t column = 0; column < view.in_features; ++column) {
-        uint32_t* tile = codes.data() + (row / 16 * tiled.shape.input_tiles() + column / 128) * 64 * bits;
+        uint32_t* tile = codes.data() + (row / 16 * shape.input_tiles() + column / 128) * 64 * bits;
         const auto code = static_cast<uint32_t>(code_of(view, row, column));
         const int64_t half = row % 16 / 8, block = column % 128 / 32, lane = row % 8 * 4 + column % 32 / 8;
         const int64_t pair = column % 8 / 2, odd = column % 2;
@@ -132,64 +109,39 @@ struct Weight {
   }
 };
 
-// 16-bit numbers as raw bits.
-inline double widened(uint16_t bits, Type type) {
-  if (type == Type::kBFloat16) {
-    const uint32_t word = uint32_t{bits} << 16;
-    float value;
-    std::memcpy(&value, &word, sizeof value);
-    return value;
-  }
-  const int exponent = bits >> 10 & 31, mantissa = bits & 1023;
-  const double magnitude = exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
-  return exponent == 31 ? NAN : bits >> 15 ? -magnitude : magnitude;
-}
-// The largest relative error of one rounding, and below which size an error is absolute.
-inline double half_ulp(Type type) { return type == Type::kFloat ? 0x1p-24 : type == Type::kBFloat16 ? 0x1p-8 : 0x1p-11; }
-inline double smallest(Type type) { return type == Type::kHalf ? 0x1p-25 : 0x1p-134; }
+// The same on the device.
+struct DeviceWeight {
+  Buffer<uint32_t> codes;
+  Buffer<float> scales, offsets;
+  TiledView view;
 
-// A matrix of any type, [rows, stride], that says what it holds.
-struct Matrix {
-  int64_t rows, stride;
-  Type type;
-  Buffer<unsigned char> bytes;
-
-  Matrix(int64_t rows, int64_t stride, Type type, unsigned char fill = 0)
-      : rows(rows), stride(stride), type(type), bytes(rows * stride * bytes_of(type), fill) {}
-  void* data() { return bytes.data(); }
-  double at(int64_t row, int64_t column) const {
-    const unsigned char* from = bytes.data() + (row * stride + column) * bytes_of(type);
-    if (type == Type::kFloat) {
-      float value;
-      std::memcpy(&value, from, sizeof value);
-      return value;
-    }
-    uint16_t bits;
-    std::memcpy(&bits, from, sizeof bits);
-    return widened(bits, type);
-  }
-  void set(int64_t row, int64_t column, float value) {
-    unsigned char* to = bytes.data() + (row * stride + column) * bytes_of(type);
-    if (type == Type::kFloat) {
-      std::memcpy(to, &value, sizeof value);
-    } else if (type == Type::kBFloat16) {
-      const __nv_bfloat16 rounded = __float2bfloat16_rn(value);
-      std::memcpy(to, &rounded, 2);
-    } else {
-      const __half rounded = __float2half_rn(value);
-      std::memcpy(to, &rounded, 2);
-    }
-  }
-  // Whether nothing was written there.
-  bool untouched(int64_t row, int64_t column, unsigned char fill) const {
-    const unsigned char* from = bytes.data() + (row * stride + column) * bytes_of(type);
-    for (int64_t i = 0; i < bytes_of(type); ++i) {
-      if (from[i] != fill) return false;
-    }
-    return true;
-  }
+  explicit DeviceWeight(const Weight& weight)
+      : codes(weight.codes), scales(weight.scales), offsets(weight.offsets), view{weight.shape, codes.data(), scales.data(), offsets.data()} {}
 };
 
-inline const char* name_of(Type type) { return type == Type::kFloat ? "f32" : type == Type::kBFloat16 ? "bf16" : "fp16"; }
+// Below which size a rounding's error no longer shrinks with the number.
+inline double smallest(Type type) { return type == Type::kHalf ? 0x1p-25 : 0x1p-134; }
 
-}  // namespace qalora::kernels::cuda
+// A matrix on the device, [rows, stride] of `type`; what nobody writes is NaN.
+class Matrix {
+ public:
+  Matrix(int64_t rows, int64_t stride, Type type) : stride(stride), type(type), memory_(rows * stride * bytes_of(type)) {}
+  // values: [rows, width], width <= stride
+  Matrix(const std::vector<float>& values, int64_t rows, int64_t stride, Type type) : Matrix(rows, stride, type) {
+    std::vector<float> padded(static_cast<size_t>(rows * stride), NAN);
+    const int64_t width = static_cast<int64_t>(values.size()) / rows;
+    for (int64_t i = 0; i < rows * width; ++i) padded[static_cast<size_t>(i / width * stride + i % width)] = values[static_cast<size_t>(i)];
+    memory_.upload(encode(padded, type));
+  }
+  void* data() const { return memory_.data(); }
+  std::vector<unsigned char> bytes() const { return memory_.download(); }
+  std::vector<float> values() const { return decode(memory_.download(), type); }
+
+  const int64_t stride;
+  const Type type;
+
+ private:
+  Buffer<unsigned char> memory_;
+};
+
+}  // namespace qalora::test::cuda
