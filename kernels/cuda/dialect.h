@@ -26,7 +26,7 @@ struct LaunchShape {
   int64_t shared_bytes = 0;
 };
 
-#ifndef QALORA_CUDA_SHIM
+#ifdef __CUDACC__  // a host compiler sees shapes and types only: the tests that run on a device are compiled by it
 
 // Dynamic shared memory, 16-byte aligned.
 template <typename T>
