@@ -75,8 +75,6 @@ endfunction()
 
 if(NOT QALORA_CUDA)
   set(QALORA_CUDA_MISSING "built with QALORA_CUDA=OFF")
-elseif(NOT EXISTS ${CMAKE_SOURCE_DIR}/kernels/cuda/api.cu)
-  set(QALORA_CUDA_MISSING "its kernels are not written yet")
 else()
   qalora_libtorch_cuda_major(QALORA_CUDA_MAJOR)
   if(NOT QALORA_CUDA_MAJOR)

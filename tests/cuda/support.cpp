@@ -10,7 +10,11 @@
 
 #include "cuda/mutant.h"
 #include "support/cuda_shim/half.h"
+#ifdef QALORA_CUDA_SHIM
 #include "support/cuda_shim/settings.h"
+#else
+#include "gpu/device.h"
+#endif
 
 namespace qalora::test::cuda {
 namespace {
@@ -136,7 +140,8 @@ bool add_check(const char* suite, const char* name, CheckFunction function, cons
 }
 void add_mutant(const Mutant& mutant) { mutants().push_back(mutant); }
 
-// ---- Memory: the shim's device is the host -----------------------------------------------------------------------------------------
+// ---- Memory: the shim's device is the host; a real one's is in gpu/device.cpp -----------------------------------------------------------
+#ifdef QALORA_CUDA_SHIM
 
 void* allocate(int64_t bytes) {
   void* memory = nullptr;
@@ -149,6 +154,7 @@ void copy_in(void* to, const void* from, int64_t bytes) {
   if (bytes > 0) memcpy(to, from, static_cast<size_t>(bytes));
 }
 void copy_out(void* to, const void* from, int64_t bytes) { copy_in(to, from, bytes); }
+#endif
 
 // ---- Numbers ----------------------------------------------------------------------------------------------------------------------
 
@@ -231,5 +237,8 @@ const char* __ubsan_default_options() { return "print_stacktrace=1"; }
 int main(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);
   qalora::test::cuda::register_tests();
+#ifndef QALORA_CUDA_SHIM
+  qalora::test::cuda::filter_without_device();
+#endif
   return RUN_ALL_TESTS();
 }
