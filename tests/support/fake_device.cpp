@@ -6,12 +6,11 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
 #include <algorithm>
-#include <functional>
-#include <memory>
 #include <string>
-#include <utility>
 
 #include "qalora/tensor/accelerator.h"
+#include "support/fake_graph.h"
+#include "support/fake_kernels.h"
 #include "support/fake_memory.h"
 #include "support/fake_operators.h"
 
@@ -62,20 +61,6 @@ struct Hooks final : at::PrivateUse1HooksInterface {
   }
 };
 
-class Replay final : public tensor::RecordedGraph {
- public:
-  explicit Replay(std::function<void()> work) : work_(std::move(work)) {}
-  void replay() override { work_(); }
-
- private:
-  std::function<void()> work_;
-};
-
-std::unique_ptr<tensor::RecordedGraph> record(int, const std::function<void()>& work) {
-  work();
-  return std::make_unique<Replay>(work);
-}
-
 tensor::AcceleratorMemory memory(int) {
   const FakeStatistics statistics = fake_statistics();
   const uint64_t total = fake_memory_limit();
@@ -85,6 +70,9 @@ tensor::AcceleratorMemory memory(int) {
 tensor::Accelerator describe() {
   tensor::Accelerator accelerator;
   accelerator.type = c10::DeviceType::PrivateUse1;
+#ifdef QALORA_FAKE_KERNELS
+  accelerator.kernels = &fake_kernels(kernels::cuda::api());
+#endif
   accelerator.version = "fake";
   accelerator.count = [] { return 1; };
   accelerator.problem = [] { return std::string(); };
@@ -93,7 +81,7 @@ tensor::Accelerator describe() {
   accelerator.current_stream = [](int) -> kernels::cuda::Stream { return nullptr; };
   accelerator.synchronize = [](int) {};
   accelerator.release_cached_memory = [] {};
-  accelerator.record = &record;
+  accelerator.record = &record_graph;
   return accelerator;
 }
 

@@ -40,24 +40,69 @@ class Memory {
                      ". GPU 0 has a total capacity of ", mebibytes(limit_), " of which ", mebibytes(limit_ - std::min(limit_, used)),
                      " is free.");
     if (host == nullptr) return;  // only asked whether it fits
-    alive_.emplace(reinterpret_cast<uintptr_t>(host), bytes);
+    alive_.emplace(reinterpret_cast<uintptr_t>(host), Block{bytes, pool_});
     statistics_.used_bytes += size;
     statistics_.peak_bytes = std::max(statistics_.peak_bytes, statistics_.used_bytes);
     ++statistics_.allocations;
   }
 
-  void remove(const void* host) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = alive_.find(reinterpret_cast<uintptr_t>(host));
-    statistics_.used_bytes -= rounded(found->second);
-    alive_.erase(found);
+  // Forgets the memory and calls `free`, now or when the graph that it belongs to is gone.
+  void release(const void* host, std::function<void()> free) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      const auto found = alive_.find(reinterpret_cast<uintptr_t>(host));
+      if (found->second.pool != nullptr && found->second.pool->open) {
+        found->second.pool->waiting.push_back([this, host, free = std::move(free)] { release(host, free); });
+        return;
+      }
+      statistics_.used_bytes -= rounded(found->second.bytes);
+      alive_.erase(found);
+    }
+    free();
   }
 
-  bool holds(const void* host) {
+  // function(the block that `host` points into, if only to its end); false when there is none.
+  template <typename Function>
+  bool with_block(const void* host, Function function) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const uintptr_t address = reinterpret_cast<uintptr_t>(host);
-    auto after = alive_.upper_bound(address);
-    return after != alive_.begin() && address - std::prev(after)->first <= std::prev(after)->second;  // its end is a pointer, too
+    const auto after = alive_.upper_bound(address);
+    if (after == alive_.begin() || address - std::prev(after)->first > std::prev(after)->second.bytes) return false;
+    return function(std::prev(after)->second);
+  }
+
+  void set_pool(std::shared_ptr<Pool> pool) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    TORCH_CHECK(pool == nullptr || pool_ == nullptr, "a graph is being recorded already");
+    pool_ = std::move(pool);
+  }
+
+  std::vector<std::function<void()>> close(Pool& pool) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    pool.open = false;
+    return std::exchange(pool.waiting, {});
+  }
+
+  Snapshot snapshot() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    Snapshot contents;
+    for (const auto& [address, block] : alive_) {
+      const char* data = reinterpret_cast<const char*>(address);
+      contents.emplace_back(reinterpret_cast<void*>(address), std::vector<char>(data, data + block.bytes));
+    }
+    return contents;
+  }
+
+  void restore(const Snapshot& snapshot, const Pool& since) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const auto& [address, block] : alive_) {
+      if (block.pool.get() == &since) std::memset(reinterpret_cast<void*>(address), 0xff, block.bytes);
+    }
+    for (const auto& [data, content] : snapshot) {
+      const auto found = alive_.find(reinterpret_cast<uintptr_t>(data));
+      const bool same = found != alive_.end() && found->second.bytes == content.size() && found->second.pool.get() != &since;
+      if (same) std::memcpy(data, content.data(), content.size());
+    }
   }
 
   template <typename Function>
@@ -68,14 +113,18 @@ class Memory {
 
  private:
   std::mutex mutex_;
-  std::multimap<uintptr_t, uint64_t> alive_;  // an operator may hand out the same memory twice
+  struct Block {
+    uint64_t bytes;
+    std::shared_ptr<Pool> pool;  // of the graph that was recorded when it was allocated
+  };
+  std::multimap<uintptr_t, Block> alive_;  // an operator may hand out the same memory twice
+  std::shared_ptr<Pool> pool_;             // of the graph that is being recorded
   FakeStatistics statistics_;
   uint64_t limit_ = uint64_t{64} << 30;
 };
 
 void release_allocated(void* host) {
-  Memory::instance().remove(host);
-  std::free(host);
+  Memory::instance().release(host, [host] { std::free(host); });
 }
 
 class FakeAllocator final : public c10::Allocator {
@@ -99,10 +148,10 @@ class FakeAllocator final : public c10::Allocator {
   }
 };
 
-struct Adopted {
-  c10::Storage host;
-  ~Adopted() { Memory::instance().remove(host.data()); }
-};
+void release_adopted(void* held) {
+  auto* host = static_cast<c10::Storage*>(held);
+  Memory::instance().release(host->data(), [host] { delete host; });
+}
 
 }  // namespace
 
@@ -116,7 +165,8 @@ void* to_host_pointer(const void* device, const char* what) {
   if (device == nullptr) return nullptr;
   TORCH_CHECK(is_device_pointer(device), what, ": the pointer ", device, " is the host's, not the device's");
   void* host = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(device) & ~kTag);
-  TORCH_CHECK(Memory::instance().holds(host), what, ": the pointer ", device, " points to nothing that lives on the device");
+  TORCH_CHECK(Memory::instance().with_block(host, [](const auto&) { return true; }), what, ": the pointer ", device,
+              " points to nothing that lives on the device");
   return host;
 }
 
@@ -129,7 +179,7 @@ c10::DataPtr adopt(c10::Storage host) {
   if (host.data() == nullptr) return {nullptr, kFakeDevice};
   Memory::instance().add(host.data(), host.nbytes());
   void* data = to_device_pointer(host.mutable_data());
-  return {data, new Adopted{std::move(host)}, [](void* adopted) { delete static_cast<Adopted*>(adopted); }, kFakeDevice};
+  return {data, new c10::Storage(std::move(host)), &release_adopted, kFakeDevice};
 }
 
 c10::Storage adopted_storage(c10::Storage host) {
@@ -144,8 +194,32 @@ c10::Storage host_storage(const c10::Storage& device) {
   return c10::Storage(c10::Storage::use_byte_size_t{}, device.nbytes(), std::move(alias), c10::GetCPUAllocator(), device.resizable());
 }
 
+std::shared_ptr<Pool> open_pool() {
+  auto pool = std::make_shared<Pool>();
+  Memory::instance().set_pool(pool);
+  return pool;
+}
+
+void leave_pool() { Memory::instance().set_pool(nullptr); }
+
+void close_pool(Pool& pool) {
+  for (const auto& release : Memory::instance().close(pool)) release();
+}
+
+bool belongs_to(const Pool& pool, const void* device) {
+  const void* host = to_host_pointer(device, "belongs_to");
+  return Memory::instance().with_block(host, [&](const auto& block) { return block.pool.get() == &pool; });
+}
+
+Snapshot take_snapshot() { return Memory::instance().snapshot(); }
+void restore(const Snapshot& snapshot, const Pool& since) { Memory::instance().restore(snapshot, since); }
+
 void count_operator() {
   Memory::instance().locked([](FakeStatistics& statistics, uint64_t&) { ++statistics.operators; });
+}
+
+void count_kernel() {
+  Memory::instance().locked([](FakeStatistics& statistics, uint64_t&) { ++statistics.kernels; });
 }
 
 void count_copy(bool to_device, uint64_t bytes) {

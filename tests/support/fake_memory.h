@@ -6,6 +6,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <memory>
+#include <utility>
+#include <vector>
 
 #include "support/fake_device.h"
 
@@ -26,7 +30,23 @@ c10::Storage adopted_storage(c10::Storage host);
 // The other way round: a CPU storage over the device's memory.
 c10::Storage host_storage(const c10::Storage& device);
 
+// Memory that is allocated while a graph is recorded stays the graph's: what is given back meanwhile or later waits for close_pool.
+struct Pool {
+  bool open = true;
+  std::vector<std::function<void()>> waiting;
+};
+std::shared_ptr<Pool> open_pool();  // all memory comes from it until leave_pool; one at a time
+void leave_pool();
+void close_pool(Pool& pool);
+bool belongs_to(const Pool& pool, const void* device);
+
+// What the device's memory holds, and the way back to it; what was allocated since becomes 0xFF.
+using Snapshot = std::vector<std::pair<void*, std::vector<char>>>;
+Snapshot take_snapshot();
+void restore(const Snapshot& snapshot, const Pool& since);
+
 void count_operator();
+void count_kernel();
 void count_copy(bool to_device, uint64_t bytes);
 uint64_t fake_memory_limit();
 

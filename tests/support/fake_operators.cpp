@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "support/fake_graph.h"
 #include "support/fake_memory.h"
 
 namespace qalora::test {
@@ -193,13 +194,67 @@ c10::IValue to_device(const c10::IValue& value, Twins& twins) {
   return list;
 }
 
+// Its result's size, or its result, is the host's to know.
+bool waits(const c10::FunctionSchema& schema, const c10::IValue* arguments) {
+  static const std::set<std::string> always = {"aten::nonzero",
+                                               "aten::masked_select",
+                                               "aten::equal",
+                                               "aten::bincount",
+                                               "aten::_unique2",
+                                               "aten::unique_dim",
+                                               "aten::unique_consecutive",
+                                               "aten::repeat_interleave"};
+  if (always.contains(schema.name())) return true;
+  if (schema.name() != "aten::index" && schema.name() != "aten::_index_put_impl_") return false;
+  bool masks = false;
+  for_each_tensor(schema, arguments, [&](const c10::Argument& argument, const at::Tensor& tensor) {
+    masks |= argument.name() == "indices" && (tensor.scalar_type() == c10::kBool || tensor.scalar_type() == c10::kByte);
+  });
+  return masks;
+}
+
+void note_wait(const std::string& name, uint64_t bytes) {
+  refuse_to_wait(name);
+  count_copy(/*to_device=*/false, bytes);
+}
+
+// Once more, on the same memory; what the first time was a fresh result is written over that.
+void replay(const c10::OperatorHandle& operation, const std::vector<Held>& arguments, const std::vector<Held>& results) {
+  const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  Twins twins;
+  Stack stack;
+  for (const Held& argument : arguments) stack.push_back(to_host(argument(), twins));
+  count_operator();
+  operation.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), &stack);
+  const auto overwrite = [&](const at::Tensor& result, const at::Tensor& recorded) {
+    const at::Tensor place = twins.host(recorded);
+    if (place.defined() && !place.is_alias_of(result)) place.copy_(result);
+  };
+  for (size_t i = 0; i < stack.size(); ++i) {
+    const c10::IValue recorded = results[i]();
+    if (stack[i].isTensor()) overwrite(stack[i].toTensor(), recorded.toTensor());
+    if (!stack[i].isTensorList()) continue;
+    const auto list = stack[i].toTensorVector(), recorded_list = recorded.toTensorVector();
+    for (size_t k = 0; k < list.size(); ++k) overwrite(list[k], recorded_list[k]);
+  }
+}
+
+std::vector<Held> hold_all(const c10::IValue* begin, const c10::IValue* end) {
+  std::vector<Held> held;
+  for (; begin != end; ++begin) held.push_back(hold(*begin));
+  return held;
+}
+
 void run(const c10::OperatorHandle& operation, Stack* stack) {
   const c10::FunctionSchema& schema = operation.schema();
   const size_t begin = stack->size() - schema.arguments().size();
   refuse_mixtures(schema, stack->data() + begin);
   refuse_what_cuda_lacks(schema, stack->data() + begin);
+  if (waits(schema, stack->data() + begin)) note_wait(schema.name(), 0);
   // Autograd has seen the operator already; its twin is nobody's business.
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
+  std::vector<Held> arguments;
+  if (recording()) arguments = hold_all(stack->data() + begin, stack->data() + stack->size());
   Twins twins;
   Stack twin_stack;
   for (size_t i = begin; i < stack->size(); ++i) twin_stack.push_back(to_host((*stack)[i], twins));
@@ -208,14 +263,28 @@ void run(const c10::OperatorHandle& operation, Stack* stack) {
   twins.settle();
   stack->resize(begin);
   for (const c10::IValue& value : twin_stack) stack->push_back(to_device(value, twins));
+  if (!recording()) return;
+  add_step([operation, arguments = std::move(arguments), results = hold_all(stack->data() + begin, stack->data() + stack->size())] {
+    replay(operation, arguments, results);
+  });
 }
 
-at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_blocking) {
+void copy_now(const at::Tensor& from, const at::Tensor& to, bool non_blocking) {
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
-  if (from.device() != to.device()) count_copy(to.device() == kFakeDevice, to.numel() * to.element_size());
   count_operator();
   Twins twins;
   twins.host(to).copy_(twins.host(from), non_blocking);
+}
+
+at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool non_blocking) {
+  if (from.device() != to.device()) {
+    refuse_to_wait("a copy between the host and the device");
+    count_copy(to.device() == kFakeDevice, to.numel() * to.element_size());
+  }
+  copy_now(from, to, non_blocking);
+  if (recording()) {
+    add_step([from = hold(from), to = hold(to)] { copy_now(from().toTensor(), to().toTensor(), false); });
+  }
   return to;
 }
 
@@ -225,7 +294,7 @@ at::Tensor copy_from_and_resize(const at::Tensor& from, const at::Tensor& to) {
 }
 
 at::Scalar local_scalar_dense(const at::Tensor& tensor) {
-  count_copy(/*to_device=*/false, tensor.element_size());
+  note_wait("item", tensor.element_size());
   Twins twins;
   return at::_local_scalar_dense(twins.host(tensor));
 }
