@@ -49,6 +49,7 @@ struct Wrapped;
 template <typename... Arguments, Status (*Api::*Member)(Arguments...), Name kName>
 struct Wrapped<Member, kName> {
   static Status call(Arguments... arguments) {
+    TORCH_CHECK(host_kernels->*Member != nullptr, kName.text, ": the table has no such kernel");
     // By value, what is behind references as well: a launch copies its arguments.
     const auto launch = [=] { return (host_kernels->*Member)(on_host(arguments, kName.text)...); };
     count_kernel();
@@ -62,7 +63,12 @@ struct Wrapped<Member, kName> {
 
 template <auto Member, Name kName>
 void wrap(Api& device) {
-  device.*Member = host_kernels->*Member == nullptr ? nullptr : &Wrapped<Member, kName>::call;
+  device.*Member = &Wrapped<Member, kName>::call;
+}
+
+int64_t matmul_workspace_bytes(const kernels::cuda::TiledShape& shape, int64_t rows, int multiprocessors) {
+  TORCH_CHECK(host_kernels->matmul_workspace_bytes != nullptr, "matmul_workspace_bytes: the table has no such function");
+  return host_kernels->matmul_workspace_bytes(shape, rows, multiprocessors);
 }
 
 Api wrap_all() {
@@ -72,7 +78,7 @@ Api wrap_all() {
   wrap<&Api::fold, "fold">(device);
   wrap<&Api::dequantize, "dequantize">(device);
   wrap<&Api::matvec, "matvec">(device);
-  device.matmul_workspace_bytes = host_kernels->matmul_workspace_bytes;  // numbers only
+  device.matmul_workspace_bytes = &matmul_workspace_bytes;
   wrap<&Api::matmul, "matmul">(device);
   wrap<&Api::pool, "pool">(device);
   wrap<&Api::rms_norm, "rms_norm">(device);
