@@ -55,6 +55,19 @@ __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* shared
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(from) : "memory");
 }
 
+// 2^x good to 2^-22 of it and 1 / x to 1 ulp, in one instruction each: __expf and __fdividef spend three more on subnormal numbers, which
+// these flush to 0.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+__device__ __forceinline__ float reciprocal_approx(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
 // d += a . b, 16 x 8 x 16, fp32 sums. Element = __nv_bfloat16 or __half. With g = lane / 4 and t = lane % 4:
 // a: [0] (row g, k 2t..2t+1), [1] (row g + 8, same k), [2] (row g, k 2t+8..2t+9), [3] (row g + 8, those)
 // b: [0] (k 2t..2t+1, column g), [1] (k 2t+8..2t+9, column g);  d: [0] [1] (row g, columns 2t, 2t+1), [2] [3] (row g + 8)

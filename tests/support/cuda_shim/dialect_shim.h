@@ -1,6 +1,7 @@
 // The host's side of kernels/cuda/dialect.h, which includes this at its end.
 #pragma once
 
+#include <cmath>
 #include <tuple>
 #include <type_traits>
 
@@ -29,6 +30,10 @@ template <int kPending>
 void cp_async_wait() {
   cuda_shim::async_wait(kPending);
 }
+
+inline float flushed(float x) { return std::abs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
+inline float exp2_approx(float x) { return flushed(std::exp2(flushed(x))); }
+inline float reciprocal_approx(float x) { return flushed(1.0f / flushed(x)); }
 
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* shared) { cuda_shim::load_matrix_x4(r, shared); }
 
