@@ -77,13 +77,16 @@ __global__ void __launch_bounds__(kEntropyThreads, 2)
   if (thread == 0) losses[row] = target >= 0 ? logf(all.sum) + (all.largest - target_logit) : __uint_as_float(0x7fffffffu);
   if (!gradient) return;
   const float scale = 1.0f / all.sum;
+  const int hot_chunk = target < 0 ? -1 : target / kSize;
   const auto differentiate = [&](int chunk, Chunk<T, kSize> chunk_logits) {
     if (chunk >= chunks) return;
     float values[kSize];
     chunk_logits.unpack(values);
 #pragma unroll
-    for (int i = 0; i < kSize; ++i) {
-      values[i] = exponential<T>(values[i] - all.largest) * scale - (chunk * kSize + i == target ? 1.0f : 0.0f);
+    for (int i = 0; i < kSize; ++i) values[i] = exponential<T>(values[i] - all.largest) * scale;
+    if (chunk == hot_chunk) {
+#pragma unroll
+      for (int i = 0; i < kSize; ++i) values[i] -= chunk * kSize + i == target ? 1.0f : 0.0f;
     }
     chunk_logits.pack(values);
     chunk_logits.template store<kAligned>(row_logits + int64_t{chunk} * kSize, vocab - chunk * kSize);

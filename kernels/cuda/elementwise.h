@@ -32,10 +32,13 @@ constexpr int kWarpSlots = 32;             // one float for each warp of the lar
 constexpr int kNormChunk = 4;              // 16 bytes of h, which is f32 and most of a norm's traffic
 constexpr int kNormKept = 4;               // chunks a thread keeps in registers between its two passes
 constexpr int kNormThreads = 1024;         // times 4 times 4: rows up to 16384 are read once
+constexpr int kNormGradientKept = 2;       // of two inputs, and a third to come; rows up to 8192
 constexpr int kSegmentThreads = 256;
+constexpr int kSegmentKept = 2;            // chunks a thread loads before it computes
 constexpr int kEntropyKept = 6;
 constexpr int kEntropyThreads = 512;       // two blocks a multiprocessor: what a row has beyond 24576 elements of 16 bits is still in L2
 constexpr int64_t kMaxGrid = 0x7fffffff;
+constexpr int64_t kMaxGridY = 0xffff;
 constexpr int64_t kMaxShared = 48 * 1024;  // what every architecture gives without asking
 
 constexpr int vector_elements(Type type) { return static_cast<int>(16 / bytes_of(type)); }
@@ -45,13 +48,13 @@ constexpr int64_t whole_warps(int64_t threads) { return tiles_over(threads, kWar
 struct Pooling {
   float* sums = nullptr;  // [rows, groups]
   int group_size = 0, groups = 0;
+  // log2 of a group of 32, 64 or 128, which never leaves a warp, whose lanes hold at least 4 elements each. 0: the sums go through shared
+  // memory in sums of 32.
+  int shift = 0;
   bool columns = false;   // [groups] twice behind the outputs
 
-  // Groups of 32, 64 and 128 never leave a warp, whose lanes hold at least 4 elements each. The others go through shared memory in
-  // sums of 32.
-  __host__ __device__ bool within_warp() const { return group_size == 32 || group_size == 64 || group_size == 128; }
   int64_t shared_bytes(int64_t elements) const {
-    return group_size == 0 || within_warp() ? 0 : tiles_over(elements, kPoolUnit) * static_cast<int64_t>(sizeof(float));
+    return group_size == 0 || shift != 0 ? 0 : tiles_over(elements, kPoolUnit) * static_cast<int64_t>(sizeof(float));
   }
 };
 
@@ -63,6 +66,7 @@ inline Pooling make_pooling(const PoolOutput& pool, int64_t width) {
   result.sums = pool.sums;
   result.columns = pool.columns;
   result.group_size = static_cast<int>(group_size);
+  result.shift = group_size == 32 ? 5 : group_size == 64 ? 6 : group_size == 128 ? 7 : 0;
   result.groups = static_cast<int>(groups_per_row(width, group_size));
   return result;
 }
@@ -92,15 +96,17 @@ inline LaunchShape rms_norm_shape(int64_t rows, int64_t width, const Pooling& po
                    kWarpSlots * static_cast<int64_t>(sizeof(float)) + pooling.shared_bytes(width));
 }
 
-inline LaunchShape rms_norm_backward_shape(int64_t rows, int64_t width) { return rms_norm_shape(rows, width, Pooling()); }
+inline LaunchShape rms_norm_backward_shape(int64_t rows, int64_t width) {
+  return row_shape(rows, width / kNormChunk, kNormGradientKept, kNormThreads, kWarpSlots * static_cast<int64_t>(sizeof(float)));
+}
 
 inline LaunchShape cross_entropy_shape(int64_t rows, int64_t vocab, Type type) {
   return row_shape(rows, tiles_over(vocab, vector_elements(type)), kEntropyKept, kEntropyThreads,
                    2 * kWarpSlots * static_cast<int64_t>(sizeof(float)));
 }
 
-// Where nothing but the groups ties a row together it is cut into segments of whole groups, a chunk a thread, so that one row of decoding
-// fills more than one multiprocessor.
+// Where nothing but the groups ties a row together it is cut into segments of whole groups, so that one row of decoding fills more than one
+// multiprocessor. Grid: [rows, segments of a row]
 struct Segments {
   int chunks = 0;    // of a segment; the last of a row may be shorter
   int per_row = 0;
@@ -110,14 +116,13 @@ struct Segments {
 inline Segments segments(int64_t rows, int64_t width, Type type, const Pooling& pooling) {
   const int64_t size = vector_elements(type), chunks = width / size;
   const int64_t unit = std::max<int64_t>(pooling.group_size, kPoolUnit) / size;
-  const int64_t most = std::max<int64_t>(1, kSegmentThreads / unit) * unit;
+  const int64_t most = std::max<int64_t>(1, kSegmentThreads * kSegmentKept / unit) * unit;
   const int64_t per_row = tiles_over(chunks, most);
   Segments result;
   result.chunks = static_cast<int>(tiles_over(tiles_over(chunks, per_row), unit) * unit);
   result.per_row = static_cast<int>(tiles_over(chunks, result.chunks));
-  result.shape.grid = dim3(static_cast<unsigned>(std::min(kMaxGrid, rows * result.per_row)));
-  result.shape.block = dim3(static_cast<unsigned>(std::min<int64_t>(kSegmentThreads, whole_warps(result.chunks))));
-  result.shape.shared_bytes = pooling.shared_bytes(result.chunks * size);
+  result.shape = row_shape(rows, result.chunks, kSegmentKept, kSegmentThreads, pooling.shared_bytes(result.chunks * size));
+  result.shape.grid.y = static_cast<unsigned>(result.per_row);
   return result;
 }
 
@@ -128,9 +133,13 @@ inline LaunchShape swiglu_backward_shape(int64_t rows, int64_t width, Type type)
   return shape;
 }
 
+// Grid: [tokens]. Block: [chunks of half a head, heads], so that no thread divides to find out where it stands.
 inline LaunchShape rope_shape(int64_t tokens, int64_t heads, int64_t head_dim, Type type) {
-  const int64_t chunks = heads * tiles_over(head_dim / 2, vector_elements(type));
-  return row_shape(tokens, chunks, 1, kSegmentThreads, 0);
+  const int64_t chunks = std::min<int64_t>(kSegmentThreads, tiles_over(head_dim / 2, vector_elements(type)));
+  LaunchShape shape;
+  shape.grid = dim3(static_cast<unsigned>(tokens));
+  shape.block = dim3(static_cast<unsigned>(chunks), static_cast<unsigned>(std::min(heads, kSegmentThreads / chunks)));
+  return shape;
 }
 
 // ---- Dispatch ---------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,5 @@
-// RMSNorm with the residual before it and the groups' sums after it, and its gradient. One block a row; a row of up to 16384 stays in
-// registers between the sum of squares and the outputs, what is beyond is read again.
+// RMSNorm with the residual before it and the groups' sums after it, and its gradient. One block a row; a row of up to 16384 elements
+// (8192 for the gradient) stays in registers between the sum over it and the outputs, what is beyond is read again.
 #include "kernels/cuda/row.h"
 
 namespace qalora::kernels::cuda {
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kNormThreads)
     squares = dot(values, values, squares);
   }
 
-  const float scale = rsqrtf(block_sum(squares, slots) / static_cast<float>(width) + eps);
+  const float scale = rsqrtf(block_sum(squares, slots) * (1.0f / static_cast<float>(width)) + eps);
   if (thread == 0 && inverse != nullptr) inverse[row] = scale;
   const GroupSums<T> groups(pooling, row, row_out + width, slots + kWarpSlots, 0);
   const auto finish = [&](int chunk, bool active, float(&values)[kNormChunk]) {
@@ -125,12 +125,14 @@ __global__ void __launch_bounds__(kNormThreads)
   float* const row_dh = dh + row * width;
   const float scale = __ldg(inverse + row);
 
-  const auto load = [&](int chunk, float(&normed)[kNormChunk], float(&g)[kNormChunk]) {
-    Floats loaded;
+  using Gradients = Chunk<T, kNormChunk>;
+  const auto load = [&](int chunk, Floats& loaded, Gradients& loaded_dy) {
     loaded.template load<kAligned>(row_h + chunk * kNormChunk);
-    loaded.unpack(normed);
-    Chunk<T, kNormChunk> loaded_dy;
     loaded_dy.template load<kAligned>(row_dy + chunk * kNormChunk);
+  };
+  const auto prepare = [&](int chunk, const Floats& loaded, const Gradients& loaded_dy, float(&normed)[kNormChunk],
+                           float(&g)[kNormChunk]) {
+    loaded.unpack(normed);
     loaded_dy.unpack(g);
     float factors[kNormChunk];
     load_constants<kAligned>(weight + chunk * kNormChunk, factors);
@@ -140,44 +142,66 @@ __global__ void __launch_bounds__(kNormThreads)
       g[i] *= factors[i];
     }
   };
-  float normed[kNormKept][kNormChunk], g[kNormKept][kNormChunk];
+  float normed[kNormGradientKept][kNormChunk], g[kNormGradientKept][kNormChunk];
   float products = 0;
+  {
+    Floats loaded[kNormGradientKept];
+    Gradients loaded_dy[kNormGradientKept];
 #pragma unroll
-  for (int k = 0; k < kNormKept; ++k) {
-    const int chunk = thread + k * threads;
-    if (chunk < chunks) {
-      load(chunk, normed[k], g[k]);
-      products = dot(g[k], normed[k], products);
+    for (int k = 0; k < kNormGradientKept; ++k) {
+      const int chunk = thread + k * threads;
+      if (chunk < chunks) load(chunk, loaded[k], loaded_dy[k]);
+    }
+#pragma unroll
+    for (int k = 0; k < kNormGradientKept; ++k) {
+      const int chunk = thread + k * threads;
+      if (chunk < chunks) {
+        prepare(chunk, loaded[k], loaded_dy[k], normed[k], g[k]);
+        products = dot(g[k], normed[k], products);
+      }
     }
   }
-  for (int chunk = thread + kNormKept * threads; chunk < chunks; chunk += threads) {
+  for (int chunk = thread + kNormGradientKept * threads; chunk < chunks; chunk += threads) {
+    Floats loaded;
+    Gradients loaded_dy;
     float one_normed[kNormChunk], one_g[kNormChunk];
-    load(chunk, one_normed, one_g);
+    load(chunk, loaded, loaded_dy);
+    prepare(chunk, loaded, loaded_dy, one_normed, one_g);
     products = dot(one_g, one_normed, products);
   }
 
-  const float mean = block_sum(products, dynamic_shared<float>()) / static_cast<float>(width);
-  const auto finish = [&](int chunk, const float(&n)[kNormChunk], const float(&from)[kNormChunk]) {
-    float added[kNormChunk] = {};
-    Floats packed;
-    if (row_through != nullptr) {
-      packed.template load<kAligned>(row_through + chunk * kNormChunk);
-      packed.unpack(added);
-    }
+  const float mean = block_sum(products, dynamic_shared<float>()) * (1.0f / static_cast<float>(width));
+  const auto load_through = [&](int chunk, Floats& added) {
+    added.fill(0);
+    if (row_through != nullptr) added.template load<kAligned>(row_through + chunk * kNormChunk);
+  };
+  const auto finish = [&](int chunk, const float(&n)[kNormChunk], const float(&from)[kNormChunk], Floats& packed) {
+    float sum[kNormChunk];
+    packed.unpack(sum);
 #pragma unroll
-    for (int i = 0; i < kNormChunk; ++i) added[i] += scale * (from[i] - n[i] * mean);
-    packed.pack(added);
+    for (int i = 0; i < kNormChunk; ++i) sum[i] += scale * (from[i] - n[i] * mean);
+    packed.pack(sum);
     packed.template store<kAligned>(row_dh + chunk * kNormChunk);
   };
+  Floats added[kNormGradientKept];
 #pragma unroll
-  for (int k = 0; k < kNormKept; ++k) {
+  for (int k = 0; k < kNormGradientKept; ++k) {
     const int chunk = thread + k * threads;
-    if (chunk < chunks) finish(chunk, normed[k], g[k]);
+    if (chunk < chunks) load_through(chunk, added[k]);
   }
-  for (int chunk = thread + kNormKept * threads; chunk < chunks; chunk += threads) {
+#pragma unroll
+  for (int k = 0; k < kNormGradientKept; ++k) {
+    const int chunk = thread + k * threads;
+    if (chunk < chunks) finish(chunk, normed[k], g[k], added[k]);
+  }
+  for (int chunk = thread + kNormGradientKept * threads; chunk < chunks; chunk += threads) {
+    Floats loaded;
+    Gradients loaded_dy;
     float one_normed[kNormChunk], one_g[kNormChunk];
-    load(chunk, one_normed, one_g);
-    finish(chunk, one_normed, one_g);
+    load(chunk, loaded, loaded_dy);
+    prepare(chunk, loaded, loaded_dy, one_normed, one_g);
+    load_through(chunk, added[0]);
+    finish(chunk, one_normed, one_g, added[0]);
   }
 }
 

@@ -14,9 +14,9 @@ __global__ void __launch_bounds__(kSegmentThreads)
   constexpr int kSize = 16 / sizeof(T);
   const int half = head_dim / 2, chunks = (half + kSize - 1) / kSize;
   const int64_t token = blockIdx.x;
-  for (int index = static_cast<int>(threadIdx.x); index < heads * chunks; index += static_cast<int>(blockDim.x)) {
-    const int begin = index % chunks * kSize, count = min(kSize, half - begin);
-    const int64_t at = (token * heads + index / chunks) * head_dim + begin;
+  const auto turn = [&](int head, int begin) {
+    const int count = kAligned ? kSize : min(kSize, half - begin);
+    const int64_t at = (token * heads + head) * head_dim + begin;
     Chunk<T, kSize> first, second;
     first.fill(0);
     second.fill(0);
@@ -29,14 +29,17 @@ __global__ void __launch_bounds__(kSegmentThreads)
     second.unpack(b);
 #pragma unroll
     for (int i = 0; i < kSize; ++i) {
-      const float turn = direction * s[i], one = a[i] * c[i] - b[i] * turn;
-      b[i] = b[i] * c[i] + a[i] * turn;
+      const float sine = direction * s[i], one = a[i] * c[i] - b[i] * sine;
+      b[i] = b[i] * c[i] + a[i] * sine;
       a[i] = one;
     }
     first.pack(a);
     second.pack(b);
     first.template store<kAligned>(out + at, count);
     second.template store<kAligned>(out + at + half, count);
+  };
+  for (int head = static_cast<int>(threadIdx.y); head < heads; head += static_cast<int>(blockDim.y)) {
+    for (int chunk = static_cast<int>(threadIdx.x); chunk < chunks; chunk += static_cast<int>(blockDim.x)) turn(head, chunk * kSize);
   }
 }
 

@@ -160,11 +160,11 @@ __device__ __forceinline__ float block_sum(float value, float* slots) {
   return warp_sum(lane_index() < warps ? slots[lane_index()] : 0.0f);
 }
 
-// The fast one is off by about 2 + |x| units of 2^-24 of itself: below a 16-bit output's rounding, not below f32's.
+// The fast one is off by about 4 + 2 |x| units of 2^-24 of itself: below a 16-bit output's rounding, not below f32's.
 template <typename T>
 __device__ __forceinline__ float exponential(float x) {
   if constexpr (std::is_same_v<T, float>) return expf(x);
-  return __expf(x);
+  return exp2_approx(x * 1.44269504f);
 }
 
 // The sums of the groups of one row. The order of each sum depends on the group alone, never on the kernel or its block: whoever makes
@@ -203,24 +203,28 @@ struct GroupSums {
       for (int i = 0; i < kCount; i += 2 * step) pairs[i] += pairs[i + step];
     }
     float sum = pairs[0];
-    const int lanes = pooling.within_warp() ? pooling.group_size / kCount : kPoolUnit / kCount;
-    for (int step = 1; step < lanes; step *= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
-    if (!active || (lane_index() & (lanes - 1)) != 0) return;
-    if (pooling.within_warp()) {
-      write(element / pooling.group_size, sum);
-    } else {
-      partial[(element - first) / kPoolUnit] = sum;
+    constexpr int kUnitLanes = kPoolUnit / kCount;
+#pragma unroll
+    for (int step = 1; step < kUnitLanes; step *= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+    if (pooling.shift == 0) {
+      if (active && lane_index() % kUnitLanes == 0) partial[static_cast<unsigned>(element - first) / kPoolUnit] = sum;
+      return;
     }
+    const int lanes = (1 << pooling.shift) / kCount;
+#pragma unroll 1
+    for (int step = kUnitLanes; step < lanes; step *= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
+    if (active && (lane_index() & (lanes - 1)) == 0) write(element >> pooling.shift, sum);
   }
 
   // Called by the whole block once all outputs up to `end` are in.
   __device__ __forceinline__ void finish(int end) const {
-    if (pooling.group_size == 0 || pooling.within_warp()) return;
+    if (pooling.group_size == 0 || pooling.shift != 0) return;
     __syncthreads();
     const int units = pooling.group_size / kPoolUnit, present = (end - first) / kPoolUnit, warps = static_cast<int>(blockDim.x) / kWarp;
     for (int group = warp_index(); group * units < present; group += warps) {
       const int stop = min(present, (group + 1) * units);
       float sum = 0;
+#pragma unroll 1
       for (int i = group * units + lane_index(); i < stop; i += kWarp) sum += partial[i];
       sum = warp_sum(sum);
       if (lane_index() == 0) write(first / pooling.group_size + group, sum);

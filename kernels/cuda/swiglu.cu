@@ -10,38 +10,46 @@ template <typename T>
 __device__ __forceinline__ float sigmoid(float g) {
   const float denominator = 1.0f + exponential<T>(-g);
   if constexpr (std::is_same_v<T, float>) return 1.0f / denominator;
-  return __fdividef(1.0f, denominator);
+  return reciprocal_approx(denominator);
 }
 
 // Block: a segment of a row. gate, up: [rows, width], out: [rows, out_stride]
 template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kSegmentThreads)
-    swiglu_kernel(const T* __restrict__ gate, const T* __restrict__ up, int width, int segment_chunks, int per_row, T* __restrict__ out,
+    swiglu_kernel(const T* __restrict__ gate, const T* __restrict__ up, int width, int segment_chunks, T* __restrict__ out,
                   int64_t out_stride, Pooling pooling) {
   constexpr int kSize = 16 / sizeof(T);
-  const int64_t row = blockIdx.x / per_row;
-  const int first = static_cast<int>(blockIdx.x % per_row) * segment_chunks, last = min(width / kSize, first + segment_chunks);
+  const int64_t row = blockIdx.x;
+  const int threads = static_cast<int>(blockDim.x), first = static_cast<int>(blockIdx.y) * segment_chunks;
+  const int last = min(width / kSize, first + segment_chunks);
   const T* const row_gate = gate + row * width;
   const T* const row_up = up + row * width;
   T* const row_out = out + row * out_stride;
   const GroupSums<T> groups(pooling, row, row_out + width, dynamic_shared<float>(), first * kSize);
-  for (int begin = first + warp_index() * kWarp; begin < last; begin += static_cast<int>(blockDim.x)) {
-    const int chunk = begin + lane_index();
-    float values[kSize] = {};
-    if (chunk < last) {
-      Chunk<T, kSize> packed, packed_up;
-      packed.template load<kAligned>(row_gate + chunk * kSize);
-      packed_up.template load<kAligned>(row_up + chunk * kSize);
-      float u[kSize];
-      packed.unpack(values);
-      packed_up.unpack(u);
+  for (int begin = first + warp_index() * kWarp; begin < last; begin += kSegmentKept * threads) {
+    Chunk<T, kSize> packed[kSegmentKept], packed_up[kSegmentKept];
+#pragma unroll
+    for (int k = 0; k < kSegmentKept; ++k) {
+      const int chunk = begin + lane_index() + k * threads;
+      packed[k].fill(0), packed_up[k].fill(0);
+      if (chunk < last) {
+        packed[k].template load<kAligned>(row_gate + chunk * kSize);
+        packed_up[k].template load<kAligned>(row_up + chunk * kSize);
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kSegmentKept; ++k) {
+      const int chunk = begin + lane_index() + k * threads;
+      float values[kSize], u[kSize];
+      packed[k].unpack(values);
+      packed_up[k].unpack(u);
 #pragma unroll
       for (int i = 0; i < kSize; ++i) values[i] = values[i] * sigmoid<T>(values[i]) * u[i];
-      packed.pack(values);
-      packed.template store<kAligned>(row_out + chunk * kSize);
-      packed.unpack(values);  // the sums are those of the outputs as they were written
+      packed[k].pack(values);
+      if (chunk < last) packed[k].template store<kAligned>(row_out + chunk * kSize);
+      packed[k].unpack(values);  // the sums are those of the outputs as they were written
+      groups.add(chunk * kSize, chunk < last, values);
     }
-    groups.add(chunk * kSize, chunk < last, values);
   }
   groups.finish(last * kSize);
 }
@@ -82,12 +90,12 @@ Status swiglu(const void* gate, const void* up, Type type, int64_t rows, int64_t
   if (checked != Status::kOk || rows == 0) return checked;
   const Pooling pooling = make_pooling(pool, width);
   const Segments cut = segments(rows, width, type, pooling);
-  if (rows * cut.per_row > kMaxGrid || cut.shape.shared_bytes > kMaxShared) return Status::kUnsupported;
+  if (cut.per_row > kMaxGridY || cut.shape.shared_bytes > kMaxShared) return Status::kUnsupported;
   const bool aligned = aligned_to(16, {gate, up, out}) && out_stride % vector_elements(type) == 0;
   return dispatch(type, aligned, [&](auto tag, auto whole) {
     using T = typename decltype(tag)::type;
     return launch(swiglu_kernel<T, decltype(whole)::value>, cut.shape, stream, static_cast<const T*>(gate), static_cast<const T*>(up),
-                  static_cast<int>(width), cut.chunks, cut.per_row, static_cast<T*>(out), out_stride, pooling);
+                  static_cast<int>(width), cut.chunks, static_cast<T*>(out), out_stride, pooling);
   });
 }
 

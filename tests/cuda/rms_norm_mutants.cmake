@@ -1,5 +1,5 @@
-qalora_mutant(rms_norm.cu eps_outside_the_root [=[rsqrtf(block_sum(squares, slots) / static_cast<float>(width) + eps)]=] [=[rsqrtf(block_sum(squares, slots) / static_cast<float>(width)) + eps]=] CHECK NormsAndPools)
-qalora_mutant(rms_norm.cu eps_in_the_sum [=[rsqrtf(block_sum(squares, slots) / static_cast<float>(width) + eps)]=] [=[rsqrtf((block_sum(squares, slots) + eps) / static_cast<float>(width))]=] CHECK NormsAndPools)
+qalora_mutant(rms_norm.cu eps_outside_the_root [=[rsqrtf(block_sum(squares, slots) * (1.0f / static_cast<float>(width)) + eps)]=] [=[rsqrtf(block_sum(squares, slots) * (1.0f / static_cast<float>(width))) + eps]=] CHECK NormsAndPools)
+qalora_mutant(rms_norm.cu eps_in_the_sum [=[rsqrtf(block_sum(squares, slots) * (1.0f / static_cast<float>(width)) + eps)]=] [=[rsqrtf((block_sum(squares, slots) + eps) * (1.0f / static_cast<float>(width)))]=] CHECK NormsAndPools)
 qalora_mutant(rms_norm.cu norms_without_residual [=[values[i] += addend[i];]=] [=[;]=] CHECK NormsAndPools)
 qalora_mutant(rms_norm.cu residual_not_kept [=[sum.template store<kAligned>(residual_out + element);]=] [=[;]=] CHECK NormsAndPools)
 qalora_mutant(rms_norm.cu pools_unrounded [=[packed.unpack(values);  // the sums]=] [=[// the sums]=] CHECK NormsAndPools)
@@ -18,14 +18,9 @@ qalora_mutant(rms_norm.cu unaligned_is_aligned [=[aligned_to(kNormChunk * bytes_
                        out_stride % kNormChunk == 0]=] [=[true]=] DIES)
 
 qalora_mutant(rms_norm.cu gradient_without_mean [=[(from[i] - n[i] * mean)]=] [=[from[i]]=] CHECK HasItsGradient)
-qalora_mutant(rms_norm.cu gradient_mean_of_half [=[block_sum(products, dynamic_shared<float>()) / static_cast<float>(width)]=] [=[block_sum(products, dynamic_shared<float>()) / static_cast<float>(width + 1)]=] CHECK HasItsGradient)
+qalora_mutant(rms_norm.cu gradient_mean_of_half [=[block_sum(products, dynamic_shared<float>()) * (1.0f / static_cast<float>(width))]=] [=[block_sum(products, dynamic_shared<float>()) * (1.0f / static_cast<float>(width + 1))]=] CHECK HasItsGradient)
 qalora_mutant(rms_norm.cu gradient_without_weight [=[g[i] *= factors[i];]=] [=[;]=] CHECK HasItsGradient)
-qalora_mutant(rms_norm.cu gradient_through_scaled [=[added[i] += scale * (from[i] - n[i] * mean)]=] [=[added[i] = scale * (added[i] + from[i] - n[i] * mean)]=] CHECK HasItsGradient)
-qalora_mutant(rms_norm.cu gradient_without_through [=[if (row_through != nullptr) {]=] [=[if (false) {]=] CHECK HasItsGradient)
-qalora_mutant(rms_norm.cu gradient_long_rows_cut [=[chunk < chunks; chunk += threads) {
-    float one_normed[kNormChunk], one_g[kNormChunk];
-    load(chunk, one_normed, one_g);
-    products]=] [=[chunk < 0; chunk += threads) {
-    float one_normed[kNormChunk], one_g[kNormChunk];
-    load(chunk, one_normed, one_g);
-    products]=] CHECK TakesLongRows)
+qalora_mutant(rms_norm.cu gradient_through_scaled [=[sum[i] += scale * (from[i] - n[i] * mean)]=] [=[sum[i] = scale * (sum[i] + from[i] - n[i] * mean)]=] CHECK HasItsGradient)
+qalora_mutant(rms_norm.cu gradient_without_through [=[if (row_through != nullptr) added]=] [=[if (false) added]=] CHECK HasItsGradient)
+qalora_mutant(rms_norm.cu gradient_long_rows_cut [=[    products = dot(one_g, one_normed, products);]=] [=[]=] CHECK TakesLongRows)
+qalora_mutant(rms_norm.cu gradient_long_rows_lack_through [=[    load_through(chunk, added[0]);]=] [=[    added[0].fill(0);]=] CHECK TakesLongRows)

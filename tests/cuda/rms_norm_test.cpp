@@ -10,7 +10,7 @@ constexpr double kDeviation = 3e-3;
 
 // Of a sum over a row: a thread adds its elements one after the other, a block the threads' sums in 10 steps; each addend is a product.
 double sum_units(int64_t width) {
-  const int64_t threads = rms_norm_shape(1, width, Pooling()).block.x;
+  const int64_t threads = std::min<int64_t>(rms_norm_shape(1, width, Pooling()).block.x, rms_norm_backward_shape(1, width).block.x);
   return static_cast<double>(tiles_over(width, 4 * threads) * 4 + 10 + 1);
 }
 
@@ -45,8 +45,8 @@ void check_norm(const Api& api, test::cuda::Results& results, const RowCase& c, 
     double squares = 0;
     for (int64_t i = 0; i < c.width; ++i) squares += x[row * c.width + i] * x[row * c.width + i];
     const double exact = 1 / std::sqrt(squares / static_cast<double>(c.width) + kEps);
-    // The sum, the quotient, the sum with eps, of which a root halves the error; rsqrtf is good to 2 ulp, an ulp is at most 2 units.
-    const double relative = kFloatUnit * ((sum_units(c.width) + 2) / 2 + 4);
+    // The sum, 1 / width, its product, the sum with eps, of which a root halves the error; rsqrtf is good to 2 ulp of at most 2 units.
+    const double relative = kFloatUnit * ((sum_units(c.width) + 3) / 2 + 4);
     checker.rounded_once(Type::kFloat, inverse[row], exact, exact * relative, "inverse", row, 0);
     for (int64_t i = 0; i < c.width; ++i) {
       const double normed = x[row * c.width + i] * exact * weight[i];
@@ -83,7 +83,7 @@ void check_gradient(const Api& api, test::cuda::Results& results, const RowCase&
     const auto n = [&](int64_t i) { return h[row * c.width + i] * r; };
     double mean = 0, size = 0;
     for (int64_t i = 0; i < c.width; ++i) mean += g(i) * n(i) / width, size += std::abs(g(i) * n(i)) / width;
-    const double mean_error = kFloatUnit * ((sum_units(c.width) + 2) * size + std::abs(mean));  // g and n are rounded; so is the quotient
+    const double mean_error = kFloatUnit * ((sum_units(c.width) + 2) * size + 2 * std::abs(mean));  // g, n; 1 / width, its product
     for (int64_t i = 0; i < c.width; ++i) {
       const double rest = through ? before[row * c.width + i] : 0, exact = r * (g(i) - n(i) * mean) + rest;
       // g; n, its product with the mean; their difference; the product with r; the sum, which is the one rounding of the output

@@ -8,8 +8,8 @@ struct RopeCase {
   int64_t tokens, heads, head_dim, shift = 0;
 };
 
-// Heads that fill vectors, that have a tail, more of them than a block has threads for; one number alone.
-const RopeCase kCases[] = {{3, 4, 128}, {2, 1, 64}, {1, 70, 64}, {2, 3, 80}, {2, 3, 44}, {2, 5, 6}, {1, 1, 2}, {2, 2, 64, 1}};
+// Heads that fill vectors, that have a tail, that are longer than a block or more than it has threads for; one pair alone.
+const RopeCase kCases[] = {{3, 4, 128}, {1, 2, 4160}, {2, 1, 64}, {1, 70, 64}, {2, 3, 80}, {2, 3, 44}, {2, 5, 6}, {1, 1, 2}, {2, 2, 64, 1}};
 
 void check_rope(const Api& api, test::cuda::Results& results, Type type, const RopeCase& c, bool backward, bool in_place) {
   std::ostringstream where;

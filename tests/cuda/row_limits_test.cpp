@@ -7,14 +7,14 @@ namespace qalora::kernels::cuda::tests {
 
 namespace {
 
-// By the CUDA programming guide, compute capabilities 8.0, 8.6, 8.9 and 9.0 alike: 1024 threads a block, 65536 registers a block, 2^31 - 1
-// blocks; and 48 KB of shared memory that need not be asked for.
+// By the CUDA programming guide, compute capabilities 8.0, 8.6, 8.9 and 9.0 alike: 1024 threads a block, 65536 registers a block, a grid of
+// 2^31 - 1 by 65535; and 48 KB of shared memory that need not be asked for.
 void expect_launchable(const LaunchShape& shape, const std::string& what) {
   constexpr int64_t kRegisters = 64;  // what ptxas may give a thread of these kernels (__launch_bounds__)
-  const int64_t threads = shape.block.x;
-  const bool flat = shape.block.y == 1 && shape.block.z == 1 && shape.grid.y == 1 && shape.grid.z == 1;
-  EXPECT_TRUE(flat && threads > 0 && threads % kWarp == 0 && threads <= 1024 && threads * kRegisters <= 65536) << what << " " << threads;
-  EXPECT_TRUE(shape.grid.x > 0 && shape.grid.x <= 0x7fffffffu) << what << " " << shape.grid.x;
+  const int64_t threads = int64_t{shape.block.x} * shape.block.y * shape.block.z;
+  EXPECT_TRUE(threads > 0 && threads <= 1024 && whole_warps(threads) * kRegisters <= 65536) << what << " " << threads;
+  EXPECT_TRUE(shape.grid.x > 0 && shape.grid.x <= 0x7fffffffu && shape.grid.y > 0 && shape.grid.y <= 65535) << what;
+  EXPECT_TRUE(shape.grid.z == 1 && shape.block.z == 1) << what;
   EXPECT_TRUE(shape.shared_bytes >= 0 && shape.shared_bytes <= 48 * 1024) << what << " " << shape.shared_bytes;
 }
 
@@ -36,6 +36,8 @@ KERNEL_CHECK(row_limits, ShapesCanBeLaunched) {
           expect_launchable(rms_norm_shape(rows, width, pooling), "rms_norm");
           const Segments cut = segments(rows, width, type, pooling);
           expect_launchable(cut.shape, "segments");
+          // Sums over a warp need whole ones.
+          EXPECT_EQ(cut.shape.block.x % kWarp + rms_norm_shape(rows, width, pooling).block.x % kWarp, 0u);
           // They cover the row, the last is not empty, and none begins inside a group.
           const int64_t segment = int64_t{cut.chunks} * vector_elements(type);
           EXPECT_GE(segment * cut.per_row, width);
