@@ -48,17 +48,17 @@ struct TiledCall : torch::CustomClassHolder {
 // belongs to a token ends at dZ = pool(x)^T dY; of x only its sums are kept, and no activation of rank r is ever made.
 class TiledProduct : public torch::autograd::Function<TiledProduct> {
  public:
-  // x.values -> [tokens, out_features]; a, b: the adapter's or undefined, scaling = k
+  // x.values -> [tokens, out_features]; a, b: the adapter's, or empty where there is none (autograd takes no undefined inputs); scaling = k
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& values, const at::Tensor& a, const at::Tensor& b, double scaling,
                             const c10::intrusive_ptr<TiledCall>& call, const quant::PooledInput& x) {
     const quant::TiledWeight& weight = *call->weight;
     at::Tensor sums = x.sums;
-    if (a.defined() && a.requires_grad() && !sums.defined()) sums = quant::pool_sums(values, weight.shape.group_size);
-    ctx->save_for_backward({a.defined() && a.requires_grad() ? sums : at::Tensor(), a, b});
+    if (a.requires_grad() && !sums.defined()) sums = quant::pool_sums(values, weight.shape.group_size);
+    ctx->save_for_backward({a.requires_grad() ? sums : at::Tensor(), a, b});
     ctx->saved_data["weight"] = c10::IValue::make_capsule(call);
     ctx->saved_data["scaling"] = scaling;
     ctx->saved_data["compute"] = values.scalar_type();
-    return weight.multiply({values, sums, x.panel}, a.defined() ? weight.folded(a, b, scaling) : weight.offsets);
+    return weight.multiply({values, sums, x.panel}, offsets(weight, a, b, scaling));
   }
 
   static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
@@ -71,7 +71,7 @@ class TiledProduct : public torch::autograd::Function<TiledProduct> {
     const at::Tensor dy = grads[0].to(compute);
     at::Tensor dx, da, db;
     if (ctx->needs_input_grad(0)) {
-      dx = dy.matmul(weight.dequantize(compute, a.defined() ? weight.folded(a, b, scaling) : weight.offsets));
+      dx = dy.matmul(weight.dequantize(compute, offsets(weight, a, b, scaling)));
     }
     if (sums.defined()) {
       // dA and dB are linear in dZ, so each micro-batch adds its own at once: a tenth of a percent of the products here, and no buffer of
@@ -81,6 +81,11 @@ class TiledProduct : public torch::autograd::Function<TiledProduct> {
       db = dz.mm(a.t()).mul_(scaling);
     }
     return {dx, da, db, at::Tensor(), at::Tensor(), at::Tensor()};
+  }
+
+ private:
+  static at::Tensor offsets(const quant::TiledWeight& weight, const at::Tensor& a, const at::Tensor& b, double scaling) {
+    return a.numel() > 0 ? weight.folded(a, b, scaling) : weight.offsets;
   }
 };
 
@@ -159,7 +164,8 @@ at::Tensor Linear::base_product(const quant::PooledInput& x, bool folded) const 
   }
   folded_.drop();  // training: A and B move each step
   const auto call = c10::make_intrusive<TiledCall>(tiled_);
-  if (!folded) return TiledProduct::apply(x.values, at::Tensor(), at::Tensor(), 0.0, call, x);
+  const at::Tensor none = at::empty({0}, x.values.options().requires_grad(false));
+  if (!folded) return TiledProduct::apply(x.values, none, none, 0.0, call, x);
   return TiledProduct::apply(x.values, adapter->a, adapter->b, folded_scaling(), call, x);
 }
 
