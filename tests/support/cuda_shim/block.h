@@ -25,8 +25,6 @@ class Random {
   uint64_t state_;
 };
 
-std::string name_of_kernel(const void* kernel);
-
 // The asynchronous copies of one thread.
 class Copies {
  public:

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #include "engine.h"
@@ -14,6 +15,9 @@ namespace cuda_shim {
 struct Fault : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+
+// Its name where a sanitizer is linked, which knows the symbols; else its address.
+std::string name_of_kernel(const void* kernel);
 
 // In which order the threads that can go on do so, and when an asynchronous copy lands. CUDA promises none: results may not differ.
 enum class Order {
