@@ -95,7 +95,8 @@ void run(MergeOptions& options) {
     log::info("dry run: nothing was written");
     return;
   }
-  const eval::MergeReport report = eval::merge_verified(base, adapter_folder, adapter, tokens, options.out, options.common->force);
+  const eval::MergeReport report =
+      eval::merge_verified(base, adapter_folder, adapter, tokens, options.out, options.common->force, options.common->where);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (options.common->json) {
     nlohmann::json json = report_json(report, tokens.source);

@@ -105,6 +105,11 @@ std::vector<MovedOffsets> moved_offsets(model::Llama& model, const io::AdapterFi
 }
 
 void replace_offsets(model::Linear& linear, const at::Tensor& offsets) {
+  if (const quant::TiledWeight* tiled = linear.tiled()) {
+    quant::TiledWeight moved = *tiled;
+    moved.offsets = quant::to_lane_order(moved, offsets);
+    return linear.set_tiled(std::move(moved));
+  }
   quant::PackedWeight weight = linear.packed();
   weight.offsets = offsets;
   model::Linear changed(linear.module(), std::move(weight));
@@ -149,24 +154,31 @@ ProofTokens proof_tokens(const fs::path& model, const model::LlamaConfig& config
   return {{std::move(ids)}, "built-in text"};
 }
 
-MergeProof prove_merge(const fs::path& base, const io::AdapterFile& adapter, const fs::path& merged, const ProofTokens& tokens) {
+MergeProof prove_merge(const fs::path& base, const io::AdapterFile& adapter, const fs::path& merged, const ProofTokens& tokens,
+                       c10::Device device) {
   at::NoGradGuard no_grad;
   QALORA_CHECK(!tokens.sequences.empty(), "no tokens to prove a merge on");
   at::Tensor plain, adapted;
   std::vector<at::Tensor> shaken;
   {
     model::Llama model = model::load_model(base, {});
+    const std::vector<MovedOffsets> modules = moved_offsets(model, adapter);
+    model.to(device);
     plain = run(model, tokens, "proof: base");
     // The merge has compared the bases.
     model::attach_adapter(model, adapter, {adapter.config.base_fingerprint, adapter.config.base_state_fingerprint});
+    for (model::Linear* linear : model.linears()) {
+      if (linear->adapter) linear->adapter->beside = true;
+    }
     adapted = run(model, tokens, "proof: base + adapter");
-    const std::vector<MovedOffsets> modules = moved_offsets(model, adapter);
     for (int draw = 0; draw < kDraws; ++draw) {
       shake_offsets(modules, draw);
       shaken.push_back(run(model, tokens, "proof: rounding"));
     }
   }
-  model::Llama model = model::load_model(merged, {});
+  model::LoadOptions there;
+  there.device = device;
+  model::Llama model = model::load_model(merged, there);
   const at::Tensor result = run(model, tokens, "proof: merged");
 
   MergeProof proof;

@@ -25,7 +25,7 @@ void require_exact(const std::string& out, const MergeReport& report) {
 }  // namespace
 
 MergeReport merge_verified(const io::Checkpoint& base, const fs::path& adapter_folder, const io::AdapterFile& adapter,
-                           const ProofTokens& tokens, const fs::path& out, bool replace) {
+                           const ProofTokens& tokens, const fs::path& out, bool replace, c10::Device device) {
   MergeReport report;
   report.bytes = model::merged_bytes(base, adapter);
   AtomicFolder folder(out, replace, report.bytes + io::sidecar_bytes(base.folder()));
@@ -35,7 +35,7 @@ MergeReport merge_verified(const io::Checkpoint& base, const fs::path& adapter_f
     report.changes = model::compare_bytes(base, merged);
     report.offsets = check_offsets(base, adapter, merged);
   }
-  report.logits = prove_merge(base.folder(), adapter, folder.staging(), tokens);
+  report.logits = prove_merge(base.folder(), adapter, folder.staging(), tokens, device);
   require_exact(out.string(), report);
   folder.commit();
   return report;

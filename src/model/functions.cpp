@@ -33,7 +33,7 @@ struct PooledOutput {
   PooledOutput(int64_t rows, int64_t width, const at::TensorOptions& options, const PoolRequest& pool) {
     const int64_t groups = pool.group_size > 0 ? kernels::groups_per_row(width, pool.group_size) : 0;
     if (groups > 0) sums = at::empty({rows, groups}, options.dtype(at::kFloat));
-    if (groups > 0 && pool.panel) panel = at::empty({rows, width + 2 * groups}, options);
+    if (groups > 0 && pool.panel) panel = quant::empty_panel(rows, width, groups, options);
     values = panel.defined() ? panel.narrow(1, 0, width) : at::empty({rows, width}, options);
     output = {sums.defined() ? sums.data_ptr<float>() : nullptr, pool.group_size, panel.defined()};
   }

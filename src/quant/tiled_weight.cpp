@@ -30,10 +30,9 @@ at::Tensor floats_like(const at::Tensor& like, int64_t count) { return at::empty
 // s * (q - c), the rest of the offsets, and what its rounding lost: [out_features, in_features + 2 * groups]
 at::Tensor concat_panel(const TiledWeight& weight, at::ScalarType dtype, const at::Tensor& offsets) {
   const auto& shape = weight.shape;
-  const int64_t width = shape.in_features + 2 * shape.groups();
-  const at::Tensor out = at::empty({shape.out_features, width}, weight.scales.options().dtype(dtype));
-  check_status(kernels_of(out).dequantize(weight.view(offsets), 0, shape.out_features, Panel::kConcat, kernel_type(dtype), out.data_ptr(), width,
-                                          current_stream(out.device())),
+  const at::Tensor out = empty_panel(shape.out_features, shape.in_features, shape.groups(), weight.scales.options().dtype(dtype));
+  check_status(kernels_of(out).dequantize(weight.view(offsets), 0, shape.out_features, Panel::kConcat, kernel_type(dtype), out.data_ptr(),
+                                          out.stride(0), current_stream(out.device())),
                "dequantize");
   return out;
 }
@@ -41,10 +40,10 @@ at::Tensor concat_panel(const TiledWeight& weight, at::ScalarType dtype, const a
 // The input with its sums twice behind it, for a product with a concat_panel.
 at::Tensor input_panel(const PooledInput& x, const kernels::cuda::TiledShape& shape) {
   if (x.panel.defined()) return x.panel;
-  const int64_t tokens = x.values.size(0), width = shape.in_features + 2 * shape.groups();
-  const at::Tensor panel = at::empty({tokens, width}, x.values.options());
+  const int64_t tokens = x.values.size(0);
+  const at::Tensor panel = empty_panel(tokens, shape.in_features, shape.groups(), x.values.options());
   panel.narrow(1, 0, shape.in_features).copy_(x.values);
-  check_status(kernels_of(panel).pool(panel.data_ptr(), width, kernel_type(panel.scalar_type()), tokens, shape.in_features,
+  check_status(kernels_of(panel).pool(panel.data_ptr(), panel.stride(0), kernel_type(panel.scalar_type()), tokens, shape.in_features,
                                       {.sums = nullptr, .group_size = shape.group_size, .columns = true}, current_stream(panel.device())),
                "pool");
   return panel;
@@ -87,6 +86,11 @@ at::Tensor multiply_codes(const TiledWeight& weight, const PooledInput& input, c
 kernels::cuda::Type kernel_type(at::ScalarType dtype) {
   QALORA_CHECK(dtype == at::kFloat || dtype == at::kBFloat16 || dtype == at::kHalf, "a kernel for ", c10::toString(dtype));
   return dtype == at::kFloat ? kernels::cuda::Type::kFloat : dtype == at::kHalf ? kernels::cuda::Type::kHalf : kernels::cuda::Type::kBFloat16;
+}
+
+at::Tensor empty_panel(int64_t rows, int64_t in_features, int64_t groups, const at::TensorOptions& options) {
+  const int64_t width = in_features + 2 * groups;
+  return at::empty({rows, (width + 7) / 8 * 8}, options).narrow(1, 0, width);
 }
 
 bool wants_panel(int64_t tokens, at::ScalarType dtype) { return dtype != at::kFloat && tokens > kMatmulRows; }

@@ -57,6 +57,8 @@ struct MergeProof {
 // them; an adapter that was hardly trained does less than rounding does. check_offsets does not depend on either.
 inline constexpr double kMargin = 16;
 inline constexpr int kDraws = 3;
-MergeProof prove_merge(const fs::path& base, const io::AdapterFile& adapter, const fs::path& merged, const ProofTokens& tokens);
+// On an accelerator the adapter runs beside its base too: folded into the offsets it would be what is to be proved.
+MergeProof prove_merge(const fs::path& base, const io::AdapterFile& adapter, const fs::path& merged, const ProofTokens& tokens,
+                       c10::Device device = c10::kCPU);
 
 }  // namespace qalora::eval

@@ -44,6 +44,8 @@ TiledWeight tile(const std::string& name, const PackedWeight& weight, c10::Devic
 // [out_features, groups] f32 on any device -> lane order on the weight's device
 at::Tensor to_lane_order(const TiledWeight& weight, const at::Tensor& offsets);
 
+// A panel of in_features + 2 * groups columns whose rows start at 16 bytes. options: of 16-bit numbers
+at::Tensor empty_panel(int64_t rows, int64_t in_features, int64_t groups, const at::TensorOptions& options);
 // Rows a product of so many tokens takes from the panel (true) or from values and sums (false).
 bool wants_panel(int64_t tokens, at::ScalarType dtype);
 
