@@ -1,5 +1,4 @@
-// Memory that both sides see, and kernels that have ended when they return: the checks of tests/cuda read what a kernel wrote through
-// the same pointer.
+// A real device under the checks of tests/cuda: its memory, and kernels that have ended when they return.
 #include "gpu/device.h"
 
 #include <cuda_runtime_api.h>
@@ -22,19 +21,17 @@ void require(cudaError_t error, const char* what) {
 
 void* allocate(int64_t bytes) {
   void* memory = nullptr;
-  require(cudaMallocManaged(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 1))), "cudaMallocManaged");
-  memset(memory, 0xff, static_cast<size_t>(bytes));
+  require(cudaMalloc(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 1))), "cudaMalloc");
+  require(cudaMemset(memory, 0xff, static_cast<size_t>(bytes)), "cudaMemset");
   return memory;
 }
-void release(void* memory) {
-  (void)cudaDeviceSynchronize();
-  (void)cudaFree(memory);
-}
+void release(void* memory) { (void)cudaFree(memory); }
 void copy_in(void* to, const void* from, int64_t bytes) {
-  require(cudaDeviceSynchronize(), "before a copy");
-  if (bytes > 0) memcpy(to, from, static_cast<size_t>(bytes));
+  require(cudaMemcpy(to, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice), "a copy to the device");
 }
-void copy_out(void* to, const void* from, int64_t bytes) { copy_in(to, from, bytes); }
+void copy_out(void* to, const void* from, int64_t bytes) {
+  require(cudaMemcpy(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost), "a copy from the device");
+}
 
 }  // namespace qalora::test::cuda
 
