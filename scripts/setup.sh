@@ -75,10 +75,15 @@ system_nvcc() {
   return 1
 }
 major=$(cuda_major)
-if [[ ${QALORA_CUDA:-ON} != OFF && $major == 13 ]] && ! system_nvcc "$major"; then
-  # shellcheck disable=SC2046
-  install installed-cuda "$(cat scripts/requirements-cuda.txt)" ", the CUDA compiler ($(size_in requirements-cuda.txt))" \
-    $(packages_in requirements-cuda.txt) || say "the CUDA compiler could not be downloaded: the program is built without CUDA"
+cuda_packages() {
+  if ! system_nvcc "$major"; then packages_in requirements-cuda.txt
+  elif [[ ! -x $(command -v cuobjdump || echo /usr/local/cuda/bin/cuobjdump) ]]; then packages_in requirements-cuda.txt | grep -E 'cuobjdump|nvdisasm'; fi
+}
+if [[ ${QALORA_CUDA:-ON} != OFF && $major == 13 ]]; then
+  packages=$(cuda_packages)
+  compiler=$(grep -q nvcc <<<"$packages" && echo "the CUDA compiler, $(size_in requirements-cuda.txt)" || echo "the CUDA disassembler, about 6 MB")
+  # shellcheck disable=SC2086
+  [[ -z $packages ]] || install installed-cuda "$packages" " ($compiler)" $packages || say "$compiler: could not be downloaded; the build goes on without"
 fi
 has_gpu() {
   case ${QALORA_GPU:-} in 1) return 0 ;; 0) return 1 ;; esac

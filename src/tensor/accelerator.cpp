@@ -28,7 +28,8 @@ fs::path plugin_path() {
   return {};
 }
 
-// Cheap questions first: a machine without a device never opens LibTorch's CUDA libraries, half a gigabyte of them.
+// Cheap questions first: a machine without a device never opens LibTorch's CUDA libraries, half a gigabyte of them. To be called before
+// LibTorch first asks itself about CUDA (a seed set, a tensor pinned): it remembers for good that there was none.
 Plugin find_cuda() {
   const CudaBuild& build = cuda_build();
   if (!build.built) return {nullptr, message("this build has no CUDA (", build.missing, ")")};
