@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -50,11 +51,17 @@ class Check:
         if limit < 5:
             raise NotRun("the time for all steps is used up")
         try:
-            done = subprocess.run([str(word) for word in words], cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL,
-                                  stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=limit)
+            child = subprocess.Popen([str(word) for word in words], cwd=ROOT, env=self.environment, stdin=subprocess.DEVNULL, text=True,
+                                     stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace", start_new_session=True)
         except FileNotFoundError:
             raise NotRun(f"{words[0]} is not here") from None
-        return done.returncode, done.stdout
+        try:
+            output, _ = child.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)  # compilers too: a step that goes on in the background would disturb the next
+            output, _ = child.communicate()
+            raise subprocess.TimeoutExpired(words, limit, output) from None
+        return child.returncode, output
 
     def must(self, *words, limit):
         code, output = self.run(*words, limit=limit)
@@ -73,17 +80,15 @@ class Check:
                 raise NotRun(f"'{missing[0]}' did not pass")
             entry["figures"] = work()
         except NotRun as reason:
-            entry.update(status="not run", reason=str(reason))
+            entry.update({"status": "not run", "reason": str(reason)})
         except subprocess.TimeoutExpired as reason:
-            output = reason.output or ""
-            output = output.decode(errors="replace") if isinstance(output, bytes) else output
-            entry.update(status="timed out", reason=f"after {reason.timeout:.0f} s: {output[-TAIL:]}")
+            entry.update(status="timed out", reason=f"after {reason.timeout:.0f} s: {(reason.output or '')[-TAIL:]}")
         except Exception as reason:  # a step of ours that breaks must not stop the later ones
             entry.update(status="failed", reason=str(reason) if isinstance(reason, Failed) else f"{type(reason).__name__}: {reason}")
         entry["seconds"] = round(time.monotonic() - begin, 1)
         self.report["steps"].append(entry)
         reason = entry.get("reason", "")
-        print(f"{entry['status']:>9}  {name}  {entry['seconds']} s" + (f"\n           {reason}" if reason else ""), flush=True)
+        print(f"{entry['status']:>9}  {name}  {entry['seconds']} s" + (f"\n           {reason[-600:]}" if reason else ""), flush=True)
         self.save()
 
     def save(self):
@@ -136,7 +141,7 @@ class Check:
         return {"cuda": said[1]}
 
     def compile(self):
-        self.must("cmake", "--build", self.build, "--parallel", os.cpu_count() or 2, "--target", "gpu_programs", limit=300)
+        self.must("cmake", "--build", self.build, "--parallel", os.cpu_count() or 2, "--target", "gpu_programs", limit=max(300, 0.65 * self.args.budget))
         return {}
 
     def version(self):
