@@ -3,6 +3,7 @@
 
 #include "kernels/cuda/elementwise.h"
 #include "kernels/cuda/linear.h"
+#include "kernels/cuda/products.h"
 
 namespace qalora::kernels::cuda {
 
@@ -26,12 +27,26 @@ Status check(const TiledView& weight) {
   return good ? Status::kOk : Status::kBadArgument;
 }
 
+Status check_product(const TiledView& weight, const void* x, int64_t x_stride, Type x_type, const float* sums, int64_t rows, const void* y,
+                     int64_t y_stride, Type y_type) {
+  const Status status = check(weight);
+  if (status != Status::kOk) return status;
+  if (x_type == Type::kFloat || rows > INT32_MAX) return Status::kUnsupported;
+  if (rows <= 0) return rows == 0 ? Status::kOk : Status::kBadArgument;
+  const bool strides = x_stride >= weight.shape.in_features && x_stride % 8 == 0 && y_stride >= weight.shape.out_features;
+  const bool pointers = aligned(x, 16) && aligned(sums, 4) && aligned(y, bytes_of(y_type));
+  return strides && pointers ? Status::kOk : Status::kBadArgument;
+}
+
 const Api& api() {
   static const Api table = [] {
     Api api{};
     api.repack = repack;
     api.fold = fold;
     api.dequantize = dequantize;
+    api.matvec = matvec;
+    api.matmul_workspace_bytes = matmul_workspace_bytes;
+    api.matmul = matmul;
     api.pool = pool;
     api.rms_norm = rms_norm;
     api.rms_norm_backward = rms_norm_backward;

@@ -77,6 +77,15 @@ __device__ __forceinline__ void load_codes(const uint32_t* tile, int lane, LaneC
   codes.one = __ldcs(reinterpret_cast<const uint2*>(tile + 4 * kWarp) + lane);
 }
 
+// Moves the words so that block 0's places hold block `block` + 1, when they held `block`: for loops that are not unrolled.
+__device__ __forceinline__ void next_word(uint4& words) { words.x = words.y, words.y = words.z, words.z = words.w; }
+__device__ __forceinline__ void next_block(int, LaneCodes<4>& codes) { next_word(codes.low), next_word(codes.high); }
+__device__ __forceinline__ void next_block(int, LaneCodes<2>& codes) { next_word(codes.both); }
+__device__ __forceinline__ void next_block(int block, LaneCodes<3>& codes) {
+  next_word(codes.two);
+  codes.one.x = block % 2 == 0 ? codes.one.x >> 1 : codes.one.y;
+}
+
 // A lane's scales (or offsets) of a quad: x of row r, y of row r + 8, both of group 4 * quad + t.
 __device__ __forceinline__ float2 load_quad(const float* quad, int lane) { return __ldg(reinterpret_cast<const float2*>(quad) + lane); }
 

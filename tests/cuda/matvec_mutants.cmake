@@ -1,0 +1,13 @@
+qalora_mutant(matvec.cu no_barrier [[  __syncthreads();
+  join_warps]] [[  join_warps]])
+qalora_mutant(matvec.cu input_tail [[first + block * kBlockInputs < work.layout.in_features]] [[true]] DIES)
+qalora_mutant(matvec.cu row_tail [[out < work.layout.out_features]] [[out <= work.layout.out_features]])
+qalora_mutant(matvec.cu rows_of_x [[column < work.x.rows && first]] [[column <= work.x.rows && first]] DIES)
+qalora_mutant(matvec.cu sums_tail [[row < work.x.rows && group < work.layout.groups]] [[row < work.x.rows]] DIES)
+qalora_mutant(matvec.cu zero_term_each_tile [[quad.quad, quad.in_quad == 0, lane]] [[quad.quad, true, lane]])
+qalora_mutant(matvec.cu zero_term_of_one_lane [[  value += __shfl_xor_sync(kAllLanes, value, 2);]] [[]] TIMES 1)
+qalora_mutant(matvec.cu second_step_first [[x_second[2] = {x.z, x.w}]] [[x_second[2] = {x.w, x.z}]])
+qalora_mutant(matvec.cu last_warp_missing [[warp < kWarps; ++warp) sum]] [[warp < kWarps - 1; ++warp) sum]])
+qalora_mutant(matvec.cu no_centre [[static_cast<float>(centre_of(kBits)), offset]] [[0.0f, offset]] IN products.h)
+qalora_mutant(matvec.cu scales_of_other_rows [[sums[2] = __fmaf_rn(part[2], high]] [[sums[2] = __fmaf_rn(part[2], low]] IN products.h)
+qalora_mutant(matvec.cu high_bits_swapped [[kShared * 2 + kOdd - 2>(one)]] [[kShared * 2 - kOdd - 1>(one)]] IN unpack.h)
