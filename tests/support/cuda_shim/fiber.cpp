@@ -47,7 +47,7 @@ namespace cuda_shim {
 namespace {
 
 constexpr size_t kPage = 4096;
-constexpr size_t kStackBytes = 128 * 1024;  // address space; a page is real once touched. AddressSanitizer's reports need some room
+constexpr size_t kStackBytes = 256 * 1024;  // address space; a page is real once touched. AddressSanitizer's reports need some room
 
 // Stacks with a page below them that nothing may touch, kept until the OS thread ends.
 struct StackPool {
