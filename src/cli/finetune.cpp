@@ -59,6 +59,7 @@ std::vector<Key> keys_of(train::TrainConfig& c) {
       {"adam_beta2", &c.adam_beta2, "decay of AdamW's second moment", steps},
       {"adam_epsilon", &c.adam_epsilon, "AdamW's epsilon", steps},
       {"gradient_checkpointing", &c.gradient_checkpointing, "keep only each layer's input and recompute the rest: less memory, a third slower", steps},
+      {"recompute", &c.recompute, "what gradient_checkpointing recomputes: layer, or mlp (two thirds of the saving for two thirds of the time)", steps},
       {"seed", &c.seed, "of shuffling, initial values and dropout", steps},
       {"log_interval", &c.log_interval, "steps between lines of metrics.jsonl", writes},
       {"eval_interval", &c.eval_interval, "steps between held-out evaluations; 0: none", writes},

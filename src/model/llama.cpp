@@ -72,11 +72,11 @@ std::vector<at::Tensor> together(const LinearStack& stack, const std::vector<con
   return outputs;
 }
 
-// A layer around its attention. attend(q, k, v), with q and k rotated: [tokens, heads or kv_heads, head_dim] each ->
+// A layer up to its first residual sum. attend(q, k, v), with q and k rotated: [tokens, heads or kv_heads, head_dim] each ->
 // [tokens, heads * head_dim]
 template <typename Attend>
-at::Tensor run_layer(const Llama& model, const Layer& layer, const at::Tensor& h, const Rotation& rotation, const DropoutKey& dropout,
-                     const Attend& attend) {
+at::Tensor run_attention(const Llama& model, const Layer& layer, const at::Tensor& h, const Rotation& rotation, const DropoutKey& dropout,
+                         const Attend& attend) {
   const LlamaConfig& config = model.config;
   const int64_t tokens = h.size(0);
   const quant::PooledInput x = rms_norm(h, layer.attention_norm, config.norm_eps, model.compute, pool_for(layer.q, tokens, model.compute));
@@ -85,11 +85,35 @@ at::Tensor run_layer(const Llama& model, const Layer& layer, const at::Tensor& h
   const at::Tensor k = qkv[1].reshape({tokens, config.kv_heads, config.head_dim});
   const at::Tensor v = qkv[2].reshape({tokens, config.kv_heads, config.head_dim});
   const at::Tensor mixed = attend(Rope::apply(q, rotation.cos, rotation.sin), Rope::apply(k, rotation.cos, rotation.sin), v);
-  const auto [middle, y] = add_rms_norm(h, layer.o.forward(mixed, dropout), layer.mlp_norm, config.norm_eps, model.compute,
-                                        pool_for(layer.gate, tokens, model.compute));
+  return layer.o.forward(mixed, dropout);
+}
+
+// The rest of it. middle: [tokens, hidden] f32, y: its norm
+at::Tensor run_mlp(const Llama& model, const Layer& layer, const at::Tensor& middle, const quant::PooledInput& y, const DropoutKey& dropout) {
   const std::vector<at::Tensor> gate_up = together(layer.gate_up, {&layer.gate, &layer.up}, y, dropout);
-  const quant::PooledInput product = swiglu(gate_up[0], gate_up[1], pool_for(layer.down, tokens, model.compute));
+  const quant::PooledInput product = swiglu(gate_up[0], gate_up[1], pool_for(layer.down, middle.size(0), model.compute));
   return at::add(middle, layer.down.forward(product, dropout));
+}
+
+template <typename Attend>
+at::Tensor run_layer(const Llama& model, const Layer& layer, const at::Tensor& h, const Rotation& rotation, const DropoutKey& dropout,
+                     const Attend& attend) {
+  const at::Tensor change = run_attention(model, layer, h, rotation, dropout, attend);
+  const auto [middle, y] = add_rms_norm(h, change, layer.mlp_norm, model.config.norm_eps, model.compute,
+                                        pool_for(layer.gate, h.size(0), model.compute));
+  return run_mlp(model, layer, middle, y, dropout);
+}
+
+// The same, keeping of the second half only where it starts.
+template <typename Attend>
+at::Tensor run_layer_recomputing_mlp(const Llama& model, const Layer& layer, const at::Tensor& h, const Rotation& rotation,
+                                     const DropoutKey& dropout, const Attend& attend) {
+  const at::Tensor start = at::add(h, run_attention(model, layer, h, rotation, dropout, attend));  // f32
+  return checkpointed(start, [&model, &layer, dropout](const at::Tensor& middle) {
+    const quant::PooledInput y = rms_norm(middle, layer.mlp_norm, model.config.norm_eps, model.compute,
+                                          pool_for(layer.gate, middle.size(0), model.compute));
+    return run_mlp(model, layer, middle, y, dropout);
+  });
 }
 
 }  // namespace
@@ -116,17 +140,17 @@ at::Tensor Llama::forward(const text::Batch& batch, const ForwardOptions& option
   const Rotation rotation{cos, sin};
   at::Tensor h = at::embedding(embedding, batch.input_ids.reshape({-1}).to(device())).to(at::kFloat);  // [tokens, hidden]
   const Segments segments(batch.segments, device());
-  const bool recompute = options.gradient_checkpointing && c10::GradMode::is_enabled();
-  // A recomputed layer is only visited by the backward pass when its input asks for a gradient.
-  if (recompute && !h.requires_grad()) h.requires_grad_(true);
+  const Recompute recompute = c10::GradMode::is_enabled() ? options.recompute : Recompute::kNothing;
+  // What is recomputed is only visited by the backward pass when its input asks for a gradient.
+  if (recompute != Recompute::kNothing && !h.requires_grad()) h.requires_grad_(true);
   for (const Layer& layer : layers) {
     // Everything but the model is captured by value (tensors share their storage): the backward pass comes after this call returned.
-    const auto run = [this, &layer, rotation, segments, dropout = options.dropout](const at::Tensor& input) {
-      return run_layer(*this, layer, input, rotation, dropout, [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
-        return attention(q, k, v, segments);
-      });
+    const auto run = [this, &layer, rotation, segments, dropout = options.dropout, recompute](const at::Tensor& input) {
+      const auto attend = [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) { return attention(q, k, v, segments); };
+      return recompute == Recompute::kMlp ? run_layer_recomputing_mlp(*this, layer, input, rotation, dropout, attend)
+                                          : run_layer(*this, layer, input, rotation, dropout, attend);
     };
-    h = recompute ? checkpointed(h, run) : run(h);
+    h = recompute == Recompute::kLayer ? checkpointed(h, run) : run(h);
   }
   return rms_norm(h, final_norm, config.norm_eps, at::kFloat).values;
 }

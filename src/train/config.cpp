@@ -65,6 +65,7 @@ std::vector<std::string> validate(const TrainConfig& c) {
   problems.one_of("pooling", c.pooling, {"sum", "mean"});
   problems.one_of("schedule", c.schedule, {"constant", "linear", "cosine"});
   problems.one_of("save_dtype", c.save_dtype, {"float16", "bfloat16", "float32"});
+  problems.one_of("recompute", c.recompute, {"layer", "mlp"});
   problems.at_least("rank", c.rank, 1);
   problems.at_least("steps", c.steps, 1);
   problems.at_least("batch_size", c.batch_size, 1);

@@ -71,6 +71,19 @@ uint64_t folded_layer_bytes(const model::LlamaConfig& c, uint64_t element) {
   return 2 * 4 * (hidden + 1) + element * (2 * q + 2 * kv + 2 * inner) + 4 * static_cast<uint64_t>(c.heads) + 4 * static_cast<uint64_t>(sums);
 }
 
+// The part of them that the MLP keeps: gate, up, and the sums (or the whole) of its linears' inputs.
+uint64_t mlp_bytes(const model::LlamaConfig& c, const TrainConfig& config, uint64_t element) {
+  const uint64_t hidden = c.hidden_size, inner = c.intermediate_size;
+  if (config.method != "qalora") return element * (2 * inner + hidden + inner);
+  return element * 2 * inner + 4 * static_cast<uint64_t>(pooled_inputs(c, c.hidden_size) + pooled_inputs(c, c.intermediate_size));
+}
+
+// Of a token, by all layers. layer, mlp: what one keeps, and its MLP's part; state: its input, f32
+uint64_t kept_bytes(const TrainConfig& config, uint64_t layer, uint64_t mlp, uint64_t state, uint64_t layers) {
+  if (!config.gradient_checkpointing) return layer * layers;
+  return config.recompute == "mlp" ? (layer - mlp) * layers + mlp : state * layers + layer;
+}
+
 // Beside what is kept, at the worst moment of a step on an accelerator: the loss (a chunk of logits, their 16-bit gradient, three copies of the
 // hidden states) or the backward pass of an MLP (one dequantised matrix, three gradients of its width, two of the residual stream).
 uint64_t device_scratch(const Workload& workload, uint64_t tokens) {
@@ -80,8 +93,7 @@ uint64_t device_scratch(const Workload& workload, uint64_t tokens) {
   const uint64_t loss = chunk * static_cast<uint64_t>(c.vocab_size) * (4 + element) + tokens * hidden * 3 * 4;
   const uint64_t offsets = inner * static_cast<uint64_t>(pooled_inputs(c, c.hidden_size)) * 4;
   const uint64_t backward = inner * hidden * element + offsets + tokens * (3 * inner * element + 2 * 4 * hidden);
-  constexpr uint64_t kLibraries = uint64_t{40} << 20;  // work space of the library's products
-  return std::max(loss, backward) + kLibraries;
+  return std::max(loss, backward);
 }
 
 }  // namespace
@@ -107,11 +119,11 @@ MemoryEstimate estimate_memory(const Workload& workload, const TrainConfig& conf
   } else {
     layer += inputs * element + (config.full() ? 0 : 4 * inputs);
   }
-  const uint64_t kept_layers = config.gradient_checkpointing ? 1 : static_cast<uint64_t>(c.layers);
-  result.activations = tokens * (layer * kept_layers + (config.gradient_checkpointing ? 4 * hidden * static_cast<uint64_t>(c.layers) : 0));
+  result.activations = tokens * kept_bytes(config, layer, mlp_bytes(c, config, element), 4 * hidden, static_cast<uint64_t>(c.layers));
   // Transient: the largest dequantised matrix, three intermediate rows of the MLP in f32, the logits of 512 tokens three times.
   if (!workload.device.is_cpu()) {
     result.scratch = device_scratch(workload, tokens);
+    result.libraries = uint64_t{40} << 20;
     return result;
   }
   result.scratch = inner * hidden * element + tokens * 3 * 4 * inner + uint64_t{512} * 4 * 3 * static_cast<uint64_t>(c.vocab_size);
@@ -123,7 +135,7 @@ double flops_per_token(const model::LlamaConfig& model, const TrainConfig& confi
   shape.config = model;
   const double forward = static_cast<double>(shape.forward_flops_per_token(length / 2));
   // A frozen base costs one product forward and one for the input's gradient; trained weights one more; recomputing one more.
-  return forward * (2.0 + (config.full() ? 1.0 : 0.0) + (config.gradient_checkpointing ? 1.0 : 0.0));
+  return forward * (2.0 + (config.full() ? 1.0 : 0.0) + (!config.gradient_checkpointing ? 0.0 : config.recompute == "mlp" ? 2.0 / 3 : 1.0));
 }
 
 double measure_flops(at::ScalarType dtype, int64_t size, c10::Device device) {

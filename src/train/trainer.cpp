@@ -16,6 +16,11 @@ namespace {
 // Micro-batches of one step draw different dropout masks: step and micro-batch make one index.
 uint64_t dropout_index(int64_t step, size_t micro_batch) { return (static_cast<uint64_t>(step) << 20) | micro_batch; }
 
+model::Recompute recompute_of(const TrainConfig& c) {
+  if (!c.gradient_checkpointing) return model::Recompute::kNothing;
+  return c.recompute == "mlp" ? model::Recompute::kMlp : model::Recompute::kLayer;
+}
+
 }  // namespace
 
 StepResult Trainer::step() {
@@ -28,7 +33,7 @@ StepResult Trainer::step() {
   }
   QALORA_CHECK(trained_tokens > 0, "step ", state_.step, " has tokens to train on");
   model::ForwardOptions options;
-  options.gradient_checkpointing = config_.gradient_checkpointing;
+  options.recompute = recompute_of(config_);
   at::Tensor loss_sum;  // f64, on the device: read once, when the whole step is under way
   for (size_t i = 0; i < batches.size(); ++i) {
     if (stop_signal() != 0) {

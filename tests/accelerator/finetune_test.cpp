@@ -10,6 +10,7 @@
 #include "qalora/io/adapter_file.h"
 #include "qalora/model/quantize_checkpoint.h"
 #include "qalora/train/finetune.h"
+#include "qalora/train/run_folder.h"
 #include "support/support.h"
 
 namespace qalora::test {
@@ -54,6 +55,7 @@ class AcceleratorRun : public ::testing::Test {
     options.compute = compute;
     options.device = device;
     options.resume = resume;
+    options.resolved_config = std::string("# ") + train::RunFolder::kConfigHeading + "\n";
     options.on_event = [&](const json& event) { events.push_back(event); };
     train::finetune(config, options);
     return events;
@@ -90,14 +92,16 @@ TEST_F(AcceleratorRun, LossesAreTheCpus) {
   for (size_t i = 0; i < 4; ++i) EXPECT_NEAR(numbers_of(half, "grad_norm")[i] / numbers_of(cpu, "grad_norm")[i], 1, 0.05) << i;
   // Must differ: another rate.
   train::TrainConfig other = config("other");
-  other.learning_rate = 4e-3;
+  other.learning_rate = 4e-2;
   EXPECT_GT(std::abs(numbers_of(run(other, at::kBFloat16, fake), "loss")[3] - expected[3]), 4 * 4e-3);
   EXPECT_GT(half.back().at("peak_device_memory_bytes").get<uint64_t>(), uint64_t{1} << 16);
 }
 
 TEST_F(AcceleratorRun, ResumesToTheSameBits) {
   const c10::Device fake = use_fake_accelerator();
-  run(config("whole"), at::kBFloat16, fake);
+  train::TrainConfig another = config("another");
+  another.seed = 8;
+  run(another, at::kBFloat16, fake);
   train::TrainConfig half = config("halves");
   half.schedule = "constant";
   train::TrainConfig whole = config("straight");
@@ -107,9 +111,12 @@ TEST_F(AcceleratorRun, ResumesToTheSameBits) {
   run(half, at::kBFloat16, fake);
   half.steps = 4;
   run(half, at::kBFloat16, fake, /*resume=*/true);
-  const auto adapter = [&](const std::string& name) { return read_file(*dir_ / name / "adapter/adapter_model.safetensors"); };
-  EXPECT_EQ(adapter("halves"), adapter("straight"));
-  EXPECT_NE(adapter("halves"), adapter("whole"));  // another schedule
+  const auto same = [&](const char* one, const char* other) {
+    const auto adapter = [&](const char* name) { return read_file(*dir_ / name / "adapter/adapter_model.safetensors"); };
+    return adapter(one) == adapter(other);
+  };
+  EXPECT_TRUE(same("halves", "straight"));
+  EXPECT_FALSE(same("halves", "another"));
 }
 
 TEST_F(AcceleratorRun, MicroBatchesFillTheFreeMemoryAndNoMore) {
@@ -119,7 +126,8 @@ TEST_F(AcceleratorRun, MicroBatchesFillTheFreeMemoryAndNoMore) {
   automatic.batch_size = 8;
   automatic.steps = 1;
   EXPECT_EQ(run(automatic, at::kBFloat16, fake).front().at("micro_batch_size"), 8);  // all of the batch
-  const FakeMemoryLimit limit(fake_statistics().used_bytes + (uint64_t{62} << 20));
+  // Estimates leave 40 MiB to libraries, and a tenth free: room for some rows of these 96 tokens.
+  const FakeMemoryLimit limit(fake_statistics().used_bytes + (uint64_t{48} << 20));
   automatic.out = (*dir_ / "tight").string();
   const std::vector<json> events = run(automatic, at::kBFloat16, fake);
   EXPECT_LT(events.front().at("micro_batch_size"), 8);

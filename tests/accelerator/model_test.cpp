@@ -112,11 +112,13 @@ TEST(Accelerator, RecomputedLayersGiveTheSameGradients) {
   const c10::Device fake = use_fake_accelerator();
   const text::Batch batch = rows_of(51);
   const Trained kept = train_once(tiny_model(fake, at::kBFloat16), batch);
-  model::ForwardOptions options;
-  options.gradient_checkpointing = true;
-  const Trained recomputed = train_once(tiny_model(fake, at::kBFloat16), batch, options);
-  EXPECT_TRUE(at::equal(kept.hidden, recomputed.hidden));
-  for (size_t i = 0; i < kept.gradients.size(); ++i) EXPECT_TRUE(at::equal(kept.gradients[i], recomputed.gradients[i])) << i;
+  for (const model::Recompute recompute : {model::Recompute::kMlp, model::Recompute::kLayer}) {
+    model::ForwardOptions options;
+    options.recompute = recompute;
+    const Trained recomputed = train_once(tiny_model(fake, at::kBFloat16), batch, options);
+    EXPECT_TRUE(at::equal(kept.hidden, recomputed.hidden));
+    for (size_t i = 0; i < kept.gradients.size(); ++i) EXPECT_TRUE(at::equal(kept.gradients[i], recomputed.gradients[i])) << i;
+  }
 }
 
 // Inference takes stacked products and folded offsets that it keeps; training must never see stale ones.

@@ -48,15 +48,17 @@ inline at::Tensor tiny_random(const std::string& purpose, at::IntArrayRef shape,
 
 inline void attach(model::Linear& linear, const TinyOptions& options, c10::Device device) {
   const std::string name = linear.module();
+  const double deviation = options.pooling == io::Pooling::kMean ? 0.5 : 0.1;  // a mean is smaller than a sum
   const auto leaf = [&](const std::string& part, at::IntArrayRef shape) {
-    return tiny_random(part + name, shape, 0.1).to(device).requires_grad_(true);
+    return tiny_random(part + name, shape, deviation).to(device).requires_grad_(true);
   };
   linear.adapter = std::make_shared<model::Adapter>(model::Adapter{leaf("a ", {kTinyRank, linear.groups()}), leaf("b ", {linear.out_features(), kTinyRank}),
                                                                    /*scaling=*/0.5, options.pooling, options.group_size, options.dropout});
 }
 
-inline model::Llama tiny_model(c10::Device device, at::ScalarType compute, const TinyOptions& options = {}) {
-  model::Llama model = model::new_model(tiny_config(), 1);
+inline model::Llama tiny_model(c10::Device device, at::ScalarType compute, const TinyOptions& options = {},
+                               const model::LlamaConfig& config = tiny_config()) {
+  model::Llama model = model::new_model(config, 1);
   model.compute = compute;
   for (const auto& [name, value] : model::named_weights(model)) value.requires_grad_(false);
   for (model::Linear* linear : model.linears()) {

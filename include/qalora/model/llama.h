@@ -45,9 +45,16 @@ inline constexpr Named<Linear> kProjections[] = {
     {"mlp.gate_proj", &Layer::gate}, {"mlp.up_proj", &Layer::up},     {"mlp.down_proj", &Layer::down}};
 std::string layer_prefix(int64_t index);  // "model.layers.0."
 
+// What of a layer is computed again in the backward pass instead of being kept.
+enum class Recompute {
+  kNothing,
+  kMlp,    // norm, gate, up and their product: two thirds of what a layer keeps, for two thirds of its products
+  kLayer,  // all but its input
+};
+
 struct ForwardOptions {
   DropoutKey dropout;
-  bool gradient_checkpointing = false;  // keep each layer's input only, recompute the rest in the backward pass
+  Recompute recompute = Recompute::kNothing;
 };
 
 class Llama {

@@ -47,6 +47,7 @@ struct TrainConfig {
   double adam_beta1 = 0.9;
   double adam_beta2 = 0.999;
   double adam_epsilon = 1e-8;
+  std::string recompute = "layer";  // what gradient_checkpointing recomputes: layer or mlp
   bool gradient_checkpointing = false;
   int64_t seed = 42;
 

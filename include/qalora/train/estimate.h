@@ -18,7 +18,8 @@ struct MemoryEstimate {  // bytes
   uint64_t trained = 0;      // parameters, gradients and both moments, f32
   uint64_t activations = 0;  // kept for the backward pass of the largest micro-batch
   uint64_t scratch = 0;      // one dequantised layer, a chunk of logits and its gradient
-  uint64_t total() const { return weights + trained + activations + scratch; }
+  uint64_t libraries = 0;    // work space of a device's libraries
+  uint64_t total() const { return weights + trained + activations + scratch + libraries; }
 };
 
 // What is trained on: of a loaded model, or told from its config.json alone.

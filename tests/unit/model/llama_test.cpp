@@ -115,7 +115,7 @@ TEST(Llama, GradientCheckpointingGivesTheSameGradientsToTheBit) {
   const text::Batch batch = text::pack_batch({{example(1, 9), example(2, 13)}, {example(3, 20)}}, 24);
   const auto gradients = [&](Llama model, bool recompute, uint64_t dropout_index) {
     ForwardOptions options;
-    options.gradient_checkpointing = recompute;
+    options.recompute = recompute;
     options.dropout = {.training = true, .seed = 3, .index = dropout_index};
     model.loss_sum(model.forward(batch, options), batch.targets.reshape({-1})).backward();
     std::vector<at::Tensor> parts;
