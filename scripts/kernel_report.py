@@ -28,6 +28,8 @@ def read_reports(build):
     figures = {}
     for path in sorted(Path(build).glob("CMakeFiles/qalora_cuda_kernels.dir/**/*.ptxas")):
         file, key = path.name.split(".")[0], None
+        if not (ROOT / f"kernels/cuda/{file}.cu").exists():
+            continue  # built once, gone since
         for line in path.read_text().splitlines():
             if match := re.search(r"Compiling entry function '(\w+)' for 'sm_(\d+)a?'", line):
                 key = (file, match[1], int(match[2]))

@@ -22,11 +22,11 @@ def report(file, stack, spill):
 
 
 def main():
-    clean = report("matvec", 0, 0)
-    assert clean.returncode == 0 and "| matvec | kernel | 40 | 0 | 128 | 48 |" in clean.stdout, clean
-    spills = report("matvec", 8, 8)
-    assert spills.returncode == 1 and "matvec: kernel: 16 bytes spilled, 8 bytes of stack" in spills.stderr, spills
-    assert report("matvec", 400, 0).returncode == 1, "an array in local memory"
+    clean = report("rope", 0, 0)
+    assert clean.returncode == 0 and "| rope | kernel | 40 | 0 | 128 | 48 |" in clean.stdout, clean
+    spills = report("rope", 8, 8)
+    assert spills.returncode == 1 and "rope: kernel: 16 bytes spilled, 8 bytes of stack" in spills.stderr, spills
+    assert report("rope", 400, 0).returncode == 1, "an array in local memory"
     assert report("repack", 8, 8).returncode == 0, "once a model"
     with tempfile.TemporaryDirectory() as empty:
         nothing = subprocess.run([sys.executable, str(REPORT), empty], capture_output=True, text=True)
