@@ -203,6 +203,19 @@ class Check:
         return json.loads(output.strip().splitlines()[-1])
 
 
+    def models(self):
+        """Whole models of random weights, a process each: its peak of memory is its own. What a card has no room for is not run."""
+        program, results = self.build / "gpu_model_bench", []
+        for name in self.must(program, limit=30).split():
+            try:
+                results.append(json.loads(self.must(program, name, limit=75).strip().splitlines()[-1]))
+            except Failed as error:
+                results.append({"case": name, "not_run": str(error)[-300:]})
+        if all("not_run" in result for result in results):
+            raise Failed(f"no model ran: {results[0]['not_run']}")
+        return results
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", default=str(ROOT / "build-gpu"))
@@ -218,6 +231,7 @@ def main():
     check.step("start", check.help_time, ["build"])
     check.step("kernel report", check.kernels, ["build"])
     check.step("benchmark", check.bench, ["version"])
+    check.step("models", check.models, ["version"])
     check.step("tests", check.tests, ["build"])
     check.step("memcheck", lambda: check.sanitizer("memcheck", long_checks), ["version"])
     check.step("racecheck", lambda: check.sanitizer("racecheck", long_checks), ["version"])

@@ -113,7 +113,7 @@ TEST(Llama, RowsAndPaddingDoNotTouchEachOther) {
 
 TEST(Llama, GradientCheckpointingGivesTheSameGradientsToTheBit) {
   const text::Batch batch = text::pack_batch({{example(1, 9), example(2, 13)}, {example(3, 20)}}, 24);
-  const auto gradients = [&](Llama model, bool recompute, uint64_t dropout_index) {
+  const auto gradients = [&](Llama model, Recompute recompute, uint64_t dropout_index) {
     ForwardOptions options;
     options.recompute = recompute;
     options.dropout = {.training = true, .seed = 3, .index = dropout_index};
@@ -128,12 +128,12 @@ TEST(Llama, GradientCheckpointingGivesTheSameGradientsToTheBit) {
     if (model.embedding.grad().defined()) parts.push_back(model.embedding.grad().flatten());
     return at::cat(parts);
   };
-  const at::Tensor plain = gradients(tuned_model(0.3), false, 5);
+  const at::Tensor plain = gradients(tuned_model(0.3), Recompute::kNothing, 5);
   EXPECT_GT(plain.abs().max().item<double>(), 0.1);
-  EXPECT_TRUE(at::equal(gradients(tuned_model(0.3), true, 5), plain));  // dropout included: a recomputed layer drops the same entries
-  EXPECT_FALSE(at::equal(gradients(tuned_model(0.3), true, 6), plain));
-  const at::Tensor full = gradients(tiny_model(), false, 5);
-  EXPECT_TRUE(at::equal(gradients(tiny_model(), true, 5), full));
+  EXPECT_TRUE(at::equal(gradients(tuned_model(0.3), Recompute::kLayer, 5), plain));  // dropout included: a recomputed layer drops the same entries
+  EXPECT_FALSE(at::equal(gradients(tuned_model(0.3), Recompute::kLayer, 6), plain));
+  const at::Tensor full = gradients(tiny_model(), Recompute::kNothing, 5);
+  EXPECT_TRUE(at::equal(gradients(tiny_model(), Recompute::kLayer, 5), full));
   EXPECT_NE(full.size(0), plain.size(0));
 }
 

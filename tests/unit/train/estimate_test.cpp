@@ -27,7 +27,7 @@ TEST(Estimate, ConfigJsonAloneTellsWhatLoadingTells) {
   const std::pair<const char*, const char*> cases[] = {{"grouped", "qalora"}, {"rows", "qalora"}, {"dense", "lora"}, {"dense", "full"}};
   for (const auto& [folder, method] : cases) {
     const TrainConfig config = config_of(dir / folder, method);
-    TrainingSubject subject(config, at::kFloat);
+    TrainingSubject subject(config, at::kFloat, c10::kCPU);
     const Workload workload = expected_workload(model::read_config(dir / folder), config, at::kFloat);
     EXPECT_EQ(workload.weight_bytes, subject.model().weight_bytes()) << folder << " " << method;
     EXPECT_EQ(workload.trained_elements, subject.trained_elements()) << folder << " " << method;
