@@ -40,8 +40,9 @@ class PackedProduct : public torch::autograd::Function<PackedProduct> {
 };
 
 struct TiledCall : torch::CustomClassHolder {
-  explicit TiledCall(std::shared_ptr<const quant::TiledWeight> w) : weight(std::move(w)) {}
+  TiledCall(std::shared_ptr<const quant::TiledWeight> w, std::shared_ptr<ResidentPanels> p) : weight(std::move(w)), panels(std::move(p)) {}
   std::shared_ptr<const quant::TiledWeight> weight;
+  std::shared_ptr<ResidentPanels> panels;  // null: written at each visit
 };
 
 // y = x . W'^T with a frozen, tiled W whose offsets contain the adapter, b + k B A. The adapter is constant inside a group, so everything that
@@ -58,7 +59,10 @@ class TiledProduct : public torch::autograd::Function<TiledProduct> {
     ctx->saved_data["weight"] = c10::IValue::make_capsule(call);
     ctx->saved_data["scaling"] = scaling;
     ctx->saved_data["compute"] = values.scalar_type();
-    return weight.multiply({values, sums, x.panel}, offsets(weight, a, b, scaling));
+    const quant::PooledInput input(values, sums, x.panel);
+    if (!call->panels || !quant::wants_panel(values.size(0), values.scalar_type())) return weight.multiply(input, offsets(weight, a, b, scaling));
+    call->panels->refresh(weight, values.scalar_type(), a, b, [&] { return offsets(weight, a, b, scaling); });
+    return weight.multiply_panel(input, call->panels->forward);
   }
 
   static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
@@ -71,7 +75,8 @@ class TiledProduct : public torch::autograd::Function<TiledProduct> {
     const at::Tensor dy = grads[0].to(compute);
     at::Tensor dx, da, db;
     if (ctx->needs_input_grad(0)) {
-      dx = dy.matmul(weight.dequantize(compute, offsets(weight, a, b, scaling)));
+      const bool kept = call->panels && quant::wants_panel(dy.size(0), compute);
+      dx = dy.matmul(kept ? call->panels->backward : weight.dequantize(compute, offsets(weight, a, b, scaling)));
     }
     if (sums.defined()) {
       // dA and dB are linear in dZ, so each micro-batch adds its own at once: a tenth of a percent of the products here, and no buffer of
@@ -127,6 +132,18 @@ void Linear::to(c10::Device device) {
   if (bias.defined()) bias = bias.to(device);
 }
 
+void ResidentPanels::refresh(const quant::TiledWeight& weight, at::ScalarType dtype, const at::Tensor& a, const at::Tensor& b,
+                             const std::function<at::Tensor()>& offsets) {
+  const int64_t version = static_cast<int64_t>(a._version()) + static_cast<int64_t>(b._version());  // they only grow
+  if (forward.defined() && version == version_ && forward.scalar_type() == dtype) return;
+  const at::Tensor moved = offsets();
+  forward = weight.panel(dtype, moved);
+  backward = weight.dequantize(dtype, moved);
+  version_ = version;
+}
+
+void Linear::keep_panels(bool keep) { panels_ = keep && tiled_ ? std::make_shared<ResidentPanels>() : nullptr; }
+
 const at::Tensor& FoldedOffsets::get(const std::vector<const Linear*>& parts, const std::function<at::Tensor()>& make) const {
   std::vector<std::pair<const void*, int64_t>> versions;
   for (const Linear* part : parts) {
@@ -163,7 +180,7 @@ at::Tensor Linear::base_product(const quant::PooledInput& x, bool folded) const 
     return tiled_->multiply(x, folded ? folded_.get({this}, [this] { return folded_offsets(); }) : tiled_->offsets);
   }
   folded_.drop();  // training: A and B move each step
-  const auto call = c10::make_intrusive<TiledCall>(tiled_);
+  const auto call = c10::make_intrusive<TiledCall>(tiled_, panels_);
   const at::Tensor none = at::empty({0}, x.values.options().requires_grad(false));
   if (!folded) return TiledProduct::apply(x.values, none, none, 0.0, call, x);
   return TiledProduct::apply(x.values, adapter->a, adapter->b, folded_scaling(), call, x);

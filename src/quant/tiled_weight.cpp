@@ -27,16 +27,6 @@ const kernels::cuda::Api& kernels_of(const at::Tensor& tensor) {
 
 at::Tensor floats_like(const at::Tensor& like, int64_t count) { return at::empty({count}, like.options().dtype(at::kFloat)); }
 
-// s * (q - c), the rest of the offsets, and what its rounding lost: [out_features, in_features + 2 * groups]
-at::Tensor concat_panel(const TiledWeight& weight, at::ScalarType dtype, const at::Tensor& offsets) {
-  const auto& shape = weight.shape;
-  const at::Tensor out = empty_panel(shape.out_features, shape.in_features, shape.groups(), weight.scales.options().dtype(dtype));
-  check_status(kernels_of(out).dequantize(weight.view(offsets), 0, shape.out_features, Panel::kConcat, kernel_type(dtype), out.data_ptr(),
-                                          out.stride(0), current_stream(out.device())),
-               "dequantize");
-  return out;
-}
-
 // The input with its sums twice behind it, for a product with a concat_panel.
 at::Tensor input_panel(const PooledInput& x, const kernels::cuda::TiledShape& shape) {
   if (x.panel.defined()) return x.panel;
@@ -121,7 +111,19 @@ at::Tensor TiledWeight::multiply(const PooledInput& x, const at::Tensor& these_o
   const at::ScalarType dtype = x.values.scalar_type();
   if (dtype == at::kFloat) return x.values.matmul(dequantize(dtype, these_offsets).t());
   if (!wants_panel(x.values.size(0), dtype)) return multiply_codes(*this, x, these_offsets);
-  return input_panel(x, shape).matmul(concat_panel(*this, dtype, these_offsets).t());
+  return multiply_panel(x, panel(dtype, these_offsets));
+}
+
+at::Tensor TiledWeight::panel(at::ScalarType dtype, const at::Tensor& these_offsets) const {
+  const at::Tensor out = empty_panel(shape.out_features, shape.in_features, shape.groups(), scales.options().dtype(dtype));
+  check_status(kernels_of(out).dequantize(view(these_offsets), 0, shape.out_features, Panel::kConcat, kernel_type(dtype), out.data_ptr(),
+                                          out.stride(0), current_stream(out.device())),
+               "dequantize");
+  return out;
+}
+
+at::Tensor TiledWeight::multiply_panel(const PooledInput& x, const at::Tensor& weight_panel) const {
+  return input_panel(x, shape).matmul(weight_panel.t());
 }
 
 TiledWeight tile(const std::string& name, const PackedWeight& weight, c10::Device device) {

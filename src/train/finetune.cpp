@@ -5,6 +5,7 @@
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
 #include "qalora/core/log.h"
+#include "qalora/tensor/accelerator.h"
 #include "qalora/tensor/device.h"
 #include "qalora/tensor/dtype.h"
 #include "qalora/train/prepare.h"
@@ -83,6 +84,26 @@ Workload workload_of(const TrainingSubject& subject) {
   return {model.config, model.compute, model.weight_bytes(), subject.trained_elements(), model.device()};
 }
 
+// Each weight is dequantised for a product forward and one backward of every micro-batch, and once more where it is recomputed. Two 16-bit copies
+// of all of them, where the device has room for them beside the run itself, are written once a step instead.
+void keep_panels_if_it_pays(const TrainConfig& config, const TrainingData& data, TrainingSubject& subject) {
+  const c10::Device device = subject.model().device();
+  const bool pays = config.batch_size > config.micro_batch_size || config.gradient_checkpointing;
+  if (device.is_cpu() || config.method != "qalora" || config.dropout > 0 || !pays || subject.model().compute == at::kFloat) return;
+  uint64_t copies = 0;
+  for (const model::Linear* linear : subject.model().linears()) {
+    if (linear->tiled() == nullptr) continue;
+    copies += static_cast<uint64_t>(linear->out_features() * 2 * (2 * linear->in_features() + 2 * linear->groups() + 8));
+  }
+  const Workload workload = workload_of(subject);
+  const int64_t length = config.packing ? config.sequence_length : data.report().longest;
+  const MemoryEstimate memory = estimate_memory(workload, config, config.micro_batch_size, length);
+  const uint64_t needed = memory.total() - memory.weights + copies;
+  if (static_cast<double>(needed) > 0.8 * static_cast<double>(tensor::accelerator()->memory(device.index()).free)) return;
+  for (model::Linear* linear : subject.model().linears()) linear->keep_panels(true);
+  log::info(message("memory: ", format_bytes(copies), " more for 16-bit copies of the weights, which are then dequantised once a step"));
+}
+
 json start_event(const TrainConfig& config, const TrainingData& data, const TrainingSubject& subject, int64_t first_step) {
   const Workload workload = workload_of(subject);
   Estimate estimate = estimate_run(workload, config, data, config.steps - first_step);
@@ -135,6 +156,7 @@ void finetune(const TrainConfig& asked, const RunOptions& options) {
     data.set_micro_batch_size(config.micro_batch_size);
     log::info(message("micro_batch_size: ", config.micro_batch_size, " rows fit into the free memory"));
   }
+  keep_panels_if_it_pays(config, data, subject);
   Trainer trainer(subject.model(), optimizer, data, config, state);
   TrainingRun run(config, options, folder, subject, optimizer, trainer, data, identity);
   run.emit(start_event(config, data, subject, state.step));

@@ -142,6 +142,31 @@ TEST(Accelerator, InferenceFollowsTheAdapter) {
   EXPECT_LE(distance(after, train_once(model, batch).hidden), kFloatTolerance);
 }
 
+// Copies of the weights that stay from one micro-batch to the next: the same bits, also after the adapter has moved.
+TEST(Accelerator, ResidentPanelsFollowTheAdapter) {
+  const c10::Device fake = use_fake_accelerator();
+  const text::Batch batch = rows_of(300);
+  Llama plain = tiny_model(fake, at::kBFloat16), kept = tiny_model(fake, at::kBFloat16);
+  for (model::Linear* linear : kept.linears()) linear->keep_panels(true);
+  at::Tensor last;
+  for (int round = 0; round < 3; ++round) {
+    const Trained expected = train_once(plain, batch), got = train_once(kept, batch);
+    EXPECT_TRUE(at::equal(got.hidden, expected.hidden)) << round;
+    for (size_t i = 0; i < got.gradients.size(); ++i) ASSERT_TRUE(at::equal(got.gradients[i], expected.gradients[i])) << i << " in round " << round;
+    if (last.defined()) {
+      EXPECT_EQ(at::equal(last, got.hidden), round == 1);  // a second micro-batch; then a step
+    }
+    last = got.hidden;
+    const c10::AutoGradMode no_gradients(false);
+    for (Llama* model : {&plain, &kept}) {
+      for (model::Linear* linear : model->linears()) {
+        linear->adapter->a.mutable_grad().reset(), linear->adapter->b.mutable_grad().reset();
+        if (round == 1) linear->adapter->b.mul_(-1.5);
+      }
+    }
+  }
+}
+
 TEST(Accelerator, DecodesAsTheCpuDoes) {
   const c10::Device fake = use_fake_accelerator();
   const c10::NoGradGuard no_grad;

@@ -37,6 +37,20 @@ struct DropoutKey {
 
 class Linear;
 
+// A layer's weight in 16 bits, adapter and all, kept from one micro-batch to the next: where memory allows it, it is written once a step
+// instead of at every visit.
+class ResidentPanels {
+ public:
+  // Written anew when A or B have moved since. offsets(): the folded ones
+  void refresh(const quant::TiledWeight& weight, at::ScalarType dtype, const at::Tensor& a, const at::Tensor& b,
+               const std::function<at::Tensor()>& offsets);
+  at::Tensor forward;   // quant::TiledWeight::panel
+  at::Tensor backward;  // [out_features, in_features]
+
+ private:
+  int64_t version_ = -1;
+};
+
 // Offsets with adapters folded in, kept between the tokens of an inference: made anew when an adapter's numbers have moved.
 class FoldedOffsets {
  public:
@@ -69,6 +83,8 @@ class Linear {
   const quant::PackedWeight& packed() const { return *packed_; }  // quantised, on the CPU
   const quant::TiledWeight* tiled() const { return tiled_.get(); }  // quantised, on an accelerator; else null
   void set_tiled(quant::TiledWeight weight) { tiled_ = std::make_shared<quant::TiledWeight>(std::move(weight)); }
+  // Training on an accelerator keeps the weight in 16 bits as well, or no longer does.
+  void keep_panels(bool keep);
   // Is this layer's adapter, on an accelerator, folded into the offsets? Where that is not the same function it runs beside them.
   bool folds(const DropoutKey& dropout) const;
   // offsets + k B A of an adapter that folds, or the offsets where there is none.
@@ -89,6 +105,7 @@ class Linear {
   std::shared_ptr<const quant::PackedWeight> packed_;
   std::shared_ptr<const quant::TiledWeight> tiled_;
   FoldedOffsets folded_;
+  std::shared_ptr<ResidentPanels> panels_;
 };
 
 }  // namespace qalora::model

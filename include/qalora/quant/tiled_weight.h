@@ -37,6 +37,9 @@ struct TiledWeight {
   // x . W^T with these offsets: [tokens, out_features] in x's dtype. In 16 bits the offsets act through the inputs' sums to about fp32's precision
   // whatever kernel runs (kernels.md 2.4), so that neither an adapter nor a merge drowns in rounded weights.
   at::Tensor multiply(const PooledInput& x, const at::Tensor& these_offsets) const;
+  // The two steps of it for many tokens: the weight with these offsets as columns of its own (empty_panel), and the product with it.
+  at::Tensor panel(at::ScalarType dtype, const at::Tensor& these_offsets) const;
+  at::Tensor multiply_panel(const PooledInput& x, const at::Tensor& weight_panel) const;
 };
 
 // Onto the accelerator. UserError that begins with `name` where its kernels have no such shape (kernels::cuda::supports).
