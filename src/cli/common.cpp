@@ -1,4 +1,5 @@
 #include <sys/stat.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -68,6 +69,8 @@ void apply_common(CommonOptions& options) {
   if (options.verbose >= 2) setenv("CUDA_LAUNCH_BLOCKING", "1", /*overwrite=*/0);
   // A command that computes nothing does not load a device's libraries unasked.
   options.where = tensor::parse_device(options.computes || !options.device.empty() ? options.device : "cpu");
+  // Work that names no device of its own, our kernels' launches among it, goes to the current one.
+  if (!options.where.is_cpu()) c10::impl::VirtualGuardImpl(options.where.type()).setDevice(options.where);
   options.compute = options.dtype.empty() ? tensor::default_compute_dtype(options.where) : tensor::parse_compute_dtype(options.dtype);
   tensor::set_threads(options.threads);
 }

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "qalora/tensor/accelerator.h"
 
@@ -78,10 +79,20 @@ std::string problem() { return devices().problem; }
 // LibTorch sets its CUDA state up on first use; its allocator and streams may not be asked before.
 void start() { at::globalContext().lazyInitDevice(c10::DeviceType::CUDA); }
 
-AcceleratorProperties properties(int index) {
+AcceleratorProperties read_properties(int index) {
   cudaDeviceProp read = {};
   C10_CUDA_CHECK(cudaGetDeviceProperties(&read, index));
   return {.name = read.name, .architecture = 10 * read.major + read.minor, .multiprocessors = read.multiProcessorCount};
+}
+
+// Asked for at every product of a few rows; the driver takes its time.
+AcceleratorProperties properties(int index) {
+  static const std::vector<AcceleratorProperties> all = [] {
+    std::vector<AcceleratorProperties> found;
+    for (int i = 0; i < count(); ++i) found.push_back(read_properties(i));
+    return found;
+  }();
+  return all.at(static_cast<size_t>(index));
 }
 
 AcceleratorMemory memory(int index) {
