@@ -28,13 +28,22 @@ constexpr int kChunk = 8;  // inputs in 16 bytes
 constexpr int kRowChunks = kTileInputs / kChunk;
 constexpr int kAddThreads = 256;
 
+// Cuts `count` things into parts that differ by one at most, without dividing on the device.
+struct Shares {
+  int each, more;  // the first `more` parts have one more
+  Shares(int64_t count, int64_t parts) : each(static_cast<int>(count / parts)), more(static_cast<int>(count % parts)) {}
+  __device__ __forceinline__ int begin(int part) const { return part * each + (part < more ? part : more); }
+};
+
 struct Multiplying {
   Layout layout;
+  Shares tiles, zero_steps;  // of k, among the parts
   Activations x;
   const uint32_t* codes;
   const float* scales;
   const float* offsets;
   Outputs y;
+  int64_t next_codes, next_floats;  // from a row tile to the next
   float* workspace;  // [parts, rows, out_features], when parts > 1
 };
 
@@ -43,15 +52,14 @@ __host__ __device__ constexpr int stages_of(int tokens) { return tokens > 64 ? 3
 
 struct Place {
   int lane, warp, first_token;
-  int row_tile[kTiles];  // past the last one: the last one again, which then is not written
+  int row_tile;  // the warp's first
+  bool next;     // there is a second; else the first is read again and its sums go nowhere
 
   __device__ __forceinline__ Place(const Layout& layout, int tokens)
       : lane(static_cast<int>(threadIdx.x % kWarp)), warp(static_cast<int>(threadIdx.x / kWarp)), first_token(static_cast<int>(blockIdx.y) * tokens) {
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i) {
-      row_tile[i] = (static_cast<int>(blockIdx.x) * kWarps + warp) * kTiles + i;
-      if (row_tile[i] >= layout.row_tiles) row_tile[i] = layout.row_tiles - 1;
-    }
+    const int wanted = (static_cast<int>(blockIdx.x) * kWarps + warp) * kTiles, last = layout.row_tiles - 1;
+    row_tile = wanted < last ? wanted : last;
+    next = row_tile < last;
   }
 };
 
@@ -78,18 +86,19 @@ struct Ahead {
 
 template <int kBits>
 __device__ __forceinline__ void load_ahead(const Multiplying& work, const Place& place, int tile, int quad, Ahead<kBits>& ahead) {
-#pragma unroll
-  for (int i = 0; i < kTiles; ++i) {
-    load_codes(work.codes + work.layout.words_at(place.row_tile[i], tile, kBits), place.lane, ahead.codes[i]);
-    ahead.scales[i] = load_quad(work.scales + work.layout.floats_at(place.row_tile[i], quad), place.lane);
-  }
+  const uint32_t* codes = work.codes + work.layout.words_at(place.row_tile, tile, kBits);
+  const float* scales = work.scales + work.layout.floats_at(place.row_tile, quad);
+  load_codes(codes, place.lane, ahead.codes[0]);
+  load_codes(codes + (place.next ? work.next_codes : 0), place.lane, ahead.codes[1]);
+  ahead.scales[0] = load_quad(scales, place.lane);
+  ahead.scales[1] = load_quad(scales + (place.next ? work.next_floats : 0), place.lane);
 }
 
-// sums: [row tile][8 tokens][as mma's d]. The blocks are a loop, not unrolled: one block's 64 to 400 instructions keep everything busy, and
+// sums: [row tile][8 tokens][as mma's d]. reload() is called when `ahead` is used up: a quarter of the work is then still to come. The blocks are a loop, not unrolled: one block's 64 to 400 instructions keep everything busy, and
 // four of them made the compiler hold four blocks' operands at once.
-template <typename Element, int kBits, int kTokens>
+template <typename Element, int kBits, int kTokens, typename Reload>
 __device__ __forceinline__ void multiply_tile(Ahead<kBits>& ahead, const uint4* stage, GroupWalk group, int lane,
-                                              float (&sums)[kTiles][kTokens / kColumns][4]) {
+                                              float (&sums)[kTiles][kTokens / kColumns][4], Reload reload) {
   const int odd = lane / 4 % 2;
   const uint4* own = stage + lane / 4 * kRowChunks + lane % 4;
 #pragma unroll 1
@@ -104,6 +113,7 @@ __device__ __forceinline__ void multiply_tile(Ahead<kBits>& ahead, const uint4* 
       low[i] = of_slot(ahead.scales[i].x, lane, group.slot);
       high[i] = of_slot(ahead.scales[i].y, lane, group.slot);
     }
+    if (block == kTileBlocks - 1) reload();
 #pragma unroll
     for (int column = 0; column < kTokens / kColumns; ++column) {
       const uint4 inputs = x[column * kColumns * kRowChunks];
@@ -171,18 +181,18 @@ __device__ __forceinline__ void stage_sums(const Multiplying& work, int first_to
 template <int kBits, int kTokens>
 __device__ __forceinline__ void add_zero_term(const Multiplying& work, const Place& place, int quad, const uint4* halves,
                                               float (&sums)[kTiles][kTokens / kColumns][4]) {
-  uint32_t high[kTiles][4], low[kTiles][4];
+  // One row tile after the other: operands of both beside the sums would be more than there are registers.
 #pragma unroll
-  for (int i = 0; i < kTiles; ++i) zero_operands<kBits>(work, place.row_tile[i], quad, place.lane, high[i], low[i]);
+  for (int i = 0; i < kTiles; ++i) {
+    uint32_t high[4], low[4];
+    zero_operands<kBits>(work, place.row_tile + (place.next ? i : 0), quad, place.lane, high, low);
 #pragma unroll
-  for (int column = 0; column < kTokens / kColumns; ++column) {
-    const uint4 words = halves[column * kWarp + place.lane];
-    const uint32_t x_high[2] = {words.x, words.y}, x_low[2] = {words.z, words.w};
-#pragma unroll
-    for (int i = 0; i < kTiles; ++i) {
-      mma_m16n8k16<__nv_bfloat16>(sums[i][column], high[i], x_high);
-      mma_m16n8k16<__nv_bfloat16>(sums[i][column], high[i], x_low);
-      mma_m16n8k16<__nv_bfloat16>(sums[i][column], low[i], x_high);
+    for (int column = 0; column < kTokens / kColumns; ++column) {
+      const uint4 words = halves[column * kWarp + place.lane];
+      const uint32_t x_high[2] = {words.x, words.y}, x_low[2] = {words.z, words.w};
+      mma_m16n8k16<__nv_bfloat16>(sums[i][column], high, x_high);
+      mma_m16n8k16<__nv_bfloat16>(sums[i][column], high, x_low);
+      mma_m16n8k16<__nv_bfloat16>(sums[i][column], low, x_high);
     }
   }
 }
@@ -221,44 +231,44 @@ __device__ __forceinline__ void store_sums(const Multiplying& work, const Place&
   }
 }
 
-// This part's share of `count`.
-__device__ __forceinline__ int share(int count, unsigned part) { return static_cast<int>(int64_t{count} * part / gridDim.z); }
-
-// kDepth tiles of codes are under way in registers: two while the codes' bytes are the bound, one when the tensor cores are.
+// kDepth tiles of codes are in registers or under way: one for 128 tokens, whose sums leave no room for more and whose products take
+// as long as the memory.
 template <int kBits, typename Element, int kTokens, int kDepth>
 __global__ void __launch_bounds__(kThreads, 1) matmul_kernel(Multiplying work) {
   constexpr int kStages = stages_of(kTokens);
   const Layout& layout = work.layout;
   const Place place(layout, kTokens);
-  const int begin = share(layout.tiles, blockIdx.z), end = share(layout.tiles, blockIdx.z + 1);
+  const int part = static_cast<int>(blockIdx.z), begin = work.tiles.begin(part), end = work.tiles.begin(part + 1);
   uint4* ring = dynamic_shared<uint4>();
-  const auto stage_of = [&](int tile) { return ring + (tile - begin) % kStages * (kTokens * kRowChunks); };
-  const auto fetch = [&](int tile) {
-    if (tile < end) stage_inputs<kTokens>(work, place.first_token, tile, stage_of(tile));
+  const auto fetch = [&](int tile, int stage) {
+    if (tile < end) stage_inputs<kTokens>(work, place.first_token, tile, ring + stage * (kTokens * kRowChunks));
     cp_async_commit();  // also of nothing, so that counting groups counts tiles
   };
-  for (int i = 0; i < kStages - 1; ++i) fetch(begin + i);
+#pragma unroll 1
+  for (int stage = 0; stage < kStages - 1; ++stage) fetch(begin + stage, stage);
 
   Ahead<kBits> ahead[kDepth];
-  QuadWalk coming(layout.blocks_per_group, begin);
   const auto load = [&](int tile, Ahead<kBits>& slot) {
-    if (tile >= end) return;
-    load_ahead(work, place, tile, coming.quad, slot);
-    coming.next();
+    if (tile < end) load_ahead(work, place, tile, tile / layout.blocks_per_group, slot);
   };
+
+  const auto load_first = [&] {
 #pragma unroll
-  for (int slot = 0; slot < kDepth; ++slot) load(begin + slot, ahead[slot]);
+    for (int slot = 0; slot < kDepth; ++slot) load(begin + slot, ahead[slot]);
+  };
+  if (kTokens <= 64) load_first();  // with 128 tokens' sums and the zero term's operands there is no room for codes
 
   float sums[kTiles][kTokens / kColumns][4] = {};
-  const int zero_steps = (layout.quads + kZeroQuads - 1) / kZeroQuads;
   uint4* halves = ring + (kStages - 1) * (kTokens * kRowChunks);
 #pragma unroll 1
-  for (int step = share(zero_steps, blockIdx.z); step < share(zero_steps, blockIdx.z + 1); ++step) {
+  for (int step = work.zero_steps.begin(part); step < work.zero_steps.begin(part + 1); ++step) {
     uint4* now = halves + step % 2 * (kTokens * kQuad);
     stage_sums<kTokens>(work, place.first_token, step * kZeroQuads, now);
     __syncthreads();  // one a step will do: the other half is what slower warps still read
     add_zero_term<kBits, kTokens>(work, place, step * kZeroQuads, now, sums);
   }
+  if (kTokens > 64) load_first();
+  int stage = 0;
   for (int base = begin; base < end; base += kDepth) {
 #pragma unroll
     for (int slot = 0; slot < kDepth; ++slot) {
@@ -266,10 +276,11 @@ __global__ void __launch_bounds__(kThreads, 1) matmul_kernel(Multiplying work) {
       if (tile >= end) break;
       cp_async_wait<kStages - 2>();
       __syncthreads();  // everybody's copies of this tile are there, and nobody reads the tile before it any more
-      fetch(tile + kStages - 1);
-      multiply_tile<Element, kBits, kTokens>(ahead[slot], stage_of(tile), GroupWalk(layout.blocks_per_group, tile * kTileBlocks), place.lane,
-                                             sums);
-      load(tile + kDepth, ahead[slot]);
+      fetch(tile + kStages - 1, stage > 0 ? stage - 1 : kStages - 1);
+      const GroupWalk group(layout.blocks_per_group, tile * kTileBlocks);
+      multiply_tile<Element, kBits, kTokens>(ahead[slot], ring + stage * (kTokens * kRowChunks), group, place.lane, sums,
+                                             [&] { load(tile + kDepth, ahead[slot]); });
+      stage = stage + 1 < kStages ? stage + 1 : 0;
     }
   }
   __syncthreads();  // the last tiles of x have been read
@@ -301,7 +312,7 @@ Status launch_tokens(const Multiplying& work, const LaunchShape& shape, Stream s
   switch (tokens_a_block(work.x.rows)) {
     case 16: return launch(matmul_kernel<kBits, Element, 16, 2>, shape, stream, work);
     case 32: return launch(matmul_kernel<kBits, Element, 32, 2>, shape, stream, work);
-    case 64: return launch(matmul_kernel<kBits, Element, 64, 1>, shape, stream, work);
+    case 64: return launch(matmul_kernel<kBits, Element, 64, 2>, shape, stream, work);
     default: return launch(matmul_kernel<kBits, Element, 128, 1>, shape, stream, work);
   }
 }
@@ -335,8 +346,18 @@ Status matmul(const TiledView& weight, const void* x, int64_t x_stride, Type x_t
   const auto parts = static_cast<int>(shape.grid.z);
   if (parts > 1 && !aligned(workspace, 4)) return Status::kBadArgument;
   const Outputs outputs = {y, y_stride, y_type};
-  const Multiplying work = {Layout(weight.shape), Activations(x, x_stride, sums, rows), weight.codes, weight.scales, weight.offsets,
-                            outputs, parts > 1 ? static_cast<float*>(workspace) : nullptr};
+  const Layout layout(weight.shape);
+  const Multiplying work = {layout,
+                            Shares(layout.tiles, parts),
+                            Shares(tiles_over(layout.quads, kZeroQuads), parts),
+                            Activations(x, x_stride, sums, rows),
+                            weight.codes,
+                            weight.scales,
+                            weight.offsets,
+                            outputs,
+                            int64_t{layout.tiles} * words_per_tile(weight.shape.bits),
+                            int64_t{layout.quads} * kQuadFloats,
+                            parts > 1 ? static_cast<float*>(workspace) : nullptr};
   const Status launched = by_bits_and_type(weight.shape.bits, x_type, [&]<int kBits, typename Element>() {
     return launch_tokens<kBits, Element>(work, shape, stream);
   });

@@ -6,13 +6,13 @@ qalora_mutant(matmul.cu swizzle_of_one_side [[(chunk ^ (first % 2 * 4))]] [[chun
 qalora_mutant(matmul.cu input_tail [[token < work.x.rows && input < work.layout.in_features]] [[token < work.x.rows]] DIES)
 qalora_mutant(matmul.cu token_tail [[first_token + first + token < work.x.rows && input]] [[input]] DIES)
 qalora_mutant(matmul.cu store_tail [[token >= work.x.rows || row >= work.layout.out_features]] [[token >= work.x.rows]] DIES)
-qalora_mutant(matmul.cu zero_term_in_bf16 [[      mma_m16n8k16<__nv_bfloat16>(sums[i][column], high[i], x_low);
+qalora_mutant(matmul.cu zero_term_in_bf16 [[      mma_m16n8k16<__nv_bfloat16>(sums[i][column], high, x_low);
 ]] [[]] CHECK ZeroTermHasMoreThanSixteenBitsOfBothFactors)
-qalora_mutant(matmul.cu zero_term_low_offsets [[      mma_m16n8k16<__nv_bfloat16>(sums[i][column], low[i], x_high);
+qalora_mutant(matmul.cu zero_term_low_offsets [[      mma_m16n8k16<__nv_bfloat16>(sums[i][column], low, x_high);
 ]] [[]] CHECK ZeroTermHasMoreThanSixteenBitsOfBothFactors)
 qalora_mutant(matmul.cu zero_quads_tail [[quad + i < last ? quad + i : last]] [[quad + i]] DIES)
 qalora_mutant(matmul.cu zero_sums_tail [[token < work.x.rows && group < work.layout.groups]] [[token < work.x.rows]] DIES)
-qalora_mutant(matmul.cu stages_not_counted [[(tile - begin) % kStages *]] [[tile % kStages *]])
+qalora_mutant(matmul.cu stages_not_counted [[stage > 0 ? stage - 1 : kStages - 1]] [[stage]])
 qalora_mutant(matmul.cu first_part_twice [[workspace[part * count + i];]] [[workspace[i];]])
 qalora_mutant(matmul.cu parts_by_rows [[static_cast<unsigned>(parts_of(shape, multiprocessors)));]] [[rows > 32 ? 1u : static_cast<unsigned>(parts_of(shape, multiprocessors)));]])
 qalora_mutant(matmul.cu last_block_of_three_bits [[codes.one.x >> 1 : codes.one.y]] [[codes.one.x >> 1 : codes.one.x]] IN tile.h)
