@@ -61,7 +61,7 @@ struct PoolOutput {
                            // product with a kConcat panel then adds b_c to full precision
 };
 
-// A table of what runs for how many rows; kernels/cuda/table.h. Errors: kUnsupported, kBadArgument, kDeviceError (see last_error).
+// What runs for how many rows stands in qalora/kernels/cuda_table.h. Errors: kUnsupported, kBadArgument, kDeviceError (see last_error).
 struct Api {
   // From the checkpoint's layout (packed.h; all pointers on the device) to lane order.
   Status (*repack)(const PackedView& from, uint32_t* codes, float* scales, float* offsets, Stream stream);
