@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "explain_kernels.h"
 #include "inspect_file.h"
 #include "inspect_model.h"
 #include "qalora/cli/command.h"
@@ -11,6 +12,7 @@
 #include "qalora/eval/mmlu_data.h"
 #include "qalora/io/adapter_file.h"
 #include "qalora/io/checkpoint.h"
+#include "qalora/tensor/accelerator.h"
 #include "qalora/text/tokenizer.h"
 
 namespace qalora::cli {
@@ -23,11 +25,13 @@ constexpr size_t kLongestCell = 200;
 constexpr const char* kExamples =
     "Examples:\n"
     "  qalora inspect llama-7b-int4\n"
+    "  qalora inspect llama-7b-int4 --explain-kernels\n"
     "  qalora inspect run/checkpoints/step-500/optimizer.safetensors --json\n";
 
 struct InspectOptions {
   std::shared_ptr<CommonOptions> common;
   std::string path;
+  bool explain_kernels = false;
 };
 
 json inspect_run(const fs::path& folder) {
@@ -151,10 +155,23 @@ void print_human(const json& document) {
   print("\n" + format_table(tensors));
 }
 
+// Of the device that computes here, or of the newest that this program is built for.
+int architecture_here(c10::Device device) {
+  constexpr int kNewest = 90;
+  return device.is_cpu() ? kNewest : tensor::accelerator()->properties(device.index()).architecture;
+}
+
+void run_explanation(const InspectOptions& options, const fs::path& path) {
+  const json document = explain_kernels(fs::is_directory(path) ? path : path.parent_path(), architecture_here(options.common->where));
+  return options.common->json ? print_json(document) : print(explain_kernels_text(document));
+}
+
 void run(InspectOptions& options) {
+  options.common->computes = options.explain_kernels;
   apply_common(*options.common);
   const fs::path path = options.path;
   require_input(path, "PATH");
+  if (options.explain_kernels) return run_explanation(options, path);
   json document;
   try {
     document = inspect_any(path);
@@ -175,6 +192,7 @@ Command make_inspect(CLI::App& root) {
   auto options = std::make_shared<InspectOptions>();
   app->footer(kExamples);
   app->add_option("path", options->path, "file or folder")->required();
+  app->add_flag("--explain-kernels", options->explain_kernels, "of a quantised checkpoint: which GPU kernel serves how many rows, and why");
   options->common = add_common(*app, kComputes);
   options->common->computes = false;  // the flags are there, but headers are all it reads
   return {app, [options] { run(*options); }};

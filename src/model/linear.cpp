@@ -60,7 +60,7 @@ class TiledProduct : public torch::autograd::Function<TiledProduct> {
     ctx->saved_data["scaling"] = scaling;
     ctx->saved_data["compute"] = values.scalar_type();
     const quant::PooledInput input(values, sums, x.panel);
-    if (!call->panels || !quant::wants_panel(values.size(0), values.scalar_type())) return weight.multiply(input, offsets(weight, a, b, scaling));
+    if (!call->panels || !weight.wants_panel(values.size(0), values.scalar_type())) return weight.multiply(input, offsets(weight, a, b, scaling));
     call->panels->refresh(weight, values.scalar_type(), a, b, [&] { return offsets(weight, a, b, scaling); });
     return weight.multiply_panel(input, call->panels->forward);
   }
@@ -75,7 +75,7 @@ class TiledProduct : public torch::autograd::Function<TiledProduct> {
     const at::Tensor dy = grads[0].to(compute);
     at::Tensor dx, da, db;
     if (ctx->needs_input_grad(0)) {
-      const bool kept = call->panels && quant::wants_panel(dy.size(0), compute);
+      const bool kept = call->panels && weight.wants_panel(dy.size(0), compute);
       dx = dy.matmul(kept ? call->panels->backward : weight.dequantize(compute, offsets(weight, a, b, scaling)));
     }
     if (sums.defined()) {

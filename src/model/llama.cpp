@@ -60,7 +60,7 @@ struct Rotation {
 // What the layer that reads the next `tokens` activations wants beside them.
 PoolRequest pool_for(const Linear& reader, int64_t tokens, at::ScalarType dtype) {
   if (reader.tiled() == nullptr) return {};
-  return {reader.tiled()->shape.group_size, quant::wants_panel(tokens, dtype)};
+  return {reader.tiled()->shape.group_size, reader.tiled()->wants_panel(tokens, dtype)};
 }
 
 // The outputs of layers that read the same input.

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include "qalora/core/error.h"
+#include "qalora/kernels/cuda_table.h"
 #include "qalora/tensor/accelerator.h"
 
 namespace qalora::quant {
@@ -14,10 +15,14 @@ using tensor::device_kernels;
 
 namespace {
 
-// Up to here a product reads the codes themselves; above, one pass that writes the weights for the library's product is cheaper.
-// kernels/cuda/table.h has the measured and computed reasons.
-constexpr int64_t kMatvecRows = 8;
-constexpr int64_t kMatmulRows = 256;
+// How the device of this tensor multiplies so many rows with a weight of this shape.
+kernels::cuda::Method method_of(const kernels::cuda::TiledShape& shape, int64_t rows, at::ScalarType dtype, c10::Device device) {
+  using namespace kernels::cuda;
+  const int architecture = tensor::accelerator()->properties(device.index()).architecture;
+  const Choice* choice = choose(Operation::kForward, shape, rows, kernel_type(dtype), architecture);
+  QALORA_CHECK(choice != nullptr, "a kernel for ", rows, " rows on architecture ", architecture);
+  return choice->method;
+}
 
 const kernels::cuda::Api& kernels_of(const at::Tensor& tensor) {
   const kernels::cuda::Api* kernels = device_kernels(tensor.device());
@@ -57,7 +62,7 @@ at::Tensor multiply_codes(const TiledWeight& weight, const PooledInput& input, c
   const auto type = kernel_type(x.scalar_type());
   const auto stream = current_stream(x.device());
   const float* pooled = sums.const_data_ptr<float>();
-  if (rows <= kMatvecRows) {
+  if (method_of(weight.shape, rows, x.scalar_type(), x.device()) == kernels::cuda::Method::kMatvec) {
     check_status(kernels.matvec(weight.view(offsets), x.const_data_ptr(), x.stride(0), type, pooled, rows, y.data_ptr(), out_features, type, stream),
                  "matvec");
     return y;
@@ -83,7 +88,9 @@ at::Tensor empty_panel(int64_t rows, int64_t in_features, int64_t groups, const 
   return at::empty({rows, (width + 7) / 8 * 8}, options).narrow(1, 0, width);
 }
 
-bool wants_panel(int64_t tokens, at::ScalarType dtype) { return dtype != at::kFloat && tokens > kMatmulRows; }
+bool TiledWeight::wants_panel(int64_t tokens, at::ScalarType dtype) const {
+  return dtype != at::kFloat && method_of(shape, tokens, dtype, scales.device()) == kernels::cuda::Method::kPanel;
+}
 
 kernels::cuda::TiledView TiledWeight::view(const at::Tensor& these_offsets) const {
   return {shape, reinterpret_cast<const uint32_t*>(codes.const_data_ptr<int32_t>()), scales.const_data_ptr<float>(),

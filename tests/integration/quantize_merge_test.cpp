@@ -118,6 +118,17 @@ TEST_F(QuantizeMerge, MergeRefusesWhatDoesNotBelongTogether) {
   EXPECT_EQ(entries(dir_.path()), 5u);
 }
 
+TEST_F(QuantizeMerge, InspectExplainsKernels) {
+  run_json({"quantize", "--model", at("dense"), "--out", at("int3"), "--bits", "3", "--group-size", "64"});
+  const Json explained = run_json({"inspect", at("int3"), "--explain-kernels", "--device", "cpu"});
+  ASSERT_EQ(explained.at("layers").size(), 1U);  // all shapes are treated alike
+  EXPECT_EQ(explained.at("layers")[0].at("shapes").size(), 5U);
+  EXPECT_NE(explained.at("layers")[0].at("kernels").dump().find("rows 1 to 8: matvec"), std::string::npos) << explained.dump();
+  run_json({"quantize", "--model", at("dense"), "--out", at("whole"), "--bits", "3", "--group-size", "-1"});
+  EXPECT_NE(run_json({"inspect", at("whole"), "--explain-kernels", "--device", "cpu"}).at("layers"), explained.at("layers"));
+  expect_failure({"inspect", at("dense"), "--explain-kernels"}, 2, "is a dense checkpoint");
+}
+
 TEST_F(QuantizeMerge, InspectKnowsFilesByWhatTheyHold) {
   write_file(dir_ / "alpaca.json", R"([{"instruction": "a", "input": "", "output": "b"}])");
   write_file(dir_ / "choice.jsonl", R"({"context": "a", "choices": ["b", "c"], "answer": 0})" "\n");

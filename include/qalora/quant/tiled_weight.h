@@ -37,6 +37,8 @@ struct TiledWeight {
   // x . W^T with these offsets: [tokens, out_features] in x's dtype. In 16 bits the offsets act through the inputs' sums to about fp32's precision
   // whatever kernel runs (kernels.md 2.4), so that neither an adapter nor a merge drowns in rounded weights.
   at::Tensor multiply(const PooledInput& x, const at::Tensor& these_offsets) const;
+  // Does a product of so many tokens take its input as a panel, or as values and sums?
+  bool wants_panel(int64_t tokens, at::ScalarType dtype) const;
   // The two steps of it for many tokens: the weight with these offsets as columns of its own (empty_panel), and the product with it.
   at::Tensor panel(at::ScalarType dtype, const at::Tensor& these_offsets) const;
   at::Tensor multiply_panel(const PooledInput& x, const at::Tensor& weight_panel) const;
@@ -49,9 +51,6 @@ at::Tensor to_lane_order(const TiledWeight& weight, const at::Tensor& offsets);
 
 // A panel of in_features + 2 * groups columns whose rows start at 16 bytes. options: of 16-bit numbers
 at::Tensor empty_panel(int64_t rows, int64_t in_features, int64_t groups, const at::TensorOptions& options);
-// Rows a product of so many tokens takes from the panel (true) or from values and sums (false).
-bool wants_panel(int64_t tokens, at::ScalarType dtype);
-
 kernels::cuda::Type kernel_type(at::ScalarType dtype);  // f32, bf16, f16
 
 }  // namespace qalora::quant
