@@ -24,6 +24,7 @@ struct Unfolding {
   char* out;       // [row_end - row_begin, stride] of the type
   int64_t stride;
   bool wide;       // every row is 16-byte aligned
+  uint32_t magic = Numbers<__nv_bfloat16>::kMagic;
 };
 
 __device__ __forceinline__ void round_pair(float first, float second, uint32_t& word, __nv_bfloat16) {
@@ -93,7 +94,7 @@ __device__ __forceinline__ void unfold_tile(const Unfolding& work, int row_tile,
   each_block([&](auto block) {
     constexpr int kBlock = decltype(block)::value;
     uint32_t pairs[2][4];
-    unpack_block<__nv_bfloat16, kCentre, kBlock>(codes, pairs[0], pairs[1], std::make_integer_sequence<int, 4>());
+    unpack_block<__nv_bfloat16, kCentre, kBlock>(codes, work.magic, pairs[0], pairs[1], std::make_integer_sequence<int, 4>());
     for (int half = 0; half < 2; ++half) {
       const float scale = of_slot(half == 0 ? scales.x : scales.y, lane, group.slot);
       const float offset = kPanel == Panel::kWhole ? of_slot(half == 0 ? offsets.x : offsets.y, lane, group.slot) : 0.0f;

@@ -45,6 +45,7 @@ struct Multiplying {
   Outputs y;
   int64_t next_codes, next_floats;  // from a row tile to the next
   float* workspace;  // [parts, rows, out_features], when parts > 1
+  uint32_t magic;
 };
 
 // Three stages of 128 tokens are 96 KiB: what a block may have on sm_86 and sm_89.
@@ -97,7 +98,7 @@ __device__ __forceinline__ void load_ahead(const Multiplying& work, const Place&
 // sums: [row tile][8 tokens][as mma's d]. reload() is called when `ahead` is used up: a quarter of the work is then still to come. The blocks are a loop, not unrolled: one block's 64 to 400 instructions keep everything busy, and
 // four of them made the compiler hold four blocks' operands at once.
 template <typename Element, int kBits, int kTokens, typename Reload>
-__device__ __forceinline__ void multiply_tile(Ahead<kBits>& ahead, const uint4* stage, GroupWalk group, int lane,
+__device__ __forceinline__ void multiply_tile(Ahead<kBits>& ahead, const uint4* stage, GroupWalk& group, uint32_t magic, int lane,
                                               float (&sums)[kTiles][kTokens / kColumns][4], Reload reload) {
   const int odd = lane / 4 % 2;
   const uint4* own = stage + lane / 4 * kRowChunks + lane % 4;
@@ -108,7 +109,7 @@ __device__ __forceinline__ void multiply_tile(Ahead<kBits>& ahead, const uint4* 
     float low[kTiles], high[kTiles];
 #pragma unroll
     for (int i = 0; i < kTiles; ++i) {
-      unpack_operands<Element, kBits, 0>(ahead.codes[i], first[i], second[i]);
+      unpack_operands<Element, kBits, 0>(ahead.codes[i], magic, first[i], second[i]);
       next_block(block, ahead.codes[i]);
       low[i] = of_slot(ahead.scales[i].x, lane, group.slot);
       high[i] = of_slot(ahead.scales[i].y, lane, group.slot);
@@ -269,6 +270,7 @@ __global__ void __launch_bounds__(kThreads, 1) matmul_kernel(Multiplying work) {
   }
   if (kTokens > 64) load_first();
   int stage = 0;
+  GroupWalk group(layout.blocks_per_group, begin * kTileBlocks);
   for (int base = begin; base < end; base += kDepth) {
 #pragma unroll
     for (int slot = 0; slot < kDepth; ++slot) {
@@ -277,8 +279,7 @@ __global__ void __launch_bounds__(kThreads, 1) matmul_kernel(Multiplying work) {
       cp_async_wait<kStages - 2>();
       __syncthreads();  // everybody's copies of this tile are there, and nobody reads the tile before it any more
       fetch(tile + kStages - 1, stage > 0 ? stage - 1 : kStages - 1);
-      const GroupWalk group(layout.blocks_per_group, tile * kTileBlocks);
-      multiply_tile<Element, kBits, kTokens>(ahead[slot], ring + stage * (kTokens * kRowChunks), group, place.lane, sums,
+      multiply_tile<Element, kBits, kTokens>(ahead[slot], ring + stage * (kTokens * kRowChunks), group, work.magic, place.lane, sums,
                                              [&] { load(tile + kDepth, ahead[slot]); });
       stage = stage + 1 < kStages ? stage + 1 : 0;
     }
@@ -308,7 +309,8 @@ int64_t parts_of(const TiledShape& shape, int multiprocessors) {
 int tokens_a_block(int64_t rows) { return rows <= 16 ? 16 : rows <= 32 ? 32 : rows <= 64 ? 64 : 128; }
 
 template <int kBits, typename Element>
-Status launch_tokens(const Multiplying& work, const LaunchShape& shape, Stream stream) {
+Status launch_tokens(Multiplying work, const LaunchShape& shape, Stream stream) {
+  work.magic = Numbers<Element>::kMagic;
   switch (tokens_a_block(work.x.rows)) {
     case 16: return launch(matmul_kernel<kBits, Element, 16, 2>, shape, stream, work);
     case 32: return launch(matmul_kernel<kBits, Element, 32, 2>, shape, stream, work);
@@ -357,7 +359,8 @@ Status matmul(const TiledView& weight, const void* x, int64_t x_stride, Type x_t
                             outputs,
                             int64_t{layout.tiles} * words_per_tile(weight.shape.bits),
                             int64_t{layout.quads} * kQuadFloats,
-                            parts > 1 ? static_cast<float*>(workspace) : nullptr};
+                            parts > 1 ? static_cast<float*>(workspace) : nullptr,
+                            0};
   const Status launched = by_bits_and_type(weight.shape.bits, x_type, [&]<int kBits, typename Element>() {
     return launch_tokens<kBits, Element>(work, shape, stream);
   });

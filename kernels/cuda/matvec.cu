@@ -23,6 +23,7 @@ struct Walking {
   const float* scales;
   const float* offsets;
   Outputs y;
+  uint32_t magic;
 };
 
 // What a lane has of one tile, on its way from memory.
@@ -73,12 +74,12 @@ struct Sums {
 };
 
 template <typename Element, int kBits, int kRows>
-__device__ __forceinline__ void multiply_tile(const Ahead<kBits>& ahead, const Inputs<kRows>& inputs, GroupWalk group, int lane,
+__device__ __forceinline__ void multiply_tile(const Ahead<kBits>& ahead, const Inputs<kRows>& inputs, GroupWalk& group, uint32_t magic, int lane,
                                               Sums<kRows>& sums) {
   each_block([&](auto block) {
     constexpr int kBlock = decltype(block)::value;
     uint32_t first[4], second[4];
-    unpack_operands<Element, kBits, kBlock>(ahead.codes, first, second);
+    unpack_operands<Element, kBits, kBlock>(ahead.codes, magic, first, second);
     const uint4 x = inputs.blocks[kBlock];
     const uint32_t x_first[2] = {x.x, x.y}, x_second[2] = {x.z, x.w};
     float part[4] = {0, 0, 0, 0};
@@ -144,6 +145,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, kTiles == 1 ? 2 : 1) matvec_ker
   };
 #pragma unroll
   for (int slot = 0; slot < kDepth; ++slot) load(begin + slot, ahead[slot]);
+  GroupWalk group(layout.blocks_per_group, begin * kTileBlocks);
   for (int base = begin; base < end; base += kDepth) {
 #pragma unroll
     for (int slot = 0; slot < kDepth; ++slot) {
@@ -152,9 +154,12 @@ __global__ void __launch_bounds__(kWarps* kWarp, kTiles == 1 ? 2 : 1) matvec_ker
       Inputs<kRows> inputs;  // from the L1 or L2 cache: other warps work meanwhile, and the codes' loads go on
       load_inputs(work, tile, quad.quad, quad.in_quad == 0, lane, inputs);
       quad.next();
-      const GroupWalk group(layout.blocks_per_group, tile * kTileBlocks);
+      const GroupWalk first = group;  // the row tiles walk alike
 #pragma unroll
-      for (int i = 0; i < kTiles; ++i) multiply_tile<Element>(ahead[slot][i], inputs, group, lane, sums[i]);
+      for (int i = 0; i < kTiles; ++i) {
+        group = first;
+        multiply_tile<Element>(ahead[slot][i], inputs, group, work.magic, lane, sums[i]);
+      }
       load(tile + kDepth, ahead[slot]);
     }
   }
@@ -174,7 +179,8 @@ __global__ void __launch_bounds__(kWarps* kWarp, kTiles == 1 ? 2 : 1) matvec_ker
 int tiles_a_block(int64_t rows) { return rows > 4 ? 2 : 1; }
 
 template <int kBits, typename Element>
-Status launch_rows(const Walking& work, const LaunchShape& shape, Stream stream) {
+Status launch_rows(Walking work, const LaunchShape& shape, Stream stream) {
+  work.magic = Numbers<Element>::kMagic;
   if (work.x.rows == 1) return launch(matvec_kernel<kBits, Element, 1, 1, 4>, shape, stream, work);
   if (work.x.rows <= 4) return launch(matvec_kernel<kBits, Element, 4, 1, 3>, shape, stream, work);
   return launch(matvec_kernel<kBits, Element, 8, 2, 2>, shape, stream, work);
@@ -194,7 +200,7 @@ Status matvec(const TiledView& weight, const void* x, int64_t x_stride, Type x_t
   if (status != Status::kOk || rows == 0) return status;
   if (rows > kMatvecRows) return Status::kUnsupported;
   const Walking work = {Layout(weight.shape), Activations(x, x_stride, sums, rows), weight.codes, weight.scales, weight.offsets,
-                        {y, y_stride, y_type}};
+                        {y, y_stride, y_type}, 0};
   const LaunchShape shape = matvec_shape(weight.shape, rows);
   return by_bits_and_type(weight.shape.bits, x_type, [&]<int kBits, typename Element>() {
     return launch_rows<kBits, Element>(work, shape, stream);
