@@ -1,18 +1,19 @@
 // y = x . W^T for a few to a few hundred rows ("tokens") of x, on tensor cores, straight from the codes.
 //
-// A block has 16 row tiles, two a warp, and 16 to 128 tokens. A warp's codes go from global memory to its registers and are nobody else's; what the warps
-// share, x, goes through a ring of shared memory, [tokens][128 inputs] a stage, filled by cp.async. Two row tiles a warp, because then 512
-// bytes of x feed four mma of 16 x 8 x 16 and shared memory is half busy when the tensor cores of an H100 are full.
+// A block has 16 row tiles, two a warp, and 16 to 128 tokens. A warp's codes go from global memory to its registers and are nobody
+// else's; what the warps share, x, goes through a ring of shared memory, [tokens][128 inputs] a stage, filled by cp.async. Two row tiles
+// a warp, because then 512 bytes of x feed four mma of 16 x 8 x 16 and shared memory is half busy when the tensor cores of an H100 are
+// full.
 //
 // Not ldmatrix: of a row's four 16-byte chunks it would give a lane two inputs each, while the weights' order (tile.h) wants all eight of
-// one chunk. A plain 16-byte load a lane gives just those for the same traffic. Chunk c of token n lies at c ^ (4 * (n % 2)): the 8 lanes that
-// read together hold two neighbouring tokens and four neighbouring chunks, and so they touch all 32 banks once.
+// one chunk. A plain 16-byte load a lane gives just those for the same traffic. Chunk c of token n lies at c ^ (4 * (n % 2)): the 8 lanes
+// that read together hold two neighbouring tokens and four neighbouring chunks, and so they touch all 32 banks once.
 //
 // fp32 sums of 32 inputs are scaled by their group's scale in fp32. The zero term, sum_g b_c pool(x), runs on tensor cores too, as
 // b_hi p_hi + b_hi p_lo + b_lo p_hi of bf16 halves: what is left out is 2^-16 of each product.
 //
-// k is shared among `parts` blocks where the rows of W alone would leave multiprocessors idle; their fp32 sums are added in order by a second
-// small kernel. `parts` and the order of every sum depend on the shape alone: a token's bits do not depend on those beside it.
+// k is shared among `parts` blocks where the rows of W alone would leave multiprocessors idle; their fp32 sums are added in order by a
+// second small kernel. `parts` and the order of every sum depend on the shape alone: a token's bits do not depend on those beside it.
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/products.h"
 
@@ -57,14 +58,17 @@ struct Place {
   bool next;     // there is a second; else the first is read again and its sums go nowhere
 
   __device__ __forceinline__ Place(const Layout& layout, int tokens)
-      : lane(static_cast<int>(threadIdx.x % kWarp)), warp(static_cast<int>(threadIdx.x / kWarp)), first_token(static_cast<int>(blockIdx.y) * tokens) {
+      : lane(static_cast<int>(threadIdx.x % kWarp)),
+        warp(static_cast<int>(threadIdx.x / kWarp)),
+        first_token(static_cast<int>(blockIdx.y) * tokens) {
     const int wanted = (static_cast<int>(blockIdx.x) * kWarps + warp) * kTiles, last = layout.row_tiles - 1;
     row_tile = wanted < last ? wanted : last;
     next = row_tile < last;
   }
 };
 
-// x's inputs of one tile to a stage of shared memory; zeros for tokens and inputs that are none. A thread has one chunk of every 16th token.
+// x's inputs of one tile to a stage of shared memory; zeros for tokens and inputs that are none. A thread has one chunk of every 16th
+// token.
 template <int kTokens>
 __device__ __forceinline__ void stage_inputs(const Multiplying& work, int first_token, int tile, uint4* stage) {
   constexpr int kStep = kThreads / kRowChunks;
@@ -95,8 +99,9 @@ __device__ __forceinline__ void load_ahead(const Multiplying& work, const Place&
   ahead.scales[1] = load_quad(scales + (place.next ? work.next_floats : 0), place.lane);
 }
 
-// sums: [row tile][8 tokens][as mma's d]. reload() is called when `ahead` is used up: a quarter of the work is then still to come. The blocks are a loop, not unrolled: one block's 64 to 400 instructions keep everything busy, and
-// four of them made the compiler hold four blocks' operands at once.
+// sums: [row tile][8 tokens][as mma's d]. reload() is called when `ahead` is used up: a quarter of the work is then still to come. The
+// blocks are a loop, not unrolled: one block's 170 to 390 instructions keep everything busy, and four of them made the compiler hold four
+// blocks' operands at once.
 template <typename Element, int kBits, int kTokens, typename Reload>
 __device__ __forceinline__ void multiply_tile(Ahead<kBits>& ahead, const uint4* stage, GroupWalk& group, uint32_t magic, int lane,
                                               float (&sums)[kTiles][kTokens / kColumns][4], Reload reload) {
@@ -145,7 +150,8 @@ __device__ __forceinline__ void split(float first, float second, uint32_t& high,
 }
 
 template <int kBits>
-__device__ __forceinline__ void zero_operands(const Multiplying& work, int row_tile, int quad, int lane, uint32_t (&high)[4], uint32_t (&low)[4]) {
+__device__ __forceinline__ void zero_operands(const Multiplying& work, int row_tile, int quad, int lane, uint32_t (&high)[4],
+                                              uint32_t (&low)[4]) {
   float rows[2][kZeroQuads];
 #pragma unroll
   for (int i = 0; i < kZeroQuads; ++i) {
@@ -289,7 +295,8 @@ __global__ void __launch_bounds__(kThreads, 1) matmul_kernel(Multiplying work) {
 }
 
 // y = the parts' sums, in order. One thread a value.
-__global__ void __launch_bounds__(kAddThreads) add_parts_kernel(const float* workspace, int parts, int64_t rows, int64_t out_features, Outputs y) {
+__global__ void __launch_bounds__(kAddThreads) add_parts_kernel(const float* workspace, int parts, int64_t rows, int64_t out_features,
+                                                                 Outputs y) {
   const int64_t count = rows * out_features, i = int64_t{blockIdx.x} * kAddThreads + threadIdx.x;
   if (i >= count) return;
   float sum = 0;
@@ -365,7 +372,7 @@ Status matmul(const TiledView& weight, const void* x, int64_t x_stride, Type x_t
     return launch_tokens<kBits, Element>(work, shape, stream);
   });
   if (launched != Status::kOk || parts == 1) return launched;
-  return launch(add_parts_kernel, adding, stream, static_cast<const float*>(work.workspace), parts, rows, weight.shape.out_features, outputs);
+  return launch(add_parts_kernel, adding, stream, work.workspace, parts, rows, weight.shape.out_features, outputs);
 }
 
 }  // namespace qalora::kernels::cuda

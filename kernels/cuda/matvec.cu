@@ -1,7 +1,7 @@
-// y = x . W^T for 1 to 8 rows of x, straight from the codes and bound by their bytes. The weights are the mma's A operand (16 of their rows), x its
-// B operand, whose 8 columns are the rows of x (what is no row is zero): the tensor cores do the multiplying, and a lane is left with one mask and
-// one packed subtraction for two weights. fp32 sums of each block of 32 inputs are scaled by the group's scale in fp32; the zero term,
-// sum_g b_c pool(x), is added in fp32 apart from them (kernels.md 1.3).
+// y = x . W^T for 1 to 8 rows of x, straight from the codes and bound by their bytes. The weights are the mma's A operand (16 of their
+// rows), x its B operand, whose 8 columns are the rows of x (what is no row is zero): the tensor cores do the multiplying, and a lane is
+// left with one mask and one packed subtraction for two weights. fp32 sums of each block of 32 inputs are scaled by the group's scale in
+// fp32; the zero term, sum_g b_c pool(x), is added in fp32 apart from them (kernels.md 1.3).
 //
 // A block owns one or two row tiles; its warps share k among them, each keeps the codes of the next tiles in flight in registers, and their
 // sums are added in the warps' order: the same bits every time, and a row's bits do not depend on the rows beside it.
@@ -74,8 +74,8 @@ struct Sums {
 };
 
 template <typename Element, int kBits, int kRows>
-__device__ __forceinline__ void multiply_tile(const Ahead<kBits>& ahead, const Inputs<kRows>& inputs, GroupWalk& group, uint32_t magic, int lane,
-                                              Sums<kRows>& sums) {
+__device__ __forceinline__ void multiply_tile(const Ahead<kBits>& ahead, const Inputs<kRows>& inputs, GroupWalk& group, uint32_t magic,
+                                              int lane, Sums<kRows>& sums) {
   each_block([&](auto block) {
     constexpr int kBlock = decltype(block)::value;
     uint32_t first[4], second[4];
@@ -130,7 +130,8 @@ __global__ void __launch_bounds__(kWarps* kWarp, kTiles == 1 ? 2 : 1) matvec_ker
   const Layout& layout = work.layout;
   const int lane = static_cast<int>(threadIdx.x % kWarp), warp = static_cast<int>(threadIdx.x / kWarp);
   const int first_tile = static_cast<int>(blockIdx.x) * kTiles;
-  const int begin = static_cast<int>(int64_t{layout.tiles} * warp / kWarps), end = static_cast<int>(int64_t{layout.tiles} * (warp + 1) / kWarps);
+  const int begin = static_cast<int>(int64_t{layout.tiles} * warp / kWarps);
+  const int end = static_cast<int>(int64_t{layout.tiles} * (warp + 1) / kWarps);
   Ahead<kBits> ahead[kDepth][kTiles];
   Sums<kRows> sums[kTiles] = {};
   QuadWalk coming(layout.blocks_per_group, begin), quad = coming;

@@ -13,8 +13,8 @@ bool supports(const TiledShape& shape) {
 const Choice* choose(Operation operation, const TiledShape& shape, int64_t rows, Type type, int architecture) {
   if (!supports(shape)) return nullptr;
   for (const Choice& choice : kTable) {
-    const bool fits = choice.operation == operation && rows >= choice.min_rows && rows <= choice.max_rows && shape.bits >= choice.min_bits &&
-                      shape.bits <= choice.max_bits && shape.group_size % choice.group_multiple == 0 &&
+    const bool fits = choice.operation == operation && rows >= choice.min_rows && rows <= choice.max_rows &&
+                      shape.bits >= choice.min_bits && shape.bits <= choice.max_bits && shape.group_size % choice.group_multiple == 0 &&
                       architecture >= choice.min_architecture && architecture <= choice.max_architecture &&
                       (type != Type::kFloat || !choice.sixteen_bits);
     if (fits) return &choice;

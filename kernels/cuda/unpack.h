@@ -1,8 +1,8 @@
 // From a lane's words to q - c (c = 2^(bits - 1)) in packed bf16 or fp16, exactly.
 //
 // 128 has a bf16 whose last 7 bits are the units: 0x4300 | q is 128 + q, and one packed subtraction of 128 + c leaves q - c without any
-// rounding. A code that lies p bits higher counts 2^p: one packed fused multiply-add, (128 + 2^p q) * 2^-p - (128 * 2^-p + c), takes the place
-// of the subtraction, exactly again, and saves the shift. fp16 has 10 such bits and starts from 1024 (0x6400).
+// rounding. A code that lies p bits higher counts 2^p: one packed fused multiply-add, (128 + 2^p q) * 2^-p - (128 * 2^-p + c), takes the
+// place of the subtraction, exactly again, and saves the shift. fp16 has 10 such bits and starts from 1024 (0x6400).
 //
 // `magic` is handed down from the kernel's arguments although it is known when compiling: one LOP3 masks and sets bits when only one of its
 // two constants is part of the instruction; with both known ptxas takes two.
@@ -22,7 +22,8 @@ struct Numbers<__nv_bfloat16> {
   static constexpr int kMantissa = 7;
   static constexpr uint32_t kMagic = 0x43004300;
   static constexpr float kBase = 128;
-  __host__ __device__ static constexpr uint32_t bits_of(float value) { return __builtin_bit_cast(uint32_t, value) >> 16; }  // of short numbers only
+  // Of numbers that the type has exactly.
+  __host__ __device__ static constexpr uint32_t bits_of(float value) { return __builtin_bit_cast(uint32_t, value) >> 16; }
 };
 template <>
 struct Numbers<__half> {
@@ -125,7 +126,8 @@ __host__ __device__ constexpr int centre_of(int bits) { return 1 << (bits - 1); 
 
 // The A operands of block kBlock's two mma steps: q - c of rows r and r + 8.
 template <typename Element, int kBits, int kBlock>
-__host__ __device__ __forceinline__ void unpack_operands(const LaneCodes<kBits>& codes, uint32_t magic, uint32_t (&first)[4], uint32_t (&second)[4]) {
+__host__ __device__ __forceinline__ void unpack_operands(const LaneCodes<kBits>& codes, uint32_t magic, uint32_t (&first)[4],
+                                                         uint32_t (&second)[4]) {
   uint32_t low[4], high[4];
   unpack_block<Element, centre_of(kBits), kBlock>(codes, magic, low, high, std::make_integer_sequence<int, 4>());
   first[0] = low[0], first[1] = high[0], first[2] = low[1], first[3] = high[1];

@@ -43,7 +43,9 @@ std::vector<unsigned char> cpu_rows(const Weight& weight, const Case& c, const M
   const auto* from = out.type == Type::kFloat ? reinterpret_cast<const unsigned char*>(dense.data())
                                               : reinterpret_cast<const unsigned char*>(half.data());
   std::vector<unsigned char> rows(static_cast<size_t>(c.rows() * out.stride * size), 0xff);
-  for (int64_t row = 0; row < c.rows(); ++row) std::memcpy(rows.data() + row * out.stride * size, from + row * width * size, static_cast<size_t>(width * size));
+  for (int64_t row = 0; row < c.rows(); ++row) {
+    std::memcpy(rows.data() + row * out.stride * size, from + row * width * size, static_cast<size_t>(width * size));
+  }
   return rows;
 }
 

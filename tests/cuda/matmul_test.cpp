@@ -71,7 +71,8 @@ KERNEL_CHECK(matmul, ZeroTermHasMoreThanSixteenBitsOfBothFactors) {
       double sum = 0, size = 0;
       for (int64_t group = 0; group < 128; ++group) {
         const size_t place = weight.row_group(out, group);
-        const double term = (weight.row_offsets[place] + weight.row_scales[place] * 8.0) * double{product.sums[static_cast<size_t>(row * 128 + group)]};
+        const double centred = weight.row_offsets[place] + weight.row_scales[place] * 8.0;
+        const double term = centred * double{product.sums[static_cast<size_t>(row * 128 + group)]};
         sum += term, size += std::fabs(term);
       }
       worst = std::max(worst, std::fabs(y[static_cast<size_t>(row * 16 + out)] - sum) / size);

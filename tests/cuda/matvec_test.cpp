@@ -10,8 +10,8 @@ struct Case {
   Type x_type, y_type;
 };
 
-// Every number of rows; fewer tiles than warps and more than two rounds of what is under way; tails of rows and inputs; an odd number of row
-// tiles; groups shorter and longer than a tile, of 96, and longer than the row.
+// Every number of rows; fewer tiles than warps and more than two rounds of what is under way; tails of rows and inputs; an odd number of
+// row tiles; groups shorter and longer than a tile, of 96, and longer than the row.
 std::vector<Case> cases() {
   std::vector<Case> all;
   const Type bf16 = Type::kBFloat16, fp16 = Type::kHalf, f32 = Type::kFloat;
@@ -80,8 +80,8 @@ KERNEL_CHECK(matvec, StackedMatricesAreOne) {
     const TiledShape before = {first, 256, 32, 4};
     view.codes += before.code_words(), view.scales += before.group_floats(), view.offsets += before.group_floats();
     const Matrix y(1, count, Type::kFloat);
-    ASSERT_EQ(api.matvec(view, whole.x_there.data(), whole.x_stride, whole.x_type, whole.sums_there.data(), 1, y.data(), count, Type::kFloat,
-                         nullptr),
+    ASSERT_EQ(api.matvec(view, whole.x_there.data(), whole.x_stride, whole.x_type, whole.sums_there.data(), 1, y.data(), count,
+                         Type::kFloat, nullptr),
               Status::kOk);
     const auto bytes = y.bytes();
     joined.insert(joined.end(), bytes.begin(), bytes.end());

@@ -16,7 +16,8 @@ struct Product {
   Buffer<float> sums_there;
 
   // wild: sums that have nothing to do with x, so that the two parts of y cannot stand in for each other.
-  Product(const Weight& weight, const DeviceWeight& device, int64_t rows, Type x_type, Type y_type, int64_t x_more, int64_t y_more, bool wild)
+  Product(const Weight& weight, const DeviceWeight& device, int64_t rows, Type x_type, Type y_type, int64_t x_more, int64_t y_more,
+          bool wild)
       : weight(weight), device(device), rows(rows), x_stride(weight.view.in_features + x_more), y_stride(weight.view.out_features + y_more),
         x_type(x_type), y_type(y_type), x(random_inputs(rows * weight.view.in_features, x_type)), sums(make_sums(wild)),
         x_there(x, rows, x_stride, x_type), y(rows, y_stride, y_type), sums_there(sums) {}
@@ -74,8 +75,9 @@ struct Product {
 
  private:
   Product(const Product& other, int64_t begin, int64_t end)
-      : weight(other.weight), device(other.device), rows(end - begin), x_stride(other.x_stride), y_stride(other.y_stride), x_type(other.x_type),
-        y_type(other.y_type), x(cut(other.x, begin, end, weight.view.in_features)), sums(cut(other.sums, begin, end, weight.view.groups())),
+      : weight(other.weight), device(other.device), rows(end - begin), x_stride(other.x_stride), y_stride(other.y_stride),
+        x_type(other.x_type), y_type(other.y_type), x(cut(other.x, begin, end, weight.view.in_features)),
+        sums(cut(other.sums, begin, end, weight.view.groups())),
         x_there(x, rows, x_stride, x_type), y(rows, y_stride, y_type), sums_there(sums) {}
   static std::vector<float> cut(const std::vector<float>& from, int64_t begin, int64_t end, int64_t width) {
     return {from.begin() + begin * width, from.begin() + end * width};

@@ -116,7 +116,10 @@ struct DeviceWeight {
   TiledView view;
 
   explicit DeviceWeight(const Weight& weight)
-      : codes(weight.codes), scales(weight.scales), offsets(weight.offsets), view{weight.shape, codes.data(), scales.data(), offsets.data()} {}
+      : codes(weight.codes),
+        scales(weight.scales),
+        offsets(weight.offsets),
+        view{weight.shape, codes.data(), scales.data(), offsets.data()} {}
 };
 
 // Below which size a rounding's error no longer shrinks with the number.

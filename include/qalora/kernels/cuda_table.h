@@ -35,15 +35,17 @@ struct Choice {
   const char* reason;
 };
 
-// Dequantising costs c / rows of a dense product: c = (2.75 bytes a weight / the memory's speed) / (2 FLOP / the tensor cores' speed). A kernel
-// that reaches the share f of the library's speed wins up to rows = c * f / (1 - f).
+// Dequantising costs c / rows of a dense product: c = (2.75 bytes a weight / the memory's speed) / (2 FLOP / the tensor cores' speed). A
+// kernel that reaches the share f of the library's speed wins up to rows = c * f / (1 - f).
 inline constexpr Choice kTable[] = {
     {Operation::kForward, 1, 8, 2, 4, 32, 80, kAnyArchitecture, true, Method::kMatvec, "matvec",
      "bound by the codes' bytes: a fifth to a third of bf16's; the 8 columns of one mma hold all rows"},
     {Operation::kForward, 9, 256, 2, 4, 32, 90, kAnyArchitecture, true, Method::kMatmul, "matmul",
-     "mma.sync reaches about half of the library's wgmma, and dequantising costs 241 / rows of its product on an H200: even at about 256 rows"},
+     "mma.sync reaches about half of the library's wgmma, and dequantising costs 241 / rows of its product on an H200: "
+     "even at about 256 rows"},
     {Operation::kForward, 9, 512, 2, 4, 32, 86, 89, true, Method::kMatmul, "matmul",
-     "the library uses mma.sync too and memory is slow beside it: dequantising costs 110 to 230 / rows of its product, ours is 0.7 to 0.85 as fast"},
+     "the library uses mma.sync too and memory is slow beside it: dequantising costs 110 to 230 / rows of its product, "
+     "ours is 0.7 to 0.85 as fast"},
     {Operation::kForward, 9, 256, 2, 4, 32, 80, 85, true, Method::kMatmul, "matmul",
      "dequantising costs 202 / rows of the library's product on an A100, ours is 0.55 to 0.6 as fast"},
     {Operation::kForward, 1, kAnyRows, 2, 4, 32, 80, kAnyArchitecture, false, Method::kPanel, "dequantize + library product",
