@@ -51,7 +51,7 @@ inline constexpr Choice kTable[] = {
     {Operation::kForward, 1, kAnyRows, 2, 4, 32, 80, kAnyArchitecture, false, Method::kPanel, "dequantize + library product",
      "one pass writes the weights, and the library's product is the fastest there is; the pass is 3 % of it at 8192 rows on an H200"},
     {Operation::kBackward, 1, kAnyRows, 2, 4, 32, 80, kAnyArchitecture, false, Method::kPanel, "dequantize + library product",
-     "training has thousands of rows, and the forward's panel serves again when a layer is recomputed"},
+     "training has thousands of rows: the pass that writes the weights is a few percent of the product"},
 };
 
 // The first row of the table that fits, or null: then the weight stays on the CPU. type: of the activations.
