@@ -67,6 +67,8 @@ void apply_common(CommonOptions& options) {
   QALORA_REQUIRE(isa_error == nullptr, UserError, isa_error);
   // Before CUDA's libraries are loaded, which read it once.
   if (options.verbose >= 2) setenv("CUDA_LAUNCH_BLOCKING", "1", /*overwrite=*/0);
+  // Batches differ in length: without segments that grow, the freed pieces of one fit none of the next.
+  setenv("PYTORCH_ALLOC_CONF", "expandable_segments:True", /*overwrite=*/0);
   // A command that computes nothing does not load a device's libraries unasked.
   options.where = tensor::parse_device(options.computes || !options.device.empty() ? options.device : "cpu");
   // Work that names no device of its own, our kernels' launches among it, goes to the current one.

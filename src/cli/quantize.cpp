@@ -126,6 +126,7 @@ Command make_quantize(CLI::App& root) {
   app->add_option("--method", options->method, "rtn: round to nearest")->capture_default_str();
   for (const char* flag : kGptqFlags) app->add_option(flag, options->of_gptq, "of gptq, which is not in this version")->group("");
   options->common = add_common(*app, kComputes | kWrites);
+  options->common->computes = false;  // rounding is the CPU's work: no device's libraries are loaded unasked
   return {app, [options] { run(*options); }};
 }
 

@@ -77,7 +77,11 @@ int count() { return devices().count; }
 std::string problem() { return devices().problem; }
 
 // LibTorch sets its CUDA state up on first use; its allocator and streams may not be asked before.
-void start() { at::globalContext().lazyInitDevice(c10::DeviceType::CUDA); }
+void start() {
+  at::globalContext().lazyInitDevice(c10::DeviceType::CUDA);
+  // cuDNN's attention plans anew for each shape, forward and backward, and batches differ in theirs.
+  at::globalContext().setSDPUseCuDNN(false);
+}
 
 AcceleratorProperties read_properties(int index) {
   cudaDeviceProp read = {};

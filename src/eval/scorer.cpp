@@ -82,10 +82,6 @@ at::Tensor run_batch(model::Llama& model, const std::vector<ScoreRequest>& reque
   for (size_t index : batch) check_request(requests[index], model.config);
   const int64_t length = padded_length(requests[batch[0]], model.config.context_length);
   text::Batch input = make_batch(requests, batch, length);
-  const auto device = model.embedding.device();
-  input.input_ids = input.input_ids.to(device);
-  input.targets = input.targets.to(device);
-  input.positions = input.positions.to(device);
   const at::Tensor hidden = model.forward(input);  // [rows * length, hidden] f32
   return hidden.view({input.rows(), length, hidden.size(-1)}).narrow(0, 0, static_cast<int64_t>(batch.size()));
 }

@@ -26,6 +26,8 @@ Decoder::Decoder(model::Llama& model)
 
 at::Tensor Decoder::next(const std::vector<int64_t>& ids) {
   if (ids.size() != 1 || !recordable_) {
+    graph_.reset();  // the cache may move, and with it what was recorded
+    warm_ = false;
     const at::Tensor input = at::tensor(at::IntArrayRef(ids), at::kLong).to(model_.device());
     const at::Tensor hidden = model_.forward_cached(input, cache_);  // [tokens, hidden] f32
     return model_.logits(hidden.narrow(0, hidden.size(0) - 1, 1))[0];

@@ -38,7 +38,7 @@ Generation generate(model::Llama& model, const std::vector<int64_t>& prompt, con
   out.prompt_tokens = length;
   Decoder decoder(model);
   auto start = Clock::now();
-  at::Tensor logits = decoder.next(prompt);
+  at::Tensor logits = decoder.next(prompt).to(at::kCPU);  // a device is waited for: this is the prompt's time
   out.prefill_seconds = seconds_since(start);
   start = Clock::now();
   const int64_t room = std::min(options.max_tokens, context - length);

@@ -268,7 +268,8 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   const int64_t count = std::ssize(segments.list);
   QALORA_CHECK(segments.list.back().second == tokens, "segments cover all ", tokens, " tokens");
   if (segments.uniform) return attend(q, k, v, count);
-  if (segments.borders.defined() && q.scalar_type() != at::kFloat) {
+  const bool flash = q.scalar_type() != at::kFloat && q.size(2) % 8 == 0 && q.size(2) <= 192;  // what its kernels take, backward included
+  if (segments.borders.defined() && flash) {
     // One kernel for segments of all lengths: packed rows hold dozens, and a kernel each would leave the GPU waiting for the CPU.
     const at::Tensor out = std::get<0>(at::_flash_attention_forward(q, k, v, segments.borders, segments.borders, segments.longest,
                                                                     segments.longest, /*dropout_p=*/0.0, /*is_causal=*/true,

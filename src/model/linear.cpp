@@ -60,7 +60,7 @@ class TiledProduct : public torch::autograd::Function<TiledProduct> {
     ctx->saved_data["scaling"] = scaling;
     ctx->saved_data["compute"] = values.scalar_type();
     const quant::PooledInput input(values, sums, x.panel);
-    if (!call->panels || !weight.wants_panel(values.size(0), values.scalar_type())) return weight.multiply(input, offsets(weight, a, b, scaling));
+    if (!call->panels || a.numel() == 0 || !weight.wants_panel(values.size(0), values.scalar_type())) return weight.multiply(input, offsets(weight, a, b, scaling));
     call->panels->refresh(weight, values.scalar_type(), a, b, [&] { return offsets(weight, a, b, scaling); });
     return weight.multiply_panel(input, call->panels->forward);
   }
@@ -75,12 +75,13 @@ class TiledProduct : public torch::autograd::Function<TiledProduct> {
     const at::Tensor dy = grads[0].to(compute);
     at::Tensor dx, da, db;
     if (ctx->needs_input_grad(0)) {
-      const bool kept = call->panels && weight.wants_panel(dy.size(0), compute);
+      const bool kept = call->panels && a.numel() > 0 && weight.wants_panel(dy.size(0), compute);
       dx = dy.matmul(kept ? call->panels->backward : weight.dequantize(compute, offsets(weight, a, b, scaling)));
     }
     if (sums.defined()) {
       // dA and dB are linear in dZ, so each micro-batch adds its own at once: a tenth of a percent of the products here, and no buffer of
       // [out_features, groups] a layer until the step's end.
+      // In bf16 the sums are rounded once more, by 2^-9 each and without bias: as much as the rounding of dY itself.
       const at::Tensor dz = tensor::product_f32(dy.t(), sums.to(compute));  // [out_features, groups]
       da = b.t().mm(dz).mul_(scaling);
       db = dz.mm(a.t()).mul_(scaling);
@@ -134,7 +135,8 @@ void Linear::to(c10::Device device) {
 
 void ResidentPanels::refresh(const quant::TiledWeight& weight, at::ScalarType dtype, const at::Tensor& a, const at::Tensor& b,
                              const std::function<at::Tensor()>& offsets) {
-  const int64_t version = static_cast<int64_t>(a._version()) + static_cast<int64_t>(b._version());  // they only grow
+  // Versions only grow, and a layer's A and B stay the same tensors while it trains.
+  const int64_t version = static_cast<int64_t>(a._version()) + static_cast<int64_t>(b._version());
   if (forward.defined() && version == version_ && forward.scalar_type() == dtype) return;
   const at::Tensor moved = offsets();
   forward = weight.panel(dtype, moved);
@@ -145,18 +147,24 @@ void ResidentPanels::refresh(const quant::TiledWeight& weight, at::ScalarType dt
 void Linear::keep_panels(bool keep) { panels_ = keep && tiled_ ? std::make_shared<ResidentPanels>() : nullptr; }
 
 const at::Tensor& FoldedOffsets::get(const std::vector<const Linear*>& parts, const std::function<at::Tensor()>& make) const {
-  std::vector<std::pair<const void*, int64_t>> versions;
+  std::vector<std::pair<at::Tensor, int64_t>> versions;
   for (const Linear* part : parts) {
     if (!part->adapter) continue;
-    for (const at::Tensor& tensor : {part->adapter->a, part->adapter->b}) {
-      versions.emplace_back(tensor.unsafeGetTensorImpl(), static_cast<int64_t>(tensor._version()));
-    }
+    for (const at::Tensor& tensor : {part->adapter->a, part->adapter->b}) versions.emplace_back(tensor, static_cast<int64_t>(tensor._version()));
   }
-  if (!offsets_.defined() || versions != versions_) {
+  const auto same = [](const auto& one, const auto& other) { return one.first.is_same(other.first) && one.second == other.second; };
+  if (!offsets_.defined() || !std::equal(versions.begin(), versions.end(), versions_.begin(), versions_.end(), same)) {
     offsets_ = make();
     versions_ = std::move(versions);
   }
   return offsets_;
+}
+
+bool trains(const DropoutKey& dropout) { return dropout.training || c10::GradMode::is_enabled(); }
+
+void Linear::set_tiled(quant::TiledWeight weight) {
+  tiled_ = std::make_shared<quant::TiledWeight>(std::move(weight));
+  folded_.drop();
 }
 
 bool Linear::folds(const DropoutKey& dropout) const {
@@ -173,10 +181,10 @@ at::Tensor Linear::folded_offsets() const {
   return adapter ? tiled_->folded(adapter->a, adapter->b, folded_scaling()) : tiled_->offsets;
 }
 
-at::Tensor Linear::base_product(const quant::PooledInput& x, bool folded) const {
+at::Tensor Linear::base_product(const quant::PooledInput& x, bool folded, const DropoutKey& dropout) const {
   if (packed_) return PackedProduct::apply(x.values, *packed_);
   if (!tiled_) return dense_product(x.values, dense_);
-  if (!c10::GradMode::is_enabled()) {
+  if (!trains(dropout)) {
     return tiled_->multiply(x, folded ? folded_.get({this}, [this] { return folded_offsets(); }) : tiled_->offsets);
   }
   folded_.drop();  // training: A and B move each step
@@ -189,7 +197,7 @@ at::Tensor Linear::base_product(const quant::PooledInput& x, bool folded) const 
 at::Tensor Linear::forward(const quant::PooledInput& x, const DropoutKey& dropout) const {
   const at::ScalarType dtype = x.values.scalar_type();
   const bool folded = folds(dropout);
-  at::Tensor y = base_product(x, folded);  // [tokens, out_features]
+  at::Tensor y = base_product(x, folded, dropout);  // [tokens, out_features]
   if (bias.defined()) y = y + bias.to(y.scalar_type());
   if (!adapter || folded) return y.to(dtype);
   // The adapter runs in f32 beside the base whatever the compute dtype: folded into bf16 weights its small numbers drown.

@@ -52,9 +52,18 @@ LinearStack::LinearStack(std::vector<Linear*> parts) {
   }
 }
 
-bool LinearStack::serves(const std::vector<const Linear*>& parts) const {
-  if (!whole_ || c10::GradMode::is_enabled()) return false;
-  return std::all_of(parts.begin(), parts.end(), [](const Linear* part) { return !part->adapter || part->folds({}); });
+bool LinearStack::serves(const std::vector<const Linear*>& parts, const DropoutKey& dropout) const {
+  if (!whole_) return false;
+  if (trains(dropout)) {
+    folded_.drop();
+    return false;
+  }
+  return std::all_of(parts.begin(), parts.end(), [&](const Linear* part) {
+    // A part whose weight was replaced is no longer a view of the stack.
+    const bool ours = part->tiled() != nullptr && part->tiled()->codes.storage().is_alias_of(whole_->codes.storage()) &&
+                      part->tiled()->offsets.storage().is_alias_of(whole_->offsets.storage());
+    return ours && (!part->adapter || part->folds(dropout));
+  });
 }
 
 std::vector<at::Tensor> LinearStack::forward(const std::vector<const Linear*>& parts, const quant::PooledInput& x) const {

@@ -3,6 +3,8 @@
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
+#include <limits>
+
 #include "qalora/core/error.h"
 #include "qalora/model/functions.h"
 #include "qalora/tensor/products.h"
@@ -24,6 +26,16 @@ at::Tensor attend_rows(const at::Tensor& q, const at::Tensor& keys, const at::Te
   return out.transpose(1, 2).reshape({q.size(0), q.size(1) * q.size(2)});
 }
 
+// One token: the query heads that share a key head stand as so many rows of it, for the mask is the same for all.
+// q: [1, heads, head_dim], keys, values: [capacity, kv_heads, head_dim], mask: [1, 1, 1, capacity] -> [1, heads * head_dim]
+at::Tensor attend_one(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& values, const at::Tensor& mask) {
+  const int64_t kv_heads = keys.size(1), shared = q.size(1) / kv_heads;
+  const auto row = [](const at::Tensor& t) { return t.unsqueeze(0).transpose(1, 2); };
+  const at::Tensor out = at::scaled_dot_product_attention(q.view({1, kv_heads, shared, q.size(2)}), row(keys), row(values),
+                                                          mask.expand({1, 1, shared, keys.size(0)}));
+  return out.reshape({1, q.size(1) * q.size(2)});
+}
+
 // One new position of a cached row attends to everything before it; several at once need the causal border spelled out.
 at::Tensor attend_cached(const at::Tensor& q, const at::Tensor& keys, const at::Tensor& values) {
   const int64_t fresh = q.size(0), total = keys.size(0);
@@ -38,14 +50,19 @@ void require_known_ids(const at::Tensor& ids, int64_t vocab_size) {
                  "; does the tokenizer belong to this model?");
 }
 
-// Room for `needed` rows in a buffer [capacity, kv_heads, head_dim]; the first `used` rows are kept.
-void grow(at::Tensor& buffer, int64_t used, int64_t needed, const at::Tensor& like) {
-  const int64_t capacity = buffer.defined() ? buffer.size(0) : 0;
-  if (needed <= capacity) return;
+// A buffer [capacity, kv_heads, head_dim] of which the first `used` rows are kept. Nothing happens when it has as many already.
+void enlarge(at::Tensor& buffer, int64_t used, int64_t capacity, const at::Tensor& like) {
+  if (buffer.defined() && buffer.size(0) >= capacity) return;
   // Zeros: a masked position takes part with weight 0, and 0 times what lies in fresh memory may be NaN.
-  at::Tensor larger = at::zeros({std::max<int64_t>(needed, 2 * capacity), like.size(1), like.size(2)}, like.options());
+  at::Tensor larger = at::zeros({capacity, like.size(1), like.size(2)}, like.options());
   if (used > 0) larger.narrow(0, 0, used).copy_(buffer.narrow(0, 0, used));
   buffer = larger;
+}
+
+// Room for `needed` rows, doubling.
+void grow(at::Tensor& buffer, int64_t used, int64_t needed, const at::Tensor& like) {
+  const int64_t capacity = buffer.defined() ? buffer.size(0) : 0;
+  if (needed > capacity) enlarge(buffer, used, std::max(needed, 2 * capacity), like);
 }
 
 void move(at::Tensor& value, c10::Device device) {
@@ -66,7 +83,7 @@ PoolRequest pool_for(const Linear& reader, int64_t tokens, at::ScalarType dtype)
 // The outputs of layers that read the same input.
 std::vector<at::Tensor> together(const LinearStack& stack, const std::vector<const Linear*>& parts, const quant::PooledInput& x,
                                  const DropoutKey& dropout) {
-  if (stack.serves(parts)) return stack.forward(parts, x);
+  if (stack.serves(parts, dropout)) return stack.forward(parts, x);
   std::vector<at::Tensor> outputs;
   for (const Linear* part : parts) outputs.push_back(part->forward(x, dropout));
   return outputs;
@@ -182,8 +199,8 @@ void Llama::reserve(KvCache& cache, int64_t tokens) const {
   cache.values.resize(config.layers);
   const at::Tensor like = at::empty({0, config.kv_heads, config.head_dim}, embedding.options().dtype(compute).requires_grad(false));
   for (int64_t i = 0; i < config.layers; ++i) {
-    grow(cache.keys[i], cache.length, tokens, like);
-    grow(cache.values[i], cache.length, tokens, like);
+    enlarge(cache.keys[i], cache.length, tokens, like);
+    enlarge(cache.values[i], cache.length, tokens, like);
   }
 }
 
@@ -191,13 +208,15 @@ at::Tensor Llama::forward_at(const at::Tensor& id, const at::Tensor& position, K
   const auto [cos, sin] = rope_for(cache.capacity()).at(position);
   const Rotation rotation{cos, sin};
   // Positions behind this one hold nothing yet, or something of a longer past.
-  const at::Tensor seen = at::arange(cache.capacity(), position.options()).le(position).view({1, 1, 1, cache.capacity()});
+  const at::Tensor unseen = at::arange(cache.capacity(), position.options()).gt(position);
+  const at::Tensor mask = at::zeros({1, 1, 1, cache.capacity()}, embedding.options().dtype(compute).requires_grad(false))
+                              .masked_fill(unseen, -std::numeric_limits<double>::infinity());
   at::Tensor h = at::embedding(embedding, id).to(at::kFloat);
   for (int64_t i = 0; i < config.layers; ++i) {
     h = run_layer(*this, layers[i], h, rotation, {}, [&](const at::Tensor& q, const at::Tensor& k, const at::Tensor& v) {
       cache.keys[i].index_copy_(0, position, k);
       cache.values[i].index_copy_(0, position, v);
-      return attend_rows(q, cache.keys[i], cache.values[i], seen, /*causal=*/false);
+      return attend_one(q, cache.keys[i], cache.values[i], mask);
     });
   }
   return rms_norm(h, final_norm, config.norm_eps, at::kFloat).values;

@@ -28,6 +28,17 @@ fs::path plugin_path() {
   return {};
 }
 
+// Why none of the devices can be used, or "" when one can.
+std::string first_problem(const Accelerator& accelerator, const CudaBuild& build) {
+  std::string first;
+  for (int index = 0; index < accelerator.count(); ++index) {
+    const std::string problem = architecture_problem(accelerator.properties(index), build.architectures);
+    if (problem.empty()) return "";
+    if (first.empty()) first = problem;
+  }
+  return first;
+}
+
 // Cheap questions first: a machine without a device never opens LibTorch's CUDA libraries, half a gigabyte of them. To be called before
 // LibTorch first asks itself about CUDA (a seed set, a tensor pinned): it remembers for good that there was none.
 Plugin find_cuda() {
@@ -39,12 +50,12 @@ Plugin find_cuda() {
   Plugin plugin = open_plugin(path, build.contract);
   if (plugin.accelerator == nullptr) return plugin;
   std::string first;
-  for (int index = 0; index < plugin.accelerator->count(); ++index) {
-    const std::string problem = architecture_problem(plugin.accelerator->properties(index), build.architectures);
-    if (problem.empty()) return plugin;
-    if (first.empty()) first = problem;
+  try {
+    first = first_problem(*plugin.accelerator, build);
+  } catch (const std::exception& error) {  // a device that does not answer
+    first = message("the NVIDIA device does not answer (", std::string(error.what()).substr(0, 200), ")");
   }
-  return {nullptr, first};
+  return first.empty() ? plugin : Plugin{nullptr, first};
 }
 
 }  // namespace
@@ -82,8 +93,9 @@ void check_status(kernels::Status status, const char* what) {
   const Accelerator* used = accelerator();
   const char* text = used != nullptr && used->kernels != nullptr && used->kernels->last_error != nullptr ? used->kernels->last_error() : nullptr;
   const std::string said = text != nullptr && *text != '\0' ? text : "no further word from the driver";
-  QALORA_REQUIRE(said.find("out of memory") == std::string::npos, MemoryError, what, ": the device is out of memory (", said, ")");
-  throw DeviceError(message(what, ": the device reports: ", said));
+  QALORA_REQUIRE(said.find("out of memory") == std::string::npos, MemoryError, what, ": the device is out of memory (", said,
+                 "); lower micro_batch_size or sequence_length, turn gradient_checkpointing on, or take fewer bits");
+  throw DeviceError(message(what, ": the device reports: ", said, "; -vv waits for each kernel and so names the one at fault"));
 }
 
 }  // namespace qalora::tensor

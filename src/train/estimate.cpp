@@ -106,6 +106,7 @@ MemoryEstimate estimate_memory(const Workload& workload, const TrainConfig& conf
   result.weights = workload.weight_bytes;
   // Value, gradient, two moments; for "full" the value is already among the weights.
   result.trained = static_cast<uint64_t>(workload.trained_elements) * 4 * (config.full() ? 3 : 4);
+  result.loaded = result.weights + result.trained - static_cast<uint64_t>(workload.trained_elements) * 4;  // gradients come later
   // Kept by a layer: two residual states in f32; q, k, v after rotation, the attention's output and its statistics, gate and
   // up. Dense products with a trained weight or an ordinary LoRA keep their inputs as well, pooled ones 1/group of them.
   uint64_t layer = 2 * 4 * hidden + element * (q + 2 * kv + q + 2 * inner) + 4 * static_cast<uint64_t>(c.heads);
@@ -123,7 +124,7 @@ MemoryEstimate estimate_memory(const Workload& workload, const TrainConfig& conf
   // Transient: the largest dequantised matrix, three intermediate rows of the MLP in f32, the logits of 512 tokens three times.
   if (!workload.device.is_cpu()) {
     result.scratch = device_scratch(workload, tokens);
-    result.libraries = uint64_t{40} << 20;
+    result.libraries = uint64_t{100} << 20;
     return result;
   }
   result.scratch = inner * hidden * element + tokens * 3 * 4 * inner + uint64_t{512} * 4 * 3 * static_cast<uint64_t>(c.vocab_size);
@@ -192,7 +193,7 @@ int64_t largest_micro_batch(const Workload& workload, const TrainConfig& config,
   for (int64_t rows = 1; rows <= config.batch_size; ++rows) {
     if (config.batch_size % rows != 0) continue;
     const MemoryEstimate memory = estimate_memory(workload, config, rows, length);
-    if (static_cast<double>(memory.total() - (weights_loaded ? memory.weights : 0)) > kUsable * static_cast<double>(free)) break;
+    if (static_cast<double>(memory.total() - (weights_loaded ? memory.loaded : 0)) > kUsable * static_cast<double>(free)) break;
     best = rows;
   }
   return best;

@@ -98,7 +98,7 @@ void keep_panels_if_it_pays(const TrainConfig& config, const TrainingData& data,
   const Workload workload = workload_of(subject);
   const int64_t length = config.packing ? config.sequence_length : data.report().longest;
   const MemoryEstimate memory = estimate_memory(workload, config, config.micro_batch_size, length);
-  const uint64_t needed = memory.total() - memory.weights + copies;
+  const uint64_t needed = memory.total() - memory.loaded + copies;
   if (static_cast<double>(needed) > 0.8 * static_cast<double>(tensor::accelerator()->memory(device.index()).free)) return;
   for (model::Linear* linear : subject.model().linears()) linear->keep_panels(true);
   log::info(message("memory: ", format_bytes(copies), " more for 16-bit copies of the weights, which are then dequantised once a step"));
@@ -132,6 +132,30 @@ void require_room(const RunFolder& folder, const TrainingSubject& subject) {
   const AtomicFolder probe(folder.checkpoint_path(0), /*replace=*/true, 2 * checkpoint);
 }
 
+// The number that the run began with, so that sums are rounded alike; 0 where no checkpoint can be read.
+int64_t saved_micro_batch(const RunFolder& folder) {
+  const std::string key = "micro_batch_size=";
+  std::vector<int64_t> steps = folder.checkpoints();
+  for (; !steps.empty(); steps.pop_back()) {
+    SavedState saved;
+    if (!readable(folder.checkpoint_path(steps.back()), [&] { saved = read_state(folder.checkpoint_path(steps.back())); })) continue;
+    for (const std::string& setting : saved.identity.settings) {
+      if (setting.starts_with(key)) return std::max<int64_t>(0, std::atoll(setting.c_str() + key.size()));
+    }
+  }
+  return 0;
+}
+
+// micro_batch_size = 0: as many rows as fit, or as the resumed run had.
+void choose_micro_batch(TrainConfig& config, TrainingData& data, const TrainingSubject& subject, const RunFolder& folder, bool resume) {
+  if (config.micro_batch_size != 0) return;
+  config.micro_batch_size = resume ? saved_micro_batch(folder) : 0;
+  const bool usable = config.micro_batch_size > 0 && config.batch_size % config.micro_batch_size == 0;
+  if (!usable) config.micro_batch_size = largest_micro_batch(workload_of(subject), config, data, /*weights_loaded=*/true);
+  data.set_micro_batch_size(config.micro_batch_size);
+  log::info(message("micro_batch_size: ", config.micro_batch_size, usable ? " rows, as the run began" : " rows fit into the free memory"));
+}
+
 }  // namespace
 
 void finetune(const TrainConfig& asked, const RunOptions& options) {
@@ -142,20 +166,16 @@ void finetune(const TrainConfig& asked, const RunOptions& options) {
   log_data(config, data);
   TrainingSubject subject(config, options.compute, options.device);
   AdamW optimizer(subject.parameters(), {config.adam_beta1, config.adam_beta2, config.adam_epsilon, config.weight_decay});
-  const RunIdentity identity{data.fingerprint(), subject.base_fingerprint(), prepared.tokenizer ? prepared.tokenizer->fingerprint() : "",
-                             subject.initial_adapter_fingerprint(), decisive_settings(asked, options.compute)};
   const RunFolder folder(config.out, options.resume, options.force, options.resolved_config);
+  choose_micro_batch(config, data, subject, folder, options.resume);
+  const RunIdentity identity{data.fingerprint(), subject.base_fingerprint(), prepared.tokenizer ? prepared.tokenizer->fingerprint() : "",
+                             subject.initial_adapter_fingerprint(), decisive_settings(config, options.compute)};
   TrainState state;
   if (options.resume) {
     state = resume_from(folder, config, identity, subject, optimizer);
     folder.write_config(options.resolved_config);
   }
   require_room(folder, subject);
-  if (config.micro_batch_size == 0) {
-    config.micro_batch_size = largest_micro_batch(workload_of(subject), config, data, /*weights_loaded=*/true);
-    data.set_micro_batch_size(config.micro_batch_size);
-    log::info(message("micro_batch_size: ", config.micro_batch_size, " rows fit into the free memory"));
-  }
   keep_panels_if_it_pays(config, data, subject);
   Trainer trainer(subject.model(), optimizer, data, config, state);
   TrainingRun run(config, options, folder, subject, optimizer, trainer, data, identity);

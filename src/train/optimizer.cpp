@@ -71,6 +71,8 @@ void AdamW::fused_step(double learning_rate) {
     const std::vector<at::Tensor> steps(values.size(), updates);
     at::_fused_adamw_(values, gradients, averages, squares, {}, steps, learning_rate, options_.beta1, options_.beta2,
                       decays ? options_.weight_decay : 0.0, options_.epsilon, /*amsgrad=*/false, /*maximize=*/false);
+    // The operator returns nothing, so LibTorch does not count it as a change; what is kept of A and B elsewhere must see it.
+    for (const at::Tensor& value : values) value.unsafeGetTensorImpl()->bump_version();
   }
 }
 

@@ -44,6 +44,7 @@ Measured measure(const model::LlamaConfig& config, int64_t rows, int64_t length,
   const text::Batch batch = text::pad_batch(examples);
   model::ForwardOptions forward;
   forward.recompute = recompute;
+  forward.dropout.training = true;
   model.loss_sum(model.forward(batch, forward), batch.targets.reshape({-1})).backward();
   optimizer.step(1e-3);
   train::Workload workload{model.config, at::kBFloat16, model.weight_bytes(), trained, fake};

@@ -7,6 +7,7 @@
 #include "accelerator/tiny_model.h"
 #include "qalora/core/error.h"
 #include "qalora/generate/decoder.h"
+#include "qalora/train/optimizer.h"
 
 namespace qalora::test {
 namespace {
@@ -111,11 +112,14 @@ TEST(Accelerator, DropoutDropsWhatTheCpuDrops) {
 TEST(Accelerator, RecomputedLayersGiveTheSameGradients) {
   const c10::Device fake = use_fake_accelerator();
   const text::Batch batch = rows_of(51);
-  const Trained kept = train_once(tiny_model(fake, at::kBFloat16), batch);
+  const TinyOptions dropping{.dropout = 0.3};  // what is dropped is dropped both times
+  model::ForwardOptions options;
+  options.dropout = {.training = true, .seed = 3, .index = 1};
+  const Trained kept = train_once(tiny_model(fake, at::kBFloat16, dropping), batch, options);
+  EXPECT_GT(distance(kept.hidden, train_once(tiny_model(fake, at::kBFloat16), batch).hidden), 1e-3);
   for (const model::Recompute recompute : {model::Recompute::kMlp, model::Recompute::kLayer}) {
-    model::ForwardOptions options;
     options.recompute = recompute;
-    const Trained recomputed = train_once(tiny_model(fake, at::kBFloat16), batch, options);
+    const Trained recomputed = train_once(tiny_model(fake, at::kBFloat16, dropping), batch, options);
     EXPECT_TRUE(at::equal(kept.hidden, recomputed.hidden));
     for (size_t i = 0; i < kept.gradients.size(); ++i) EXPECT_TRUE(at::equal(kept.gradients[i], recomputed.gradients[i])) << i;
   }
@@ -186,6 +190,32 @@ TEST(Accelerator, DecodesAsTheCpuDoes) {
     EXPECT_GT(distance(changed.slice(0, 5), expected.slice(0, 5)), 4 * tolerance(compute));
     EXPECT_LE(distance(changed.slice(0, 0, 5), expected.slice(0, 0, 5)), tolerance(compute));
   }
+}
+
+TEST(Accelerator, DecodesToTheContextsEnd) {
+  const c10::Device fake = use_fake_accelerator();
+  const c10::AutoGradMode no_gradients(false);
+  model::LlamaConfig config = tiny_config();
+  config.context_length = 300;
+  Llama model = tiny_model(fake, at::kBFloat16, {}, config);
+  for (const int64_t prompt : {4, 160, 290}) {
+    generate::Decoder decoder(model);
+    const std::vector<int64_t> ids = tiny_example(3, prompt).input_ids;
+    decoder.next(ids);
+    for (int64_t i = prompt; i < 300; ++i) EXPECT_TRUE(decoder.next({i % kTinyVocab}).isfinite().all().item<bool>()) << i;
+    EXPECT_THROW(decoder.next({1}), UserError);
+  }
+}
+
+TEST(Accelerator, TheFusedOptimizerCountsAsAChange) {
+  const c10::Device fake = use_fake_accelerator();
+  const at::Tensor value = at::ones({4}, at::TensorOptions(fake)).requires_grad_(true);
+  train::AdamW optimizer({{"value", value}}, {});
+  value.mutable_grad() = at::ones({4}, at::TensorOptions(fake));
+  const auto before = value._version();
+  optimizer.step(0.1);
+  EXPECT_GT(value._version(), before);
+  EXPECT_NEAR(value[0].item<double>(), 0.9, 1e-5);  // Adam's first step is the rate
 }
 
 TEST(Accelerator, ShapesThatItsKernelsLackAreNamed) {

@@ -120,6 +120,7 @@ std::vector<train::Parameter> parameters_of(model::Llama& model) {
 int64_t step(model::Llama& model, train::AdamW& optimizer, const ModelBench& bench, uint64_t index) {
   model::ForwardOptions options;
   options.recompute = bench.recompute;
+  options.dropout.training = true;
   int64_t tokens = 0;
   for (int64_t i = 0; i < bench.micro_batches; ++i) {
     const text::Batch batch = packed_batch(bench, index * 64 + static_cast<uint64_t>(i));

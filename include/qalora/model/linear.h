@@ -35,6 +35,9 @@ struct DropoutKey {
   uint64_t index = 0;  // optimizer step and micro-batch, combined by the trainer
 };
 
+// Is this a pass of training? The first pass of a recomputed layer asks for no gradients but is one.
+bool trains(const DropoutKey& dropout);
+
 class Linear;
 
 // A layer's weight in 16 bits, adapter and all, kept from one micro-batch to the next: where memory allows it, it is written once a step
@@ -56,11 +59,11 @@ class FoldedOffsets {
  public:
   // f32 in lane order; make() is called when there are none of these parts' present A and B.
   const at::Tensor& get(const std::vector<const Linear*>& parts, const std::function<at::Tensor()>& make) const;
-  void drop() const { offsets_.reset(); }
+  void drop() const { offsets_.reset(), versions_.clear(); }
 
  private:
   mutable at::Tensor offsets_;
-  mutable std::vector<std::pair<const void*, int64_t>> versions_;  // of each A and B: which tensor, how often changed in place
+  mutable std::vector<std::pair<at::Tensor, int64_t>> versions_;  // each A and B, and how often it had been changed in place
 };
 
 class Linear {
@@ -82,7 +85,7 @@ class Linear {
   bool quantised() const { return packed_ != nullptr || tiled_ != nullptr; }
   const quant::PackedWeight& packed() const { return *packed_; }  // quantised, on the CPU
   const quant::TiledWeight* tiled() const { return tiled_.get(); }  // quantised, on an accelerator; else null
-  void set_tiled(quant::TiledWeight weight) { tiled_ = std::make_shared<quant::TiledWeight>(std::move(weight)); }
+  void set_tiled(quant::TiledWeight weight);
   // Training on an accelerator keeps the weight in 16 bits as well, or no longer does.
   void keep_panels(bool keep);
   // Is this layer's adapter, on an accelerator, folded into the offsets? Where that is not the same function it runs beside them.
@@ -98,7 +101,7 @@ class Linear {
 
  private:
   double folded_scaling() const;  // k
-  at::Tensor base_product(const quant::PooledInput& x, bool folded) const;
+  at::Tensor base_product(const quant::PooledInput& x, bool folded, const DropoutKey& dropout) const;
 
   std::string module_;
   at::Tensor dense_;

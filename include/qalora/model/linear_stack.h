@@ -18,9 +18,9 @@ class LinearStack {
   // tiles of rows); else the stack stays empty and the layers are used one by one.
   explicit LinearStack(std::vector<Linear*> parts);
 
-  // For inference, where one product serves all: the weights are stacked, no gradient is asked for, and each adapter folds into its offsets.
-  // `parts`: the layers given at the start, wherever they lie now.
-  bool serves(const std::vector<const Linear*>& parts) const;
+  // For inference, where one product serves all: the weights are stacked, nothing is trained, and each adapter folds into its offsets. Training
+  // lets go of the offsets that were kept. `parts`: the layers given at the start, wherever they lie now.
+  bool serves(const std::vector<const Linear*>& parts, const DropoutKey& dropout) const;
   // -> each part's output [tokens, its out_features] in x's dtype
   std::vector<at::Tensor> forward(const std::vector<const Linear*>& parts, const quant::PooledInput& x) const;
 

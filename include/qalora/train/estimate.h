@@ -19,6 +19,7 @@ struct MemoryEstimate {  // bytes
   uint64_t activations = 0;  // kept for the backward pass of the largest micro-batch
   uint64_t scratch = 0;      // one dequantised layer, a chunk of logits and its gradient
   uint64_t libraries = 0;    // work space of a device's libraries
+  uint64_t loaded = 0;       // of all these: what is in memory once the model and the optimizer are there (weights, values, moments)
   uint64_t total() const { return weights + trained + activations + scratch + libraries; }
 };
 
@@ -51,7 +52,7 @@ struct Estimate {
   double flops_per_second = 0, seconds = 0;
   bool weights_loaded = false;  // they are no longer part of what is available
 
-  bool fits() const { return memory.total() - (weights_loaded ? memory.weights : 0) <= available_bytes; }
+  bool fits() const { return memory.total() - (weights_loaded ? memory.loaded : 0) <= available_bytes; }
   std::string memory_text() const;
   std::string time_text() const;
 };
