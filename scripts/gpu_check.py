@@ -209,7 +209,7 @@ class Check:
         for name in self.must(program, limit=30).split():
             try:
                 results.append(json.loads(self.must(program, name, limit=75).strip().splitlines()[-1]))
-            except Failed as error:
+            except (Failed, NotRun, subprocess.TimeoutExpired) as error:
                 results.append({"case": name, "not_run": str(error)[-300:]})
         if all("not_run" in result for result in results):
             raise Failed(f"no model ran: {results[0]['not_run']}")
@@ -230,11 +230,11 @@ def main():
     check.step("version", check.version, ["build"])
     check.step("start", check.help_time, ["build"])
     check.step("kernel report", check.kernels, ["build"])
-    check.step("benchmark", check.bench, ["version"])
-    check.step("models", check.models, ["version"])
     check.step("tests", check.tests, ["build"])
     check.step("memcheck", lambda: check.sanitizer("memcheck", long_checks), ["version"])
+    check.step("benchmark", check.bench, ["version"])
     check.step("racecheck", lambda: check.sanitizer("racecheck", long_checks), ["version"])
+    check.step("models", check.models, ["version"])
     states = [step["status"] for step in check.report["steps"]]
     print(f"{states.count('passed')} of {len(states)} steps passed in {check.report['seconds']} s; {check.file}")
     return 1 if {"failed", "timed out"} & set(states) else 2 if "not run" in states else 0

@@ -58,7 +58,7 @@ text::Batch rows_of(int64_t tokens) {
 }
 
 TEST(Accelerator, ForwardAndGradientsAreTheCpus) {
-  const c10::Device fake = use_fake_accelerator();
+  const c10::Device device = test_device();
   for (const at::ScalarType compute : {at::kFloat, at::kBFloat16}) {
     for (const int bits : {4, 3, 2}) {
       for (const int64_t tokens : {int64_t{51}, int64_t{600}}) {
@@ -67,14 +67,14 @@ TEST(Accelerator, ForwardAndGradientsAreTheCpus) {
         const text::Batch batch = rows_of(tokens);
         const TinyOptions options{.bits = bits, .pooling = bits == 3 ? io::Pooling::kMean : io::Pooling::kSum};
         const Trained expected = train_once(tiny_model(kCpu, at::kFloat, options), batch);
-        const Trained got = train_once(tiny_model(fake, compute, options), batch);
+        const Trained got = train_once(tiny_model(device, compute, options), batch);
         EXPECT_LE(distance(got.hidden, expected.hidden), tolerance(compute));
         EXPECT_NEAR(got.loss / expected.loss, 1, tolerance(compute));
         EXPECT_LE(worst_gradient(got, expected), 4 * tolerance(compute));  // back through the layers: twice as many roundings, and those of the forward
         // Must differ: without adapters, by far more.
         TinyOptions bare = options;
         bare.adapters = false;
-        Llama without = tiny_model(fake, compute, bare);
+        Llama without = tiny_model(device, compute, bare);
         const c10::NoGradGuard no_grad;
         EXPECT_GT(distance(without.forward(batch), expected.hidden), 4 * tolerance(compute));
       }
@@ -83,10 +83,10 @@ TEST(Accelerator, ForwardAndGradientsAreTheCpus) {
 }
 
 TEST(Accelerator, AnAdapterBesideItsBaseIsTheSameFunction) {
-  const c10::Device fake = use_fake_accelerator();
+  const c10::Device device = test_device();
   const text::Batch batch = rows_of(51);
   const auto run = [&](bool beside) {
-    Llama model = tiny_model(fake, at::kFloat);
+    Llama model = tiny_model(device, at::kFloat);
     for (model::Linear* linear : model.linears()) linear->adapter->beside = beside;
     return train_once(model, batch);
   };
@@ -97,29 +97,29 @@ TEST(Accelerator, AnAdapterBesideItsBaseIsTheSameFunction) {
 }
 
 TEST(Accelerator, DropoutDropsWhatTheCpuDrops) {
-  const c10::Device fake = use_fake_accelerator();
+  const c10::Device device = test_device();
   const text::Batch batch = rows_of(51);
   const TinyOptions options{.dropout = 0.4};
   model::ForwardOptions training;
   training.dropout = {.training = true, .seed = 5, .index = 3};
   const Trained expected = train_once(tiny_model(kCpu, at::kFloat, options), batch, training);
-  EXPECT_LE(distance(train_once(tiny_model(fake, at::kFloat, options), batch, training).hidden, expected.hidden), kFloatTolerance);
+  EXPECT_LE(distance(train_once(tiny_model(device, at::kFloat, options), batch, training).hidden, expected.hidden), kFloatTolerance);
   model::ForwardOptions other = training;
   other.dropout.index = 4;
-  EXPECT_GT(distance(train_once(tiny_model(fake, at::kFloat, options), batch, other).hidden, expected.hidden), 1e-3);
+  EXPECT_GT(distance(train_once(tiny_model(device, at::kFloat, options), batch, other).hidden, expected.hidden), 1e-3);
 }
 
 TEST(Accelerator, RecomputedLayersGiveTheSameGradients) {
-  const c10::Device fake = use_fake_accelerator();
+  const c10::Device device = test_device();
   const text::Batch batch = rows_of(51);
   const TinyOptions dropping{.dropout = 0.3};  // what is dropped is dropped both times
   model::ForwardOptions options;
   options.dropout = {.training = true, .seed = 3, .index = 1};
-  const Trained kept = train_once(tiny_model(fake, at::kBFloat16, dropping), batch, options);
-  EXPECT_GT(distance(kept.hidden, train_once(tiny_model(fake, at::kBFloat16), batch).hidden), 1e-3);
+  const Trained kept = train_once(tiny_model(device, at::kBFloat16, dropping), batch, options);
+  EXPECT_GT(distance(kept.hidden, train_once(tiny_model(device, at::kBFloat16), batch).hidden), 1e-3);
   for (const model::Recompute recompute : {model::Recompute::kMlp, model::Recompute::kLayer}) {
     options.recompute = recompute;
-    const Trained recomputed = train_once(tiny_model(fake, at::kBFloat16, dropping), batch, options);
+    const Trained recomputed = train_once(tiny_model(device, at::kBFloat16, dropping), batch, options);
     EXPECT_TRUE(at::equal(kept.hidden, recomputed.hidden));
     for (size_t i = 0; i < kept.gradients.size(); ++i) EXPECT_TRUE(at::equal(kept.gradients[i], recomputed.gradients[i])) << i;
   }
@@ -127,9 +127,9 @@ TEST(Accelerator, RecomputedLayersGiveTheSameGradients) {
 
 // Inference takes stacked products and folded offsets that it keeps; training must never see stale ones.
 TEST(Accelerator, InferenceFollowsTheAdapter) {
-  const c10::Device fake = use_fake_accelerator();
+  const c10::Device device = test_device();
   const text::Batch batch = rows_of(51);
-  Llama model = tiny_model(fake, at::kFloat);
+  Llama model = tiny_model(device, at::kFloat);
   const auto infer = [&] {
     const c10::NoGradGuard no_grad;
     return model.forward(batch).cpu();
@@ -148,9 +148,9 @@ TEST(Accelerator, InferenceFollowsTheAdapter) {
 
 // Copies of the weights that stay from one micro-batch to the next: the same bits, also after the adapter has moved.
 TEST(Accelerator, ResidentPanelsFollowTheAdapter) {
-  const c10::Device fake = use_fake_accelerator();
+  const c10::Device device = test_device();
   const text::Batch batch = rows_of(300);
-  Llama plain = tiny_model(fake, at::kBFloat16), kept = tiny_model(fake, at::kBFloat16);
+  Llama plain = tiny_model(device, at::kBFloat16), kept = tiny_model(device, at::kBFloat16);
   for (model::Linear* linear : kept.linears()) linear->keep_panels(true);
   at::Tensor last;
   for (int round = 0; round < 3; ++round) {
@@ -172,11 +172,11 @@ TEST(Accelerator, ResidentPanelsFollowTheAdapter) {
 }
 
 TEST(Accelerator, DecodesAsTheCpuDoes) {
-  const c10::Device fake = use_fake_accelerator();
+  const c10::Device device = test_device();
   const c10::NoGradGuard no_grad;
   const std::vector<int64_t> ids = tiny_example(3, 300).input_ids;
   for (const at::ScalarType compute : {at::kFloat, at::kBFloat16}) {
-    Llama cpu = tiny_model(kCpu, at::kFloat), model = tiny_model(fake, compute);
+    Llama cpu = tiny_model(kCpu, at::kFloat), model = tiny_model(device, compute);
     const auto decode = [&](Llama& which, size_t prompt, size_t end, int64_t swapped) {
       generate::Decoder decoder(which);
       std::vector<at::Tensor> rows = {decoder.next({ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(prompt)}).cpu().clone()};
@@ -193,11 +193,11 @@ TEST(Accelerator, DecodesAsTheCpuDoes) {
 }
 
 TEST(Accelerator, DecodesToTheContextsEnd) {
-  const c10::Device fake = use_fake_accelerator();
+  const c10::Device device = test_device();
   const c10::AutoGradMode no_gradients(false);
   model::LlamaConfig config = tiny_config();
   config.context_length = 300;
-  Llama model = tiny_model(fake, at::kBFloat16, {}, config);
+  Llama model = tiny_model(device, at::kBFloat16, {}, config);
   for (const int64_t prompt : {4, 160, 290}) {
     generate::Decoder decoder(model);
     const std::vector<int64_t> ids = tiny_example(3, prompt).input_ids;
@@ -208,10 +208,10 @@ TEST(Accelerator, DecodesToTheContextsEnd) {
 }
 
 TEST(Accelerator, TheFusedOptimizerCountsAsAChange) {
-  const c10::Device fake = use_fake_accelerator();
-  const at::Tensor value = at::ones({4}, at::TensorOptions(fake)).requires_grad_(true);
+  const c10::Device device = test_device();
+  const at::Tensor value = at::ones({4}, at::TensorOptions(device)).requires_grad_(true);
   train::AdamW optimizer({{"value", value}}, {});
-  value.mutable_grad() = at::ones({4}, at::TensorOptions(fake));
+  value.mutable_grad() = at::ones({4}, at::TensorOptions(device));
   const auto before = value._version();
   optimizer.step(0.1);
   EXPECT_GT(value._version(), before);
@@ -219,10 +219,10 @@ TEST(Accelerator, TheFusedOptimizerCountsAsAChange) {
 }
 
 TEST(Accelerator, ShapesThatItsKernelsLackAreNamed) {
-  const c10::Device fake = use_fake_accelerator();
+  const c10::Device device = test_device();
   const TinyOptions options{.group_size = 16};
   try {
-    tiny_model(fake, at::kFloat, options);
+    tiny_model(device, at::kFloat, options);
     FAIL() << "groups of 16 have no kernel";
   } catch (const UserError& error) {
     EXPECT_NE(std::string(error.what()).find("model.layers.0.self_attn.q_proj: 4 bits with groups of 16"), std::string::npos) << error.what();

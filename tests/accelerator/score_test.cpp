@@ -36,7 +36,7 @@ TEST_F(AcceleratorScores, TheExamsAnswersAreTheCpusButForTies) {
   const io::Checkpoint dense(source_dir() / "models/miniature");
   model::quantize_checkpoint(dense, model::plan_quantization(dense, {.bits = 2, .group_size = 32}), dir_ / "base", false);
   const eval::MmluResult expected = exam(at::kFloat, c10::kCPU);
-  const eval::MmluResult got = exam(at::kBFloat16, use_fake_accelerator());
+  const eval::MmluResult got = exam(at::kBFloat16, test_device());
   ASSERT_EQ(got.answers.size(), expected.answers.size());
   ASSERT_EQ(got.answers.size(), 48U);
   // Four layers of about seven roundings to 8 bits each, on logits of up to about 20.
@@ -67,11 +67,11 @@ TEST_F(AcceleratorScores, AMergeIsProvedOnTheDevice) {
   const io::Checkpoint base(dir_ / "base");
   const eval::ProofTokens tokens = eval::proof_tokens(dir_ / "base", model::read_config(dir_ / "base"), "");
   const eval::MergeReport report =
-      eval::merge_verified(base, dir_ / "adapter", adapter, tokens, dir_ / "merged", /*replace=*/false, use_fake_accelerator());
+      eval::merge_verified(base, dir_ / "adapter", adapter, tokens, dir_ / "merged", /*replace=*/false, test_device());
   EXPECT_TRUE(report.logits.verified());
   EXPECT_TRUE(report.logits.decides());
   EXPECT_GT(report.logits.max_logit_difference, 0);
-  EXPECT_FALSE(eval::prove_merge(dir_ / "base", adapter, dir_ / "base", tokens, use_fake_accelerator()).verified());  // nothing was merged
+  EXPECT_FALSE(eval::prove_merge(dir_ / "base", adapter, dir_ / "base", tokens, test_device()).verified());  // nothing was merged
 }
 
 }  // namespace

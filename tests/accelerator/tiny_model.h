@@ -15,6 +15,13 @@
 
 namespace qalora::test {
 
+// Where these models run: the fake device, or, in the program that tests/gpu builds of the same files, a GPU.
+#ifdef QALORA_TEST_ON_GPU
+c10::Device test_device();
+#else
+inline c10::Device test_device() { return use_fake_accelerator(); }
+#endif
+
 constexpr int64_t kTinyVocab = 97;
 constexpr int64_t kTinyRank = 3;
 
