@@ -51,15 +51,18 @@ TEST(Estimate, WholeRowGroupsKeepOneNumberARow) {
 
 TEST(Estimate, WeightsCountUntilTheyAreLoaded) {
   Estimate estimate;
-  estimate.memory = {.weights = 100, .trained = 10, .activations = 5, .scratch = 5};
+  estimate.memory.weights = 100, estimate.memory.trained = 12, estimate.memory.activations = 4, estimate.memory.scratch = 4;
+  estimate.memory.loaded = 109;  // and the trained values and moments
   estimate.available_bytes = 119;
   EXPECT_FALSE(estimate.fits());
   estimate.available_bytes = 120;
   EXPECT_TRUE(estimate.fits());
-  estimate.available_bytes = 20;
+  estimate.available_bytes = 11;
   EXPECT_FALSE(estimate.fits());
   estimate.weights_loaded = true;
   EXPECT_TRUE(estimate.fits());
+  estimate.available_bytes = 10;
+  EXPECT_FALSE(estimate.fits());
 }
 
 }  // namespace
