@@ -1,8 +1,8 @@
 // Dense rows from packed codes, bound by memory: a warp takes a tile, a lane writes 8 neighbouring inputs of a row at a time, so that the
 // 4 lanes of a row fill 64 bytes (bf16) with each store and a row's 256 bytes with the tile's four.
 //
-// kWhole: s * q by one product, + b by one sum, both rounded to fp32, then to the type: the CPU's bits. About 7 instructions a
-// weight, a third of what the memory's speed leaves time for on an H200 (2.75 bytes a weight).
+// kWhole: s * q by one product, + b by one sum, both rounded to fp32, then to the type: the CPU's bits. About 10 instructions a
+// weight on the wide path, half of what the memory's speed leaves time for on an H200 (2.75 bytes a weight).
 // kConcat: see cuda.h.
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/unpack.h"

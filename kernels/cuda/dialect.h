@@ -47,8 +47,8 @@ __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// Four 8x8 matrices of 16-bit elements from shared memory: lane l gives the address of row l % 8 of matrix l / 8 (16 aligned bytes) and gets of
-// matrix i, in r[i], elements (row l / 4, columns 2 (l % 4) and + 1).
+// Four 8x8 matrices of 16-bit elements from shared memory: lane l gives the address of row l % 8 of matrix l / 8 (16 aligned bytes) and
+// gets of matrix i, in r[i], elements (row l / 4, columns 2 (l % 4) and + 1). For kernels to come: those here need no shuffle of x.
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void* shared) {
   const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(shared));
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -86,7 +86,7 @@ __device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[
 
 void set_last_error(const char* text);
 
-// Starts `kernel`. The error of an earlier asynchronous fault may come out here: it ends the process's use of the device anyway.
+// Starts `kernel`. Its own error is returned, not what another library left behind; a fault of an earlier kernel may come out here too.
 template <typename... Parameters>
 Status launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream stream, std::type_identity_t<Parameters>... arguments) {
   cudaError_t error = cudaSuccess;
@@ -94,8 +94,10 @@ Status launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream st
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes));
   }
   if (error == cudaSuccess) {
-    kernel<<<shape.grid, shape.block, shape.shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
-    error = cudaGetLastError();
+    cudaLaunchConfig_t config = {};
+    config.gridDim = shape.grid, config.blockDim = shape.block;
+    config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes), config.stream = static_cast<cudaStream_t>(stream);
+    error = cudaLaunchKernelEx(&config, kernel, arguments...);
   }
   if (error == cudaSuccess) return Status::kOk;
   set_last_error(cudaGetErrorString(error));

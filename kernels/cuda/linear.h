@@ -32,6 +32,7 @@ int64_t matmul_workspace_bytes(const TiledShape& shape, int64_t rows, int multip
 Status matmul(const TiledView& weight, const void* x, int64_t x_stride, Type x_type, const float* sums, int64_t rows, void* y,
               int64_t y_stride, Type y_type, void* workspace, int multiprocessors, Stream stream);
 LaunchShape matmul_shape(const TiledShape& shape, int64_t rows, int multiprocessors);
-LaunchShape add_parts_shape(int64_t out_features, int64_t rows);
+// fours: a thread adds four neighbouring values.
+LaunchShape add_parts_shape(int64_t out_features, int64_t rows, bool fours);
 
 }  // namespace qalora::kernels::cuda

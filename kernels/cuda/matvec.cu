@@ -146,15 +146,25 @@ __global__ void __launch_bounds__(kWarps* kWarp, kTiles == 1 ? 2 : 1) matvec_ker
   };
 #pragma unroll
   for (int slot = 0; slot < kDepth; ++slot) load(begin + slot, ahead[slot]);
+  // x comes from the L1 or L2 cache: a tile ahead, too, for one row. With more there are no registers for that (4 rows' codes of 4 bits
+  // would spill on sm_80), but other warps work meanwhile, and the codes' loads go on.
+  constexpr bool kInputsAhead = kRows == 1;
+  Inputs<kRows> coming_inputs;
+  const auto fetch = [&](int tile, Inputs<kRows>& inputs) {
+    if (tile >= end) return;
+    load_inputs(work, tile, quad.quad, quad.in_quad == 0, lane, inputs);
+    quad.next();
+  };
+  if (kInputsAhead) fetch(begin, coming_inputs);
   GroupWalk group(layout.blocks_per_group, begin * kTileBlocks);
   for (int base = begin; base < end; base += kDepth) {
 #pragma unroll
     for (int slot = 0; slot < kDepth; ++slot) {
       const int tile = base + slot;
       if (tile >= end) break;
-      Inputs<kRows> inputs;  // from the L1 or L2 cache: other warps work meanwhile, and the codes' loads go on
-      load_inputs(work, tile, quad.quad, quad.in_quad == 0, lane, inputs);
-      quad.next();
+      if (!kInputsAhead) fetch(tile, coming_inputs);
+      const Inputs<kRows> inputs = coming_inputs;
+      if (kInputsAhead) fetch(tile + 1, coming_inputs);
       const GroupWalk first = group;  // the row tiles walk alike
 #pragma unroll
       for (int i = 0; i < kTiles; ++i) {

@@ -26,6 +26,21 @@ struct Outputs {
     else if (type == Type::kBFloat16) static_cast<__nv_bfloat16*>(data)[i] = __float2bfloat16_rn(value);
     else static_cast<__half*>(data)[i] = __float2half_rn(value);
   }
+  // Columns column .. + 3, in one piece: their place must be aligned to four elements.
+  __device__ __forceinline__ void store_four(int64_t row, int64_t column, float4 values) const {
+    const int64_t i = row * stride + column;
+    if (type == Type::kFloat) {
+      *reinterpret_cast<float4*>(static_cast<float*>(data) + i) = values;
+      return;
+    }
+    uint2 words;
+    if (type == Type::kBFloat16) {
+      words = make_uint2(word_of(__floats2bfloat162_rn(values.x, values.y)), word_of(__floats2bfloat162_rn(values.z, values.w)));
+    } else {
+      words = make_uint2(word_of(__floats2half2_rn(values.x, values.y)), word_of(__floats2half2_rn(values.z, values.w)));
+    }
+    *reinterpret_cast<uint2*>(static_cast<uint16_t*>(data) + i) = words;
+  }
 };
 
 // b_c = b + s c: what multiplies a group's sum of inputs when its codes are centred.

@@ -17,12 +17,17 @@ std::vector<Case> cases() {
   std::vector<Case> all;
   const Type bf16 = Type::kBFloat16, fp16 = Type::kHalf, f32 = Type::kFloat;
   for (const int bits : {2, 3, 4}) {
-    all.push_back({{16, 1024, 32, bits}, 9, 0, 0, bf16, f32, 2});
+    all.push_back({{16, 1536, 32, bits}, 9, 0, 0, bf16, f32, 8});
     all.push_back({{37, 160, 32, bits}, 16, 8, 3, fp16, f32, 1});
     all.push_back({{24, 672, 96, bits}, 17, 0, 0, bf16, bf16, 1});
     all.push_back({{5, 32, 128, bits}, 12, 0, 1, fp16, fp16, 4});
-    all.push_back({{33, 1312, 64, bits}, 25, 0, 0, fp16, f32, 3});
+    all.push_back({{33, 1312, 64, bits}, 25, 0, 0, fp16, f32, 16});
   }
+  // Parts' sums added four at a time, to 16-bit types too, and one at a time where y's rows begin anywhere or end anywhere.
+  all.push_back({{20, 1536, 64, 4}, 9, 0, 4, bf16, bf16, 8});
+  all.push_back({{20, 1536, 64, 4}, 11, 0, 0, fp16, fp16, 8});
+  all.push_back({{20, 1536, 64, 4}, 10, 0, 1, bf16, bf16, 8});
+  all.push_back({{21, 1536, 64, 4}, 9, 0, 3, bf16, f32, 8});
   all.push_back({{272, 288, 288, 4}, 10, 0, 0, bf16, f32, 1});
   all.push_back({{16, 544, 32, 4}, 64, 0, 0, bf16, f32, 1});
   all.push_back({{31, 288, 32, 3}, 45, 0, 0, bf16, f32, 1});
@@ -82,7 +87,7 @@ KERNEL_CHECK(matmul, ZeroTermHasMoreThanSixteenBitsOfBothFactors) {
 }
 
 KERNEL_CHECK(matmul, ARowsBitsDoNotDependOnItsNeighbours) {
-  for (const int multiprocessors : {1, 2}) {
+  for (const int multiprocessors : {1, 8}) {
     const Weight weight({20, 1184, 32, 4});
     const DeviceWeight device(weight);
     const Product all(weight, device, 70, Type::kBFloat16, Type::kFloat, 0, 0, true);
@@ -96,21 +101,36 @@ KERNEL_CHECK(matmul, ARowsBitsDoNotDependOnItsNeighbours) {
   }
 }
 
+KERNEL_CHECK(matmul, KIsCutWhereThatIsWorthIt) {
+  const auto parts = [&](int64_t out_features, int64_t in_features, int multiprocessors) {
+    const int64_t bytes = api.matmul_workspace_bytes({out_features, in_features, 128, 4}, 10, multiprocessors);
+    results.add(std::vector<int64_t>{bytes});
+    return bytes == 0 ? 1 : bytes / (10 * out_features * 4);
+  };
+  EXPECT_EQ(parts(4096, 4096, 132), 8);    // 16 blocks: 128
+  EXPECT_EQ(parts(12288, 4096, 132), 2);   // 48: 96; five parts would fill the rounds, and cost more than that saves
+  EXPECT_EQ(parts(22016, 4096, 132), 1);   // 86
+  EXPECT_EQ(parts(22016, 8192, 132), 3);   // 258 of 264, with k long enough
+  EXPECT_EQ(parts(57344, 8192, 132), 1);   // 224 of 264
+  EXPECT_EQ(parts(28672, 8192, 108), 4);   // 112 in two rounds become 448 in five
+  EXPECT_EQ(parts(4096, 384, 132), 1);     // three tiles
+}
+
 KERNEL_CHECK(matmul, RefusesWhatItDoesNotTake) {
-  const Weight weight({16, 1024, 32, 4});
+  const Weight weight({16, 1536, 32, 4});
   const DeviceWeight device(weight);
   const Product p(weight, device, 9, Type::kBFloat16, Type::kFloat, 0, 0, false);
   EXPECT_EQ(api.matmul_workspace_bytes(weight.shape, 9, 1), 0);
-  EXPECT_EQ(api.matmul_workspace_bytes(weight.shape, 9, 2), 2 * 9 * 16 * 4);
+  EXPECT_EQ(api.matmul_workspace_bytes(weight.shape, 9, 8), 3 * 9 * 16 * 4);
   const auto run = [&](int64_t rows, int64_t x_stride, Type x_type, int multiprocessors) {
     return api.matmul(device.view, p.x_there.data(), x_stride, x_type, p.sums_there.data(), rows, p.y.data(), 16, Type::kFloat, nullptr,
                       multiprocessors, nullptr);
   };
-  EXPECT_EQ(run(9, 1024, Type::kBFloat16, 1), Status::kOk);
-  EXPECT_EQ(run(9, 1024, Type::kBFloat16, 2), Status::kBadArgument);
-  EXPECT_EQ(run(9, 1024, Type::kFloat, 1), Status::kUnsupported);
-  EXPECT_EQ(run(9, 1016, Type::kBFloat16, 1), Status::kBadArgument);
-  EXPECT_EQ(run(0, 1024, Type::kBFloat16, 1), Status::kOk);
+  EXPECT_EQ(run(9, 1536, Type::kBFloat16, 1), Status::kOk);
+  EXPECT_EQ(run(9, 1536, Type::kBFloat16, 8), Status::kBadArgument);
+  EXPECT_EQ(run(9, 1536, Type::kFloat, 1), Status::kUnsupported);
+  EXPECT_EQ(run(9, 1528, Type::kBFloat16, 1), Status::kBadArgument);
+  EXPECT_EQ(run(0, 1536, Type::kBFloat16, 1), Status::kOk);
 }
 
 }  // namespace

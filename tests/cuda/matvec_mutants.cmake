@@ -11,3 +11,4 @@ qalora_mutant(matvec.cu last_warp_missing [[warp < kWarps; ++warp) sum]] [[warp 
 qalora_mutant(matvec.cu no_centre [[static_cast<float>(centre_of(kBits)), offset]] [[0.0f, offset]] IN products.h)
 qalora_mutant(matvec.cu scales_of_other_rows [[sums[2] = __fmaf_rn(part[2], high]] [[sums[2] = __fmaf_rn(part[2], low]] IN products.h)
 qalora_mutant(matvec.cu high_bits_swapped [[kShared * 2 + kOdd - 2>(one)]] [[kShared * 2 - kOdd - 1>(one)]] IN unpack.h)
+qalora_mutant(matvec.cu same_inputs_twice [[fetch(tile + 1, coming_inputs)]] [[fetch(tile, coming_inputs)]])

@@ -135,6 +135,8 @@ class BrokenKernels : public testing::Test {
     if (mutant_.dies) {
       const bool seen = ending.text.find("AddressSanitizer") != std::string::npos || ending.text.find("runtime error") != std::string::npos;
       EXPECT_TRUE(seen) << "no sanitizer reported it, but: " << ending.text;
+    } else {
+      EXPECT_EQ(ending.code, Ending::kNoticed) << "it died, which proves nothing: " << ending.text;
     }
     RecordProperty("noticed", ending.code == Ending::kNoticed ? ending.text.substr(0, 300) : "died");
   }

@@ -58,7 +58,8 @@ struct PoolOutput {
   float* sums = nullptr;   // [rows, groups] f32, or null
   int64_t group_size = 0;
   bool columns = false;    // also as two equal sets of `groups` columns behind the outputs (out_stride >= width + 2 * groups): a
-                           // product with a kConcat panel then adds b_c to full precision
+                           // product with a kConcat panel then adds b_c, of which nothing is lost, times the sums rounded to the
+                           // outputs' type (bf16: by 2^-9; fp16 sums beyond 65504 overflow, and the program computes in bf16 or f32)
 };
 
 // What runs for how many rows stands in qalora/kernels/cuda_table.h. Errors: kUnsupported, kBadArgument, kDeviceError (see last_error).
