@@ -23,7 +23,7 @@ std::vector<Case> cases() {
     all.push_back({{5, 32, 128, bits}, 12, 0, 1, fp16, fp16, 4});
     all.push_back({{33, 1312, 64, bits}, 25, 0, 0, fp16, f32, 16});
   }
-  // Parts' sums added four at a time, to 16-bit types too, and one at a time where y's rows begin anywhere or end anywhere.
+  // Parts' sums added four at a time, to 16-bit types too, and one at a time where rows do not begin aligned.
   all.push_back({{20, 1536, 64, 4}, 9, 0, 4, bf16, bf16, 8});
   all.push_back({{20, 1536, 64, 4}, 11, 0, 0, fp16, fp16, 8});
   all.push_back({{20, 1536, 64, 4}, 10, 0, 1, bf16, bf16, 8});
