@@ -104,6 +104,7 @@ Status cross_entropy(void* logits, Type type, int64_t stride, const int64_t* tar
   if (rows < 0 || vocab <= 0 || stride < vocab) return Status::kBadArgument;
   if (rows > kMaxGrid || vocab > kMaxGrid / 2) return Status::kUnsupported;
   if (rows == 0) return Status::kOk;
+  if (!given(bytes_of(type), {logits}) || !given(8, {targets}) || !given(4, {losses})) return Status::kBadArgument;
   const bool aligned = aligned_to(16, {logits}) && stride % vector_elements(type) == 0;
   return dispatch(type, aligned, [&](auto tag, auto whole) {
     using T = typename decltype(tag)::type;

@@ -100,6 +100,7 @@ Status launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream st
     error = cudaLaunchKernelEx(&config, kernel, arguments...);
   }
   if (error == cudaSuccess) return Status::kOk;
+  (void)cudaGetLastError();  // nor does another library find ours
   set_last_error(cudaGetErrorString(error));
   return Status::kDeviceError;
 }

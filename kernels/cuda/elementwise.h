@@ -36,7 +36,9 @@ constexpr int kNormGradientKept = 2;       // of two inputs, and a third to come
 constexpr int kSegmentThreads = 256;
 constexpr int kSegmentKept = 2;            // chunks a thread loads before it computes
 constexpr int kEntropyKept = 6;
-constexpr int kEntropyThreads = 512;       // two blocks a multiprocessor: what a row has beyond 24576 elements of 16 bits is read again, mostly from L2
+// Two blocks a multiprocessor. What a row has beyond 24576 elements of 16 bits is read again: from L2 where the rows in work fit there,
+// from memory for large vocabularies.
+constexpr int kEntropyThreads = 512;
 constexpr int64_t kMaxGrid = 0x7fffffff;
 constexpr int64_t kMaxGridY = 0xffff;
 constexpr int64_t kMaxShared = 48 * 1024;  // what every architecture gives without asking
@@ -147,6 +149,13 @@ inline LaunchShape rope_shape(int64_t tokens, int64_t heads, int64_t head_dim, T
 inline bool aligned_to(int64_t bytes, std::initializer_list<const void*> pointers) {
   return std::all_of(pointers.begin(), pointers.end(), [&](const void* p) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; });
 }
+
+// All are there and lie where an element of `bytes` may.
+inline bool given(int64_t bytes, std::initializer_list<const void*> pointers) {
+  return std::find(pointers.begin(), pointers.end(), nullptr) == pointers.end() && aligned_to(bytes, pointers);
+}
+// The same of pointers that may be null.
+inline bool optional(int64_t bytes, std::initializer_list<const void*> pointers) { return aligned_to(bytes, pointers); }
 
 template <typename T>
 struct TypeTag {

@@ -41,6 +41,7 @@ Status pool(void* x, int64_t stride, Type type, int64_t rows, int64_t width, con
   if (checked != Status::kOk || rows == 0) return checked;
   const Pooling pooling = make_pooling(pool, width);
   if (pooling.group_size == 0) return Status::kOk;
+  if (!given(bytes_of(type), {x}) || !optional(4, {pool.sums})) return Status::kBadArgument;
   const Segments cut = segments(rows, width, type, pooling);
   if (cut.per_row > kMaxGridY || cut.shape.shared_bytes > kMaxShared) return Status::kUnsupported;
   const bool aligned = aligned_to(16, {x}) && stride % vector_elements(type) == 0;

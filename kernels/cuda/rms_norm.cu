@@ -212,6 +212,8 @@ Status rms_norm(const float* h, const void* residual, float* residual_out, const
   if ((residual == nullptr) != (residual_out == nullptr)) return Status::kBadArgument;
   const Status checked = check_rows(rows, width, out_stride, pool);
   if (checked != Status::kOk || rows == 0) return checked;
+  const bool floats = given(4, {h, weight}) && optional(4, {residual_out, inverse, pool.sums});
+  if (!floats || !given(bytes_of(type), {out}) || !optional(bytes_of(type), {residual})) return Status::kBadArgument;
   const Pooling pooling = make_pooling(pool, width);
   const LaunchShape shape = rms_norm_shape(rows, width, pooling);
   if (shape.shared_bytes > kMaxShared) return Status::kUnsupported;
@@ -228,6 +230,7 @@ Status rms_norm_backward(const void* dy, Type type, const float* h, const float*
                          int64_t rows, int64_t width, float* dh, Stream stream) {
   const Status checked = check_rows(rows, width, width, PoolOutput());
   if (checked != Status::kOk || rows == 0) return checked;
+  if (!given(bytes_of(type), {dy}) || !given(4, {h, weight, inverse, dh}) || !optional(4, {through})) return Status::kBadArgument;
   const bool aligned = aligned_to(16, {h, weight, through, dh}) && aligned_to(kNormChunk * bytes_of(type), {dy});
   return dispatch(type, aligned, [&](auto tag, auto whole) {
     using T = typename decltype(tag)::type;

@@ -50,6 +50,7 @@ Status rope(const void* x, Type type, const float* cos, const float* sin, int64_
   if (tokens < 0 || heads <= 0 || head_dim <= 0) return Status::kBadArgument;
   if (head_dim % 2 != 0 || tokens > kMaxGrid || head_dim > kMaxGrid / 2 || heads > kMaxGrid / 2 / head_dim) return Status::kUnsupported;
   if (tokens == 0) return Status::kOk;
+  if (!given(bytes_of(type), {x, out}) || !given(4, {cos, sin})) return Status::kBadArgument;
   const bool aligned = aligned_to(16, {x, out, cos, sin}) && head_dim / 2 % vector_elements(type) == 0;
   return dispatch(type, aligned, [&](auto tag, auto whole) {
     using T = typename decltype(tag)::type;

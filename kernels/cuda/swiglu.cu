@@ -88,6 +88,7 @@ Status swiglu(const void* gate, const void* up, Type type, int64_t rows, int64_t
               const PoolOutput& pool, Stream stream) {
   const Status checked = check_rows(rows, width, out_stride, pool);
   if (checked != Status::kOk || rows == 0) return checked;
+  if (!given(bytes_of(type), {gate, up, out}) || !optional(4, {pool.sums})) return Status::kBadArgument;
   const Pooling pooling = make_pooling(pool, width);
   const Segments cut = segments(rows, width, type, pooling);
   if (cut.per_row > kMaxGridY || cut.shape.shared_bytes > kMaxShared) return Status::kUnsupported;
@@ -103,6 +104,7 @@ Status swiglu_backward(const void* dout, const void* gate, const void* up, Type 
                        Stream stream) {
   const Status checked = check_rows(rows, width, width, PoolOutput());
   if (checked != Status::kOk || rows == 0) return checked;
+  if (!given(bytes_of(type), {dout, gate, up, dgate, dup})) return Status::kBadArgument;
   const int64_t chunks = rows * width / vector_elements(type);
   if (tiles_over(chunks, kSegmentThreads) > kMaxGrid) return Status::kUnsupported;
   return dispatch(type, aligned_to(16, {dout, gate, up, dgate, dup}), [&](auto tag, auto whole) {

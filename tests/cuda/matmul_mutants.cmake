@@ -25,3 +25,10 @@ qalora_mutant(matmul.cu walks_no_quads [[    coming.next();
   };]] [[  };]])
 qalora_mutant(matmul.cu sums_cost_nothing [[parts * blocks * kSumsTiles +]] [[]] IN parts.h CHECK KIsCutWhereThatIsWorthIt)
 qalora_mutant(matmul.cu rounds_not_counted [[return rounds * (]] [[return (]] IN parts.h CHECK KIsCutWhereThatIsWorthIt)
+# The warp's part of the ring is written again only when all lanes have read it, and read only when all have written.
+qalora_mutant(matmul.cu sums_overwritten_early [[i < kTiles; ++i) {
+    __syncwarp();
+#pragma unroll]] [[i < kTiles; ++i) {
+#pragma unroll]])
+qalora_mutant(matmul.cu sums_read_early [[    __syncwarp();
+    const int tile]] [[    const int tile]])

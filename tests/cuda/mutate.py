@@ -2,7 +2,6 @@
 """Writes a broken copy of a CUDA kernel file: one text replaced, and a line that makes it known to the tests as a mutant."""
 import argparse
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +11,12 @@ def api_functions(root, source):
     header = (root / "include/qalora/kernels/cuda.h").read_text()
     fields = re.findall(r"\(\*(\w+)\)\(", header)
     return [field for field in fields if re.search(rf"^(?:Status|int64_t) {field}\(", source, re.MULTILINE)]
+
+
+def write(path, text):
+    """Leaves a file alone that holds `text` already: what is made of it need not be made again."""
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
 
 
 def main():
@@ -31,15 +36,15 @@ def main():
     found = target.count(text)
     if found != arguments.times:
         sys.exit(f"mutant {arguments.id}: {arguments.target} has its text {found} times, not {arguments.times}: {text!r}")
+    if (text == replacement) != (arguments.id == "unmutated"):
+        sys.exit(f"mutant {arguments.id}: what is replaced by itself is called unmutated")
     copies.mkdir(parents=True, exist_ok=True)
-    for header in original.glob("*.h"):  # beside the copy they are found before the originals
-        shutil.copyfile(header, copies / header.name)
     source = (original / arguments.source).read_text()
     mutated = target.replace(text, replacement)
     if arguments.target == arguments.source:
         source = mutated
-    else:
-        (copies / arguments.target).write_text(mutated)
+    for header in original.glob("*.h"):  # beside the copy they are found before the originals
+        write(copies / header.name, mutated if header.name == arguments.target else header.read_text())
 
     functions = api_functions(arguments.root, source)
     if not functions:
@@ -51,7 +56,7 @@ def main():
 static const qalora::test::cuda::MutantEntry mutant_entry("{arguments.id}", "{arguments.check}", {dies},
                                                           [](qalora::kernels::cuda::Api& api) {{ {changes} }});
 """
-    (copies / arguments.source).write_text(source)
+    write(copies / arguments.source, source)
 
 
 if __name__ == "__main__":

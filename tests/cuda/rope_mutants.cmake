@@ -8,4 +8,6 @@ qalora_mutant(rope.cu tail_missing [=[(half + kSize - 1) / kSize]=] [=[half < kS
 qalora_mutant(rope.cu angles_of_all_heads [=[cos + token * head_dim + begin]=] [=[cos + token * half + begin]=] CHECK Turns)
 qalora_mutant(rope.cu heads_beyond_a_block [=[head < heads; head]=] [=[head < min(heads, static_cast<int>(blockDim.y)); head]=] CHECK Turns)
 qalora_mutant(rope.cu tails_run_over [=[kAligned ? kSize : min(kSize, half - begin)]=] [=[kSize]=] DIES)
-qalora_mutant(rope.cu unaligned_is_aligned [=[aligned_to(16, {x, out, cos, sin}) && head_dim / 2 % vector_elements(type) == 0]=] [=[true]=] DIES)
+qalora_mutant(rope.cu unaligned_is_aligned
+  [=[aligned_to(16, {x, out, cos, sin}) && head_dim / 2 % vector_elements(type) == 0]=]
+  [=[true]=] DIES)

@@ -1,6 +1,10 @@
 // What the kernels that walk rows are launched with, held against every architecture; rows that lie further apart than 32 bits reach.
 #include <sys/mman.h>
 
+#include <functional>
+#include <utility>
+#include <vector>
+
 #include "cuda/rows.h"
 
 namespace qalora::kernels::cuda::tests {
@@ -46,6 +50,71 @@ KERNEL_CHECK(row_limits, ShapesCanBeLaunched) {
         }
       }
     }
+  }
+}
+
+namespace {
+
+using Pointers = std::vector<void*>;
+
+// Good pointers are taken; each one that is off by a byte, or null where it may not be, is refused. needed: how many may not be null, the
+// first ones. The byte comes first: a kernel that is started on null ends the process.
+void expect_pointers_checked(const char* what, const Pointers& good, size_t needed, const std::function<Status(const Pointers&)>& call) {
+  EXPECT_EQ(call(good), Status::kOk) << what;
+  for (size_t i = 0; i < good.size(); ++i) {
+    Pointers bad = good;
+    bad[i] = static_cast<char*>(good[i]) + 1;
+    EXPECT_EQ(call(bad), Status::kBadArgument) << what << " with pointer " << i << " off by a byte";
+    bad[i] = nullptr;
+    EXPECT_EQ(call(bad), i < needed ? Status::kBadArgument : Status::kOk) << what << " with pointer " << i << " null";
+  }
+}
+
+template <typename T>
+T* as(void* pointer) {
+  return static_cast<T*>(pointer);
+}
+
+}  // namespace
+
+KERNEL_CHECK(row_limits, PointersAreChecked) {
+  constexpr int64_t kWidth = 32;
+  for (const Type type : kAllTypes) {
+    std::vector<Elements> memory;
+    for (int i = 0; i < 7; ++i) memory.push_back(std::move(Elements(Type::kFloat, 2 * kWidth).fill(0)));
+    const auto some = [&](size_t count) {
+      Pointers pointers;
+      for (size_t i = 0; i < count; ++i) pointers.push_back(memory[i].data());
+      return pointers;
+    };
+    const auto sums = [](void* pointer) {
+      PoolOutput output;
+      output.sums = as<float>(pointer), output.group_size = 32, output.columns = true;
+      return output;
+    };
+    expect_pointers_checked("pool", some(2), 1, [&](const Pointers& p) {
+      return api.pool(p[0], kWidth + 2, type, 1, kWidth, sums(p[1]), nullptr);
+    });
+    expect_pointers_checked("rms_norm", some(7), 5, [&](const Pointers& p) {
+      return api.rms_norm(as<float>(p[0]), p[1], as<float>(p[2]), as<float>(p[3]), 1, 1, kWidth, type, p[4], kWidth + 2, sums(p[5]),
+                          as<float>(p[6]), nullptr);
+    });
+    expect_pointers_checked("rms_norm_backward", some(6), 5, [&](const Pointers& p) {
+      return api.rms_norm_backward(p[0], type, as<float>(p[1]), as<float>(p[2]), as<float>(p[3]), as<float>(p[5]), 1, kWidth,
+                                   as<float>(p[4]), nullptr);
+    });
+    expect_pointers_checked("swiglu", some(4), 3, [&](const Pointers& p) {
+      return api.swiglu(p[0], p[1], type, 1, kWidth, p[2], kWidth + 2, sums(p[3]), nullptr);
+    });
+    expect_pointers_checked("swiglu_backward", some(5), 5, [&](const Pointers& p) {
+      return api.swiglu_backward(p[0], p[1], p[2], type, 1, kWidth, p[3], p[4], nullptr);
+    });
+    expect_pointers_checked("rope", some(4), 4, [&](const Pointers& p) {
+      return api.rope(p[0], type, as<float>(p[1]), as<float>(p[2]), 1, 1, kWidth, false, p[3], nullptr);
+    });
+    expect_pointers_checked("cross_entropy", some(3), 3, [&](const Pointers& p) {
+      return api.cross_entropy(p[0], type, kWidth, as<int64_t>(p[1]), 1, kWidth, true, as<float>(p[2]), nullptr);
+    });
   }
 }
 

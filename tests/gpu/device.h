@@ -12,7 +12,9 @@ struct Fault : std::runtime_error {
 
 enum class Order { kFirst, kSecond, kThird };
 constexpr Order kOrders[] = {Order::kFirst, Order::kSecond, Order::kThird};
-inline const char* name_of(Order order) { return order == Order::kFirst ? "the first run" : order == Order::kSecond ? "the second" : "the third"; }
+inline const char* name_of(Order order) {
+  return order == Order::kFirst ? "the first run" : order == Order::kSecond ? "the second" : "the third";
+}
 
 template <typename Function>
 void for_each_order(Function function) {
