@@ -1,7 +1,6 @@
 #include "qalora/model/linear_stack.h"
 
 #include <ATen/ATen.h>
-#include <c10/core/GradMode.h>
 
 #include <algorithm>
 

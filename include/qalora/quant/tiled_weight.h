@@ -34,8 +34,8 @@ struct TiledWeight {
   at::Tensor folded(const at::Tensor& a, const at::Tensor& b, double scaling) const;
   // s * q + these_offsets: [out_features, in_features] in f32, bf16 or f16
   at::Tensor dequantize(at::ScalarType dtype, const at::Tensor& these_offsets) const;
-  // x . W^T with these offsets: [tokens, out_features] in x's dtype. In 16 bits the offsets act through the inputs' sums to about fp32's precision
-  // whatever kernel runs (kernels.md 2.4), so that neither an adapter nor a merge drowns in rounded weights.
+  // x . W^T with these offsets: [tokens, out_features] in x's dtype. In 16 bits the offsets act through the inputs' sums (kernels.md 2.4), so that
+  // neither an adapter nor a merge drowns in rounded weights: nothing of an offset is lost, while a panel rounds the sums to 16 bits (2^-9 in bf16).
   at::Tensor multiply(const PooledInput& x, const at::Tensor& these_offsets) const;
   // Does a product of so many tokens take its input as a panel, or as values and sums?
   bool wants_panel(int64_t tokens, at::ScalarType dtype) const;
