@@ -134,6 +134,11 @@ void require_input(const fs::path& path, const char* flag) {
   QALORA_REQUIRE(there, UserError, flag, " ", path.string(), ": no such file or folder");
 }
 
+void require_model(const fs::path& path, const char* flag) {
+  require_input(path, flag);
+  if (path.extension() != ".gguf") require_folder(path, flag);
+}
+
 void require_folder(const fs::path& path, const char* flag) {
   require_input(path, flag);
   std::error_code error;

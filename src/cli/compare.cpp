@@ -43,8 +43,8 @@ void print_table(const nlohmann::json& json) {
 
 void run(CompareOptions& options) {
   apply_common(*options.common);
-  require_folder(options.model, "--model");
-  require_folder(options.other, "--other");
+  require_model(options.model, "--model");
+  require_model(options.other, "--other");
   if (!options.adapter.empty()) require_folder(options.adapter, "--adapter");
   require_input(options.data, "--data");
   QALORA_REQUIRE(text::Tokenizer::exists(options.model), UserError, options.model,

@@ -164,7 +164,7 @@ void check_task_flags(const EvalOptions& options) {
 void check(const EvalOptions& options) {
   check_task_flags(options);
   const bool ids = !options.token_ids.empty();
-  require_folder(options.model, "--model");
+  require_model(options.model, "--model");
   if (!options.adapter.empty()) require_folder(options.adapter, "--adapter");
   QALORA_REQUIRE(ids || !options.data.empty(), UserError, "--data is missing: what to run the task on");
   QALORA_REQUIRE(!ids || options.data.empty(), UserError, "--data and --token-ids: give one of them");

@@ -55,7 +55,7 @@ void run(PromptOptions& options) {
   QALORA_REQUIRE(has_prompt != !options.prompt_file.empty(), UserError, "give --prompt TEXT or --prompt-file FILE, one of them");
   settle_temperature(options);
   const text::TemplateKind kind = text::parse_template(options.kind);
-  require_folder(options.model, "--model");
+  require_model(options.model, "--model");
   if (!options.adapter.empty()) require_folder(options.adapter, "--adapter");
   QALORA_REQUIRE(text::Tokenizer::exists(options.model), UserError, options.model,
                  ": no tokenizer.model in it; copy the one that belongs to the model into the folder");

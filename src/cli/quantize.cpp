@@ -47,7 +47,7 @@ void check_options(const QuantizeOptions& options) {
     QALORA_REQUIRE(options.app->get_option(flag)->count() == 0, UserError, flag,
                    ": belongs to --method gptq, which is not in this version");
   }
-  require_folder(options.model, "--model");
+  require_model(options.model, "--model");
   if (options.common->compute != at::kFloat && !options.common->dtype.empty()) {
     log::warn("--dtype has no effect here: quantising computes in float32");
   }

@@ -99,7 +99,7 @@ double worst_of_module(const io::Checkpoint& base, const io::AdapterFile& adapte
 OffsetCheck check_offsets(const io::Checkpoint& base, const io::AdapterFile& adapter, const io::Checkpoint& merged) {
   OffsetCheck check;
   std::map<std::string, int64_t> widths;  // inputs of each linear layer
-  for (const auto& tensor : model::expected_tensors(model::read_config(base.folder()))) {
+  for (const auto& tensor : model::expected_tensors(model::read_config(base))) {
     if (tensor.linear) widths[io::module_of(tensor.name)] = tensor.shape[1];
   }
   for (const auto& [module, weights] : adapter.modules) {
@@ -113,7 +113,7 @@ OffsetCheck check_offsets(const io::Checkpoint& base, const io::AdapterFile& ada
     double worst = 0;
     if (adapter.modules.contains(module)) {
       worst = worst_of_module(base, adapter, merged, module, widths.at(module));
-    } else if (!std::ranges::equal(base.bytes(name), merged.bytes(name))) {
+    } else if (!std::ranges::equal(base.bytes(name).span, merged.bytes(name).span)) {
       worst = std::numeric_limits<double>::infinity();
     }
     base.release(name);

@@ -23,7 +23,8 @@ bool is_float(Dtype dtype) { return dtype == Dtype::kF32 || dtype == Dtype::kF16
 void add_values(Sha256& hash, const Checkpoint& checkpoint, const std::string& name) {
   constexpr size_t kPiece = size_t{1} << 20;
   const Dtype dtype = checkpoint.info(name).dtype;
-  std::span<const std::byte> rest = checkpoint.bytes(name);
+  const TensorBytes stored = checkpoint.bytes(name);
+  std::span<const std::byte> rest = stored.span;
   if (dtype == Dtype::kF32 || !is_float(dtype)) {
     hash.update(rest);
     rest = {};
@@ -47,7 +48,7 @@ std::string module_digest(const Checkpoint& checkpoint, const std::string& modul
   hash.update(module + "\n");
   add_shape(hash, checkpoint.info(codes));
   add_shape(hash, checkpoint.info(scales));
-  hash.update(checkpoint.bytes(codes));
+  hash.update(checkpoint.bytes(codes).span);
   checkpoint.release(codes);
   add_values(hash, checkpoint, scales);
   return hash.hex();

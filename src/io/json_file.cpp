@@ -3,7 +3,7 @@
 
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
-#include "qalora/io/checkpoint.h"
+#include "qalora/io/json_file.h"
 
 namespace qalora::io {
 namespace {

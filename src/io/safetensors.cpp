@@ -19,28 +19,6 @@ constexpr uint64_t kLengthBytes = 8;
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the reference reader's limit
 constexpr size_t kMaxDepth = 64;                   // of JSON nesting in fields that nobody reads
 
-struct DtypeRow {
-  Dtype dtype;
-  const char* name;
-  int64_t bytes;
-  at::ScalarType type;
-};
-
-const std::array<DtypeRow, 13> kDtypes = {{
-    {Dtype::kBool, "BOOL", 1, at::kBool},     {Dtype::kU8, "U8", 1, at::kByte},      {Dtype::kI8, "I8", 1, at::kChar},
-    {Dtype::kI16, "I16", 2, at::kShort},      {Dtype::kU16, "U16", 2, at::kUInt16},  {Dtype::kF16, "F16", 2, at::kHalf},
-    {Dtype::kBF16, "BF16", 2, at::kBFloat16}, {Dtype::kI32, "I32", 4, at::kInt},     {Dtype::kU32, "U32", 4, at::kInt},
-    {Dtype::kF32, "F32", 4, at::kFloat},      {Dtype::kI64, "I64", 8, at::kLong},    {Dtype::kU64, "U64", 8, at::kUInt64},
-    {Dtype::kF64, "F64", 8, at::kDouble},
-}};
-
-const DtypeRow& row(Dtype dtype) {
-  for (const auto& entry : kDtypes) {
-    if (entry.dtype == dtype) return entry;
-  }
-  throw InternalError("internal error: a dtype without a row in the table");
-}
-
 // Part of the format, but nothing in a LLaMA is stored in them.
 const std::set<std::string> kKnownUnsupported = {"F4",          "F6_E2M3",     "F6_E3M2", "F8_E4M3", "F8_E5M2",
                                                  "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F8_E8M0", "C64"};
@@ -194,9 +172,7 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
   }
 
   Dtype find_dtype(const std::string& name) const {
-    for (const auto& entry : kDtypes) {
-      if (name == entry.name) return entry.dtype;
-    }
+    if (const auto found = dtype_named(name)) return *found;
     const char* what = kKnownUnsupported.contains(name) ? "is not supported" : "is not known";
     throw DataError(message(where(), "dtype '", name, "' ", what, "; expected F32, F16, BF16 or an integer type"));
   }
@@ -242,19 +218,6 @@ void check_layout(const std::string& path, const std::map<std::string, TensorInf
 
 }  // namespace
 
-int64_t dtype_bytes(Dtype dtype) { return row(dtype).bytes; }
-
-std::string dtype_name(Dtype dtype) { return row(dtype).name; }
-
-at::ScalarType scalar_type(Dtype dtype) { return row(dtype).type; }
-
-Dtype dtype_of(at::ScalarType type) {
-  for (const auto& entry : kDtypes) {
-    if (entry.type == type) return entry.dtype;  // kInt finds I32, which stands before U32
-  }
-  throw InternalError(message("internal error: no safetensors dtype for ", c10::toString(type)));
-}
-
 SafetensorsFile::SafetensorsFile(const fs::path& path) : map_(path) {
   const std::string name = path.string();
   const auto bytes = map_.bytes();
@@ -281,15 +244,9 @@ SafetensorsFile::SafetensorsFile(const fs::path& path) : map_(path) {
   check_layout(name, tensors_, bytes.size() - data_begin_);
 }
 
-const TensorInfo& SafetensorsFile::info(const std::string& name) const {
-  const auto found = tensors_.find(name);
-  QALORA_REQUIRE(found != tensors_.end(), DataError, path().string(), ": there is no tensor '", name, "'");
-  return found->second;
-}
-
-std::span<const std::byte> SafetensorsFile::bytes(const std::string& name) const {
+TensorBytes SafetensorsFile::bytes(const std::string& name) const {
   const TensorInfo& tensor = info(name);
-  return map_.bytes().subspan(data_begin_ + tensor.begin, tensor.bytes());
+  return {{}, map_.bytes().subspan(data_begin_ + tensor.begin, tensor.bytes())};
 }
 
 at::Tensor SafetensorsFile::read(const std::string& name) const {
@@ -300,11 +257,11 @@ at::Tensor SafetensorsFile::read(const std::string& name) const {
   QALORA_REQUIRE(checked_elements(strides).has_value(), DataError, path().string(), ": tensor '", name, "': shape ",
                  shape_text(tensor.shape), " overflows");
   at::Tensor result = at::empty(tensor.shape, at::dtype(scalar_type(tensor.dtype)));
-  const auto source = bytes(name);
+  const auto source = bytes(name).span;
   if (!source.empty()) std::memcpy(result.data_ptr(), source.data(), source.size());
   return result;
 }
 
-void SafetensorsFile::release(const std::string& name) const { map_.release(bytes(name)); }
+void SafetensorsFile::release(const std::string& name) const { map_.release(bytes(name).span); }
 
 }  // namespace qalora::io

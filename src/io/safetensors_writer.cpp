@@ -91,10 +91,4 @@ void sort_by_alignment(std::vector<PlannedTensor>& plan) {
   std::stable_sort(plan.begin(), plan.end(), [](const auto& a, const auto& b) { return dtype_bytes(a.dtype) > dtype_bytes(b.dtype); });
 }
 
-std::span<const std::byte> tensor_bytes(const at::Tensor& tensor) {
-  QALORA_CHECK(tensor.is_contiguous(), "only contiguous tensors have their bytes in one piece");
-  QALORA_CHECK(tensor.device().is_cpu(), "a tensor's bytes are read on the CPU");
-  return {static_cast<const std::byte*>(tensor.const_data_ptr()), tensor.nbytes()};
-}
-
 }  // namespace qalora::io

@@ -10,6 +10,7 @@
 
 #include "qalora/core/error.h"
 #include "qalora/io/checkpoint.h"
+#include "qalora/io/model_files.h"
 #include "qalora/model/config_keys.h"
 #include "qalora/quant/packed_weight.h"
 
@@ -323,10 +324,9 @@ LlamaConfig parse_config(const json& object, const std::string& name) {
   return result;
 }
 
-LlamaConfig read_config(const fs::path& folder) {
-  const fs::path path = folder / "config.json";
-  return parse_config(io::read_json_file(path), path.string());
-}
+LlamaConfig read_config(const fs::path& model) { return parse_config(io::read_model_config(model), io::model_config_name(model)); }
+
+LlamaConfig read_config(const io::Checkpoint& checkpoint) { return parse_config(checkpoint.config(), checkpoint.config_name()); }
 
 int64_t LlamaConfig::parameters() const { return count_parameters<int64_t>(*this); }
 

@@ -159,9 +159,9 @@ quant::PackedWeight read_packed(const io::Checkpoint& checkpoint, const std::str
 
 Llama load_model(const fs::path& folder, const LoadOptions& options) {
   Llama model;
-  model.config = read_config(folder);
-  model.compute = options.compute;
   const io::Checkpoint checkpoint(folder);
+  model.config = read_config(checkpoint);
+  model.compute = options.compute;
   check_tensors(checkpoint, model.config);
   const Loader load(checkpoint, model.config, options);
   model.embedding = load.vocabulary("model.embed_tokens", load.embedding_dtype());

@@ -9,6 +9,7 @@
 #include "qalora/core/log.h"
 #include "qalora/core/progress.h"
 #include "qalora/core/signals.h"
+#include "qalora/io/model_files.h"
 #include "qalora/model/load.h"
 #include "qalora/quant/merge.h"
 
@@ -57,7 +58,7 @@ uint64_t count_changed(std::span<const std::byte> a, std::span<const std::byte> 
 }  // namespace
 
 void require_not_merged(const fs::path& model, const fs::path& adapter_folder) {
-  const nlohmann::json json = io::read_json_file(model / "config.json");
+  const nlohmann::json json = io::read_model_config(model);
   if (!json.contains(kMergedKey) || !json[kMergedKey].is_array()) return;
   const auto& merged = json[kMergedKey];
   QALORA_REQUIRE(std::find(merged.begin(), merged.end(), adapter_digest(adapter_folder)) == merged.end(), UserError, model.string(),
@@ -66,7 +67,7 @@ void require_not_merged(const fs::path& model, const fs::path& adapter_folder) {
 
 void check_mergeable(const io::Checkpoint& base, const fs::path& adapter_folder, const io::AdapterFile& adapter, bool accept_unknown_base) {
   const std::string where = adapter_folder.string(), folder = base.folder().string();
-  const LlamaConfig config = read_config(base.folder());
+  const LlamaConfig config = read_config(base);
   const io::AdapterConfig& settings = adapter.config;
   QALORA_REQUIRE(settings.pooling != io::Pooling::kNone, DataError, where,
                  ": an ordinary LoRA (no pooling): what it adds differs inside a group of inputs, so it does not fit into the offsets; "
@@ -107,8 +108,8 @@ uint64_t merged_bytes(const io::Checkpoint& base, const io::AdapterFile& adapter
 }
 
 int64_t merge_checkpoint(const io::Checkpoint& base, const fs::path& adapter_folder, const io::AdapterFile& adapter, const fs::path& folder) {
-  const nlohmann::json source = io::read_json_file(base.folder() / "config.json");
-  const LlamaConfig config = read_config(base.folder());
+  const nlohmann::json& source = base.config();
+  const LlamaConfig config = read_config(base);
   QALORA_CHECK(config.quantization.has_value(), base.folder().string(), " is dense");
   const auto shapes = linear_shapes(config);
   const std::vector<io::PlannedTensor> plan = plan_tensors(base, adapter);
@@ -120,7 +121,7 @@ int64_t merge_checkpoint(const io::Checkpoint& base, const fs::path& adapter_fol
     throw_if_stopped();
     const std::string module = merged_module(adapter, name);
     if (module.empty()) {
-      writer.write(name, base.bytes(name));
+      writer.write(name, base.bytes(name).span);
       base.release(name);
       continue;
     }
@@ -158,7 +159,7 @@ ByteChanges compare_bytes(const io::Checkpoint& base, const io::Checkpoint& merg
                         : name.ends_with(".scales") ? changes.scales
                         : name.ends_with(".weight") ? changes.codes
                                                     : changes.others;
-    counter += count_changed(base.bytes(name), merged.bytes(name));
+    counter += count_changed(base.bytes(name).span, merged.bytes(name).span);
     base.release(name);
     merged.release(name);
   }

@@ -80,8 +80,8 @@ void require_finite(const std::string& name, const at::Tensor& tensor) {
 
 QuantizePlan plan_quantization(const io::Checkpoint& checkpoint, const QuantizationConfig& quantization) {
   QuantizePlan plan;
-  plan.config_json = io::read_json_file(checkpoint.folder() / "config.json");
-  plan.config = parse_config(plan.config_json, (checkpoint.folder() / "config.json").string());
+  plan.config_json = checkpoint.config();
+  plan.config = read_config(checkpoint);
   plan.quantization = quantization;
   if (plan.config.quantization) {
     throw UserError(message(checkpoint.folder().string(), ": is quantised already (", plan.config.quantization->bits, " bits, ",

@@ -6,6 +6,7 @@
 #include "qalora/core/log.h"
 #include "qalora/core/format.h"
 #include "qalora/io/checkpoint.h"
+#include "qalora/io/model_files.h"
 #include "qalora/model/load.h"
 #include "qalora/quant/adapter.h"
 
@@ -18,10 +19,11 @@ namespace {
 std::string dense_fingerprint(const fs::path& folder) {
   constexpr size_t kSample = 4096;
   Sha256 hash;
-  hash.update(read_text_file(folder / "config.json"));
   const io::Checkpoint checkpoint(folder);
+  hash.update(checkpoint.config().dump());
   for (const std::string& name : checkpoint.names()) {
-    const std::span<const std::byte> bytes = checkpoint.bytes(name);
+    const io::TensorBytes stored = checkpoint.bytes(name);
+    const std::span<const std::byte> bytes = stored.span;
     hash.update(message(name, " ", bytes.size(), " "));
     hash.update(bytes.first(std::min(kSample, bytes.size())));
   }
@@ -47,7 +49,7 @@ at::ScalarType save_dtype(const TrainConfig& config) {
 }  // namespace
 
 TrainingSubject::TrainingSubject(const TrainConfig& config, at::ScalarType compute, c10::Device device) : full_(config.full()), source_(config.model) {
-  config_json_ = io::read_json_file(fs::path(config.model) / "config.json");
+  config_json_ = io::read_model_config(config.model);
   if (full_) io::sidecars(config.model);  // they are copied at the end: what is wrong with one is said now
   const model::LlamaConfig shape = model::read_config(config.model);
   if (config.initialize == "random") {

@@ -57,7 +57,9 @@ void print_json(const nlohmann::json& document);
 void print(const std::string& text);
 std::string short_number(double value);  // three digits, for tables; --json has them all
 
-// UserError unless `path` is an existing folder; flag: "--model".
+// UserError unless `path` is an existing folder or GGUF file; flag: "--model".
+void require_model(const fs::path& path, const char* flag);
+// UserError unless `path` is an existing folder; flag: "--adapter".
 void require_folder(const fs::path& path, const char* flag);
 // UserError unless something lies at `path`; flag: "--data".
 void require_input(const fs::path& path, const char* flag);

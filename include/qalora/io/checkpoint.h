@@ -7,24 +7,31 @@
 #include <string>
 #include <vector>
 
+#include "qalora/io/json_file.h"
 #include "qalora/io/safetensors.h"
 
 namespace qalora::io {
 
-// Read access to all tensors of a folder by name. Opens model.safetensors, or every shard that
-// model.safetensors.index.json names (no path components; each tensor in the shard that the index says, and nowhere else).
-// Other weights (pytorch_model.bin, consolidated.*.pth, *.gguf, Git LFS pointers) are refused with what to do.
+struct ModelFiles;
+
+// Read access to a model's tensors by name and to its configuration, in whatever format they lie there (model_files.h).
 class Checkpoint {
  public:
-  explicit Checkpoint(const fs::path& folder);
+  explicit Checkpoint(const fs::path& model);
+  ~Checkpoint();
 
-  const fs::path& folder() const { return folder_; }
-  bool contains(const std::string& name) const { return where_.contains(name); }
+  const fs::path& folder() const { return folder_; }  // what was opened: a folder, or a single file
+  // In Hugging Face's terms; DataError when there is none.
+  const nlohmann::json& config() const;
+  const std::string& config_name() const;  // the file that it comes from, for messages
+  const TensorSource& source() const;
+
+  bool contains(const std::string& name) const;
   const TensorInfo& info(const std::string& name) const;  // DataError naming folder and tensor when absent
   at::Tensor read(const std::string& name) const;
   // The stored shape must equal `shape` (DataError with both otherwise).
   at::Tensor read(const std::string& name, at::IntArrayRef shape) const;
-  std::span<const std::byte> bytes(const std::string& name) const;
+  TensorBytes bytes(const std::string& name) const;
   void release(const std::string& name) const;
   std::vector<std::string> names() const;  // sorted
   uint64_t total_bytes() const;            // of all tensors
@@ -33,8 +40,7 @@ class Checkpoint {
 
  private:
   fs::path folder_;
-  std::vector<std::unique_ptr<SafetensorsFile>> shards_;
-  std::map<std::string, size_t> where_;
+  std::unique_ptr<ModelFiles> files_;
 };
 
 // Writes tensors in the plan's order into model.safetensors, or model-0000i-of-0000n.safetensors with an index where the
@@ -57,9 +63,6 @@ class CheckpointWriter {
   size_t current_ = 0, written_ = 0;
   std::unique_ptr<SafetensorsWriter> writer_;
 };
-
-nlohmann::json read_json_file(const fs::path& path);  // DataError with file and position for bad JSON or deep nesting
-void write_json_file(const fs::path& path, const nlohmann::json& value);
 
 // "model.layers.0.mlp.up_proj" of "model.layers.0.mlp.up_proj.weight".
 std::string module_of(const std::string& tensor);

@@ -13,40 +13,25 @@
 #include <vector>
 
 #include "qalora/core/file.h"
+#include "qalora/io/tensor_source.h"
 
 namespace qalora::io {
 
-enum class Dtype { kBool, kU8, kI8, kI16, kU16, kF16, kBF16, kI32, kU32, kF32, kI64, kU64, kF64 };
-
-int64_t dtype_bytes(Dtype dtype);
-std::string dtype_name(Dtype dtype);  // as in the file: "F32", "U32"
-Dtype dtype_of(at::ScalarType type);
-at::ScalarType scalar_type(Dtype dtype);  // U32 maps to at::kInt: the same 32 bits
-
-struct TensorInfo {
-  Dtype dtype = Dtype::kF32;
-  std::vector<int64_t> shape;  // slowest dimension first
-  uint64_t begin = 0;          // within the data section, bytes
-  uint64_t end = 0;
-
-  uint64_t bytes() const { return end - begin; }
-};
-
-class SafetensorsFile {
+class SafetensorsFile : public TensorSource {
  public:
   // Maps and checks the whole header. DataError names the file, and the tensor where there is one.
   explicit SafetensorsFile(const fs::path& path);
 
-  const std::map<std::string, TensorInfo>& tensors() const { return tensors_; }
+  const std::map<std::string, TensorInfo>& tensors() const override { return tensors_; }
+  at::Tensor read(const std::string& name) const override;
+  TensorBytes bytes(const std::string& name) const override;  // in the map
+  void release(const std::string& name) const override;
+  const fs::path& file_of(const std::string& name) const override { return map_.path(); }
+  std::vector<fs::path> files() const override { return {map_.path()}; }
+
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   const fs::path& path() const { return map_.path(); }
   uint64_t file_bytes() const { return map_.bytes().size(); }
-
-  bool contains(const std::string& name) const { return tensors_.contains(name); }
-  const TensorInfo& info(const std::string& name) const;          // DataError when absent
-  std::span<const std::byte> bytes(const std::string& name) const;  // in the map; may be misaligned
-  at::Tensor read(const std::string& name) const;                 // an owning copy in the stored dtype
-  void release(const std::string& name) const;                    // its pages may leave memory
 
  private:
   MappedFile map_;
@@ -85,8 +70,5 @@ class SafetensorsWriter {
 // All at once, aligned (sort_by_alignment); for adapters and optimizer state. Byte-for-byte a function of its arguments.
 void write_safetensors(const fs::path& path, const std::map<std::string, at::Tensor>& tensors,
                        const std::map<std::string, std::string>& metadata = {});
-
-// [data, data + nbytes) of a contiguous CPU tensor.
-std::span<const std::byte> tensor_bytes(const at::Tensor& tensor);
 
 }  // namespace qalora::io

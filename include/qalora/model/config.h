@@ -9,6 +9,10 @@
 
 #include "qalora/core/file.h"
 
+namespace qalora::io {
+class Checkpoint;
+}
+
 namespace qalora::model {
 
 enum class RopeKind { kDefault, kLinear, kDynamic, kLlama3, kYarn };
@@ -49,7 +53,8 @@ struct LlamaConfig {
 
 // `name` (a path) begins every message.
 LlamaConfig parse_config(const nlohmann::json& json, const std::string& name);
-LlamaConfig read_config(const fs::path& folder);  // folder/config.json
+LlamaConfig read_config(const fs::path& model);  // a folder, or a single file that holds a model
+LlamaConfig read_config(const io::Checkpoint& checkpoint);
 
 // config.json of a derived checkpoint: the source's keys, plus rope in the old and the new spelling, tie_word_embeddings
 // written out, and the quantisation in both of MLX's places (absent: removed).

@@ -1,0 +1,54 @@
+#include "qalora/io/model_files.h"
+
+#include <set>
+
+#include "qalora/core/error.h"
+#include "qalora/core/format.h"
+#include "qalora/io/json_file.h"
+#include "qalora/io/safetensors_folder.h"
+
+namespace qalora::io {
+namespace {
+
+// Why a folder without model.safetensors cannot be read, with what to do.
+std::string explain_missing(const fs::path& folder) {
+  std::set<std::string> found, others;
+  for (const std::string& name : list_folder(folder)) {
+    if (name == "adapter_model.safetensors" || name == "adapter_config.json") {
+      return "this is an adapter, not a model; pass it with --adapter and its base with --model";
+    }
+    const bool torch = name.starts_with("pytorch_model") || name.ends_with(".pth") || name.ends_with(".pt") || name.ends_with(".ckpt");
+    if (torch) found.insert("PyTorch weights (" + name + ")");
+    if (name.ends_with(".gguf")) found.insert("a GGUF file (" + name + ")");
+    if (name.ends_with(".npz") || name.ends_with(".msgpack") || name.ends_with(".h5") || name.ends_with(".onnx")) found.insert(name);
+    if (name.ends_with(".safetensors")) others.insert(name);
+  }
+  if (found.empty()) found = others;
+  if (found.empty()) return "expected model.safetensors or model.safetensors.index.json in it";
+  return message("it holds ", join({found.begin(), found.end()}, ", "), ", which this version does not read; expected ", "model.safetensors or "
+                 "model.safetensors.index.json; convert the model to safetensors first (transformers: save_pretrained)");
+}
+
+bool is_there(const fs::path& path) { return kind_of(path) != fs::file_type::not_found; }
+
+}  // namespace
+
+ModelFiles open_model(const fs::path& model) {
+  QALORA_REQUIRE(is_there(model), UserError, model.string(), ": there is no such folder");
+  QALORA_REQUIRE(kind_of(model) == fs::file_type::directory, UserError, model.string(), ": is a file; expected the folder of a model");
+  ModelFiles files;
+  if (SafetensorsFolder::exists(model)) {
+    files.tensors = std::make_unique<SafetensorsFolder>(model);
+  } else {
+    throw DataError(message(model.string(), ": no weights that can be read: ", explain_missing(model)));
+  }
+  files.config_name = model_config_name(model);
+  if (is_there(files.config_name)) files.config = read_model_config(model);
+  return files;
+}
+
+nlohmann::json read_model_config(const fs::path& model) { return read_json_file(model / "config.json"); }
+
+std::string model_config_name(const fs::path& model) { return (model / "config.json").string(); }
+
+}  // namespace qalora::io
