@@ -53,7 +53,7 @@ TEST_F(MergeCheckpoint, ChangesOffsetsAndNothingElse) {
   EXPECT_EQ(changes.others, 0u);
   EXPECT_GT(changes.offsets, 1000u);
   EXPECT_EQ(merged.total_bytes(), merged_bytes(base, some));
-  EXPECT_TRUE(std::ranges::equal(base.bytes(untouched + ".biases"), merged.bytes(untouched + ".biases")));
+  EXPECT_TRUE(std::ranges::equal(base.bytes(untouched + ".biases").span, merged.bytes(untouched + ".biases").span));
 
   const std::string module = "model.layers.1.self_attn.k_proj";
   const auto weight = read_packed(base, module, 32, 64, *read_config(base_).quantization);
