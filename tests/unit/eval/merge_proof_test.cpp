@@ -28,7 +28,7 @@ void write_changed(const fs::path& base, const fs::path& merged, const fs::path&
     if (name.ends_with(".biases")) {
       writer.write(name, change(before.read(name), after.read(name)).to(at::kFloat));
     } else {
-      writer.write(name, after.bytes(name));
+      writer.write(name, after.bytes(name).span);
     }
   }
   writer.finish();
