@@ -1,0 +1,58 @@
+#!/usr/bin/env python3
+"""Writes tests/fuzz/seeds: valid tiny files for the targets whose files are not text. Text seeds are kept as they are."""
+import json
+import struct
+from pathlib import Path
+
+SEEDS = Path(__file__).resolve().parent / "seeds"
+
+
+def put(target, name, data):
+    folder = SEEDS / target
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(data)
+
+
+def safetensors(entries, metadata=None):
+    """entries: name -> (dtype, shape, bytes)"""
+    header, data = {} if metadata is None else {"__metadata__": metadata}, b""
+    for name, (dtype, shape, content) in entries.items():
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(content)]}
+        data += content
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def varint(value):
+    out = b""
+    while value >= 0x80:
+        out, value = out + bytes([value & 0x7F | 0x80]), value >> 7
+    return out + bytes([value])
+
+
+def field(number, content):
+    if isinstance(content, int):
+        return varint(number << 3) + varint(content)
+    if isinstance(content, float):
+        return varint(number << 3 | 5) + struct.pack("<f", content)
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def sentencepiece():
+    pieces = [(b"<unk>", 2), (b"<s>", 3), (b"</s>", 3)] + [(b"<0x%02X>" % byte, 6) for byte in range(256)]
+    pieces += [(piece.encode(), 1) for piece in ("\u2581", "\u2581t", "he", "\u2581the", "h", "e", "t", "l", "o")]
+    model = b"".join(field(1, field(1, piece) + field(2, -float(rank)) + field(3, kind)) for rank, (piece, kind) in enumerate(pieces))
+    trainer = field(3, 2) + field(35, 1)
+    normalizer = field(1, b"identity") + field(3, 1) + field(4, 0) + field(5, 1)
+    return model + field(2, trainer) + field(3, normalizer)
+
+
+def main():
+    put("safetensors", "two", safetensors({"a.weight": ("F32", [2, 2], bytes(16)), "b": ("BF16", [3], bytes(6))}, {"format": "pt"}))
+    put("safetensors", "empty", safetensors({"none": ("I64", [0, 4], b""), "scalar": ("U8", [], b"\1")}))
+    put("tokenizer_model", "bpe", sentencepiece())
+
+
+if __name__ == "__main__":
+    main()
