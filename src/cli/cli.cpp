@@ -124,7 +124,7 @@ int run(int argc, char** argv) {
   app.add_flag("--version", version, "versions of the program and its libraries");
   app.add_flag("--json", json, "with --version: as JSON");
   std::vector<Command> commands = {make_quantize(app), make_finetune(app), make_merge(app), make_eval(app),
-                                   make_compare(app), make_generate(app), make_inspect(app)};
+                                   make_export(app), make_compare(app), make_generate(app), make_inspect(app)};
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {

@@ -78,6 +78,7 @@ Command make_merge(CLI::App& root);
 Command make_eval(CLI::App& root);
 Command make_compare(CLI::App& root);
 Command make_generate(CLI::App& root);
+Command make_export(CLI::App& root);
 Command make_inspect(CLI::App& root);
 
 }  // namespace qalora::cli

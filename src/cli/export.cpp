@@ -1,0 +1,139 @@
+#include "qalora/export/export.h"
+
+#include <chrono>
+#include <cmath>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "qalora/cli/command.h"
+#include "qalora/core/error.h"
+#include "qalora/core/format.h"
+#include "qalora/core/log.h"
+#include "qalora/tensor/device.h"
+
+namespace qalora::cli {
+namespace {
+
+constexpr size_t kWorst = 5;
+
+struct ExportOptions {
+  std::shared_ptr<CommonOptions> common;
+  std::string model, adapter, to, out;
+  exporting::Options of_format;
+};
+
+std::string steps(double error) { return error == 0 ? "0" : short_number(error); }
+
+void print_reports(const std::vector<exporting::TensorReport>& reports) {
+  if (reports.empty()) return;
+  const exporting::ReportTotals sum = exporting::totals(reports);
+  std::vector<std::vector<std::string>> rows = {{"what was rounded", "largest |dw|/scale", "subnormal", "flushed to 0", "overflow"}};
+  const auto row = [&](const std::string& name, double error, int64_t subnormal, int64_t flushed, int64_t overflow) {
+    rows.push_back({name, steps(error), format_count(subnormal), format_count(flushed), format_count(overflow)});
+  };
+  for (const auto& report : exporting::worst(reports, kWorst)) {
+    if (!report.lossless()) row(report.tensor, report.largest_error, report.subnormal, report.flushed, report.overflow);
+  }
+  row(message("all ", reports.size(), " matrices (", sum.lossless, " without any loss)"), sum.largest_error, sum.subnormal, sum.flushed,
+      sum.overflow);
+  print(format_table(rows));
+}
+
+nlohmann::json report_json(const exporting::TensorReport& report) {
+  return {{"name", report.tensor},
+          {"largest_error", report.largest_error},
+          {"subnormal", report.subnormal},
+          {"flushed", report.flushed},
+          {"overflow", report.overflow}};
+}
+
+nlohmann::json reports_json(const std::vector<exporting::TensorReport>& reports) {
+  const exporting::ReportTotals sum = exporting::totals(reports);
+  nlohmann::json json = {{"largest_error", sum.largest_error}, {"subnormal", sum.subnormal}, {"flushed", sum.flushed},
+                         {"overflow", sum.overflow}, {"lossless", sum.lossless}, {"tensors", nlohmann::json::array()}};
+  for (const auto& report : reports) json["tensors"].push_back(report_json(report));
+  return json;
+}
+
+// Refusals that cost nothing come first.
+void check_output(const ExportOptions& options, const exporting::Format& format) {
+  QALORA_REQUIRE(options.common->dry_run || !options.out.empty(), UserError, "--out: give the ", format.is_file ? "file" : "folder", " to write");
+  if (options.out.empty()) return;
+  if (format.is_file) {
+    require_output_file("--out", options.out, options.common->force, {options.model, options.adapter});
+  } else {
+    require_output(options.out, options.common->force, {options.model, options.adapter});
+  }
+}
+
+// The format's next step with the real path in it.
+std::string next_step(const exporting::Format& format, const std::string& out) {
+  std::string text = format.next_step;
+  if (const size_t at = text.find("OUT"); at != std::string::npos) text.replace(at, 3, out);
+  return text;
+}
+
+void run(ExportOptions& options) {
+  apply_common(*options.common);
+  const exporting::Format& format = exporting::format_named(options.to);
+  require_model(options.model, "--model");
+  if (!options.adapter.empty()) require_folder(options.adapter, "--adapter");
+  check_output(options, format);
+  const auto start = std::chrono::steady_clock::now();
+  const exporting::Source source(options.model, options.adapter);
+  const exporting::Plan plan = format.plan(source, options.of_format);
+  log::info(message("exporting ", options.model, source.adapter ? " with " + source.adapter_folder.string() : "", " to ", format.name, ": writes ",
+                    format_bytes(plan.bytes), ", peak memory about ", format_bytes(plan.peak_bytes)));
+  for (const std::string& note : plan.notes) log::warn(note);
+  nlohmann::json json = {{"to", format.name}, {"bytes", plan.bytes}, {"notes", plan.notes}, {"dry_run", options.common->dry_run}};
+  if (options.common->dry_run) {
+    if (!options.out.empty() && !format.is_file) require_writable(options.out, options.common->force, plan.bytes);
+    json["estimated_peak_memory_bytes"] = plan.peak_bytes;
+    if (options.common->json) print_json(json);
+    log::info("dry run: nothing was written");
+    return;
+  }
+  const std::vector<exporting::TensorReport> reports = format.write(source, options.of_format, options.out, options.common->force);
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  if (options.common->json) {
+    json.update(reports_json(reports));
+    json["seconds"] = seconds;
+    json["peak_memory_bytes"] = tensor::peak_memory_bytes();
+    print_json(json);
+  } else {
+    print_reports(reports);
+  }
+  log::info(message("wrote ", options.out, " in ", format_duration(seconds), ", peak memory ", format_bytes(tensor::peak_memory_bytes())));
+  log::info(message("run it with: ", next_step(format, options.out)));
+}
+
+std::string footer() {
+  std::string text = "Formats:\n";
+  for (const auto& format : exporting::formats()) text += message("  ", format.name, std::string(14 - std::string(format.name).size(), ' '), format.summary, "\n");
+  return text +
+         "Examples:\n"
+         "  qalora export --model llama-7b-int4-alpaca --to mlx --out llama-7b-mlx\n";
+}
+
+}  // namespace
+
+Command make_export(CLI::App& root) {
+  CLI::App* app = root.add_subcommand("export", "Write a model for another engine, with a report of what that cost");
+  auto options = std::make_shared<ExportOptions>();
+  app->footer(footer());
+  std::vector<std::string> names;
+  for (const auto& format : exporting::formats()) names.push_back(format.name);
+  app->add_option("--model", options->model, "any checkpoint that can be read: dense or quantised")->required();
+  app->add_option("--to", options->to, join(names, ", "))->required()->type_name("FORMAT");
+  app->add_option("--out", options->out, "folder or file to write");
+  app->add_option("--adapter", options->adapter, "an adapter that belongs to the model: adapter, checkpoint or run folder");
+  app->add_option("--dtype-of-weights", options->of_format.weights_dtype, "of what is not packed: float32, float16, bfloat16")->type_name("NAME");
+  app->add_option("--dtype-of-offsets", options->of_format.offsets_dtype, "of scales and offsets in an MLX folder: float32 or float16")
+      ->type_name("NAME");
+  options->common = add_common(*app, kComputes | kWrites);
+  options->common->computes = false;  // rounding is the CPU's work: no device's libraries are loaded unasked
+  return {app, [options] { run(*options); }};
+}
+
+}  // namespace qalora::cli
