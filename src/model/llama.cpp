@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "qalora/core/error.h"
+#include "qalora/model/block.h"
 #include "qalora/model/functions.h"
 #include "qalora/tensor/products.h"
 
@@ -69,47 +70,19 @@ void move(at::Tensor& value, c10::Device device) {
   if (value.device() != device) value = value.detach().to(device).requires_grad_(value.requires_grad());
 }
 
-// cos and sin of each token's position: [tokens, head_dim] f32
-struct Rotation {
-  at::Tensor cos, sin;
-};
-
-// What the layer that reads the next `tokens` activations wants beside them.
-PoolRequest pool_for(const Linear& reader, int64_t tokens, at::ScalarType dtype) {
-  if (reader.tiled() == nullptr) return {};
-  return {reader.tiled()->shape.group_size, reader.tiled()->wants_panel(tokens, dtype)};
-}
-
-// The outputs of layers that read the same input.
-std::vector<at::Tensor> together(const LinearStack& stack, const std::vector<const Linear*>& parts, const quant::PooledInput& x,
-                                 const DropoutKey& dropout) {
-  if (stack.serves(parts, dropout)) return stack.forward(parts, x);
-  std::vector<at::Tensor> outputs;
-  for (const Linear* part : parts) outputs.push_back(part->forward(x, dropout));
-  return outputs;
-}
-
 // A layer up to its first residual sum. attend(q, k, v), with q and k rotated: [tokens, heads or kv_heads, head_dim] each ->
 // [tokens, heads * head_dim]
 template <typename Attend>
 at::Tensor run_attention(const Llama& model, const Layer& layer, const at::Tensor& h, const Rotation& rotation, const DropoutKey& dropout,
                          const Attend& attend) {
-  const LlamaConfig& config = model.config;
-  const int64_t tokens = h.size(0);
-  const quant::PooledInput x = rms_norm(h, layer.attention_norm, config.norm_eps, model.compute, pool_for(layer.q, tokens, model.compute));
-  const std::vector<at::Tensor> qkv = together(layer.qkv, {&layer.q, &layer.k, &layer.v}, x, dropout);
-  const at::Tensor q = qkv[0].reshape({tokens, config.heads, config.head_dim});
-  const at::Tensor k = qkv[1].reshape({tokens, config.kv_heads, config.head_dim});
-  const at::Tensor v = qkv[2].reshape({tokens, config.kv_heads, config.head_dim});
-  const at::Tensor mixed = attend(Rope::apply(q, rotation.cos, rotation.sin), Rope::apply(k, rotation.cos, rotation.sin), v);
-  return layer.o.forward(mixed, dropout);
+  const quant::PooledInput x = attention_input(model.config, model.compute, layer, h);
+  const auto [q, k, v] = attention_heads(model.config, layer, x, rotation, dropout);
+  return layer.o.forward(attend(q, k, v), dropout);
 }
 
 // The rest of it. middle: [tokens, hidden] f32, y: its norm
-at::Tensor run_mlp(const Llama& model, const Layer& layer, const at::Tensor& middle, const quant::PooledInput& y, const DropoutKey& dropout) {
-  const std::vector<at::Tensor> gate_up = together(layer.gate_up, {&layer.gate, &layer.up}, y, dropout);
-  const quant::PooledInput product = swiglu(gate_up[0], gate_up[1], pool_for(layer.down, middle.size(0), model.compute));
-  return at::add(middle, layer.down.forward(product, dropout));
+at::Tensor run_mlp(const Layer& layer, const at::Tensor& middle, const quant::PooledInput& y, const DropoutKey& dropout) {
+  return at::add(middle, layer.down.forward(mlp_product(layer, y, dropout), dropout));
 }
 
 template <typename Attend>
@@ -118,7 +91,7 @@ at::Tensor run_layer(const Llama& model, const Layer& layer, const at::Tensor& h
   const at::Tensor change = run_attention(model, layer, h, rotation, dropout, attend);
   const auto [middle, y] = add_rms_norm(h, change, layer.mlp_norm, model.config.norm_eps, model.compute,
                                         pool_for(layer.gate, h.size(0), model.compute));
-  return run_mlp(model, layer, middle, y, dropout);
+  return run_mlp(layer, middle, y, dropout);
 }
 
 // The same, keeping of the second half only where it starts.
@@ -127,9 +100,7 @@ at::Tensor run_layer_recomputing_mlp(const Llama& model, const Layer& layer, con
                                      const DropoutKey& dropout, const Attend& attend) {
   const at::Tensor start = at::add(h, run_attention(model, layer, h, rotation, dropout, attend));  // f32
   return checkpointed(start, [&model, &layer, dropout](const at::Tensor& middle) {
-    const quant::PooledInput y = rms_norm(middle, layer.mlp_norm, model.config.norm_eps, model.compute,
-                                          pool_for(layer.gate, middle.size(0), model.compute));
-    return run_mlp(model, layer, middle, y, dropout);
+    return run_mlp(layer, middle, mlp_input(model.config, model.compute, layer, middle), dropout);
   });
 }
 

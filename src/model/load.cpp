@@ -35,11 +35,26 @@ class Loader {
       : checkpoint_(checkpoint), config_(config), options_(options) {}
 
   Layer layer(int64_t index) const {
+    Layer result = frame(index);
+    const std::string prefix = layer_prefix(index);
+    for (const auto& part : kProjections) {
+      Linear weighted = linear(prefix + part.name, projection_shape(config_, part.name));
+      weighted.bias = (result.*part.member).bias;
+      result.*part.member = std::move(weighted);
+    }
+    result.to(options_.device);
+    return result;
+  }
+
+  // Norms and biases, on the CPU.
+  Layer frame(int64_t index) const {
     Layer result;
     const std::string prefix = layer_prefix(index);
     for (const auto& part : kLayerNorms) result.*part.member = norm(prefix + part.name);
-    for (const auto& part : kProjections) result.*part.member = linear(prefix + part.name, projection_shape(config_, part.name));
-    result.to(options_.device);
+    for (const auto& part : kProjections) {
+      const ProjectionShape shape = projection_shape(config_, part.name);
+      if (shape.bias) (result.*part.member).bias = dense(prefix + part.name + ".bias", {shape.out_features}, at::kFloat);
+    }
     return result;
   }
 
@@ -47,10 +62,8 @@ class Loader {
     const bool packed = is_packed(checkpoint_, module + ".weight");
     QALORA_REQUIRE(!packed || !options_.trainable, UserError, checkpoint_.folder().string(), ": tensor '", module,
                    ".weight' is quantised; method 'full' trains a dense checkpoint");
-    Linear result = packed ? Linear(module, read_packed(checkpoint_, module, shape.out_features, shape.in_features, *config_.quantization))
-                           : Linear(module, dense(module + ".weight", {shape.out_features, shape.in_features}, weight_dtype()));
-    if (shape.bias) result.bias = dense(module + ".bias", {shape.out_features}, at::kFloat);
-    return result;
+    return packed ? Linear(module, read_packed(checkpoint_, module, shape.out_features, shape.in_features, *config_.quantization))
+                  : Linear(module, dense(module + ".weight", {shape.out_features, shape.in_features}, weight_dtype()));
   }
 
   at::Tensor norm(const std::string& module) const { return dense(module + ".weight", {config_.hidden_size}, at::kFloat); }
@@ -155,6 +168,16 @@ quant::PackedWeight read_packed(const io::Checkpoint& checkpoint, const std::str
   for (const char* part : {".weight", ".scales", ".biases"}) checkpoint.release(module + part);
   return quant::make_packed_weight(checkpoint.file_of(weight).string() + ": tensor '" + module + "'", codes, scales, offsets, in_features,
                                    group_size, quantization.bits);
+}
+
+Layer load_layer(const io::Checkpoint& checkpoint, const LlamaConfig& config, const LoadOptions& options, int64_t index) {
+  return Loader(checkpoint, config, options).layer(index);
+}
+
+Layer load_layer_frame(const io::Checkpoint& checkpoint, const LlamaConfig& config, const LoadOptions& options, int64_t index) {
+  Layer frame = Loader(checkpoint, config, options).frame(index);
+  frame.to(options.device);
+  return frame;
 }
 
 Llama load_model(const fs::path& folder, const LoadOptions& options) {

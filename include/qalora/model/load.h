@@ -22,6 +22,10 @@ struct LoadOptions {
 // Memory: packed weights stay packed, dense ones are kept in the compute dtype.
 Llama load_model(const fs::path& folder, const LoadOptions& options);
 
+// One layer of a checkpoint that check_tensors has passed; the frame has norms and biases, but none of its projections' weights.
+Layer load_layer(const io::Checkpoint& checkpoint, const LlamaConfig& config, const LoadOptions& options, int64_t index);
+Layer load_layer_frame(const io::Checkpoint& checkpoint, const LlamaConfig& config, const LoadOptions& options, int64_t index);
+
 // What tells a quantised base from others: io::base_fingerprint and io::base_state_fingerprint. Both "" for a dense one.
 struct BaseIdentity {
   std::string fingerprint, state;
