@@ -1,5 +1,8 @@
 // GPTQ (Frantar et al., arXiv:2210.17323): rounds a weight column after column and lets the columns still to come make up for the error, by
 // what the layer's inputs have in common.
+//
+// Groups are always contiguous: group k holds inputs [k * group_size, (k + 1) * group_size), in whatever order the columns are rounded, so
+// that a pooled adapter merges.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -15,41 +18,56 @@ namespace qalora::quant {
 class Hessian {
  public:
   Hessian(int64_t in_features, c10::Device device);
-  // x: [tokens, in_features], any float dtype, on the device. Products in fp32, the running sum so that its error does not grow with the
+  // x: [tokens, in_features], any float dtype, on the device. Products in fp32, the running sum in fp64: its error does not grow with the
   // number of batches.
   void add(const at::Tensor& x);
   int64_t tokens() const { return tokens_; }
-  at::Tensor matrix() const;  // [in_features, in_features] f32
+  at::Tensor matrix() const;  // [in_features, in_features] f32, symmetric; zero before the first token
 
  private:
-  at::Tensor sum_;
+  at::Tensor sum_;  // [in_features, in_features] f64, blocks on and below the diagonal
   int64_t tokens_ = 0;
 };
 
-enum class ScaleSearch { kMinMax, kMse };
+// How a group's scale and offset come from its weights.
+enum class ScaleSearch {
+  kMinMax,  // the grid spans the weights
+  kMse,     // it spans the part of their range that makes the squared rounding error least, each input weighed by H's diagonal
+};
 
+// The defaults are those with the lowest loss (tests/bench/RESULTS.md); what other programs do is `reference_rule()`.
 struct GptqOptions {
   int bits = 4;
   int64_t group_size = 32;       // kWholeRow for whole rows
-  double damping = 0.01;         // of the mean of H's diagonal; grows until the Cholesky factor exists
-  bool static_groups = false;    // scales of all groups before the first column, instead of from the updated weights
-  ScaleSearch search = ScaleSearch::kMinMax;
+  double damping = 0.01;         // of the mean of H's diagonal; grows tenfold until the Cholesky factor exists
+  bool static_groups = true;     // scales of all groups before the first column, instead of from the updated weights
+  // Columns are rounded by falling diagonal of H: all of them with static groups, else those of a group, and the groups by their largest.
+  bool act_order = true;
+  bool integer_zeros = false;    // offsets are -scale * (whole number), as GPTQ's files need; also after the refit
+  ScaleSearch search = ScaleSearch::kMse;
   bool refit = true;             // least squares for scales and offsets against H, once the codes are fixed
+  int sweeps = 2;                // of the refit in which codes are chosen again as well, group after group
   int64_t block_columns = 128;
+
+  // Scales from the updated weights, integer zero points, columns as they stand, nothing afterwards: what GPTQ's authors do.
+  static GptqOptions reference_rule(int bits, int64_t group_size);
 };
 
 struct GptqResult {
   PackedWeight weight;             // on the CPU
   double error = 0;                // relative Frobenius error of the weight
-  double loss = 0;                 // tr((W - Wq) H (W - Wq)^T), undamped H, double
+  double loss = 0;                 // tr((W - Wq) H (W - Wq)^T), undamped H; sums in double of products in fp32
   double loss_before_refit = 0;
-  double loss_round_to_nearest = 0;
+  double loss_round_to_nearest = 0;  // of round_to_nearest.h
   double damping = 0;              // that the factor needed, as a share of the mean diagonal
   int64_t dead_inputs = 0;         // inputs that were always zero
+  double factor_seconds = 0, solve_seconds = 0, refit_seconds = 0;
 };
 
-// weight: [out_features, in_features], any float dtype; hessian: Hessian::matrix(), on the device that does the work. `name` begins every message. DataError when
-// either holds values that are not finite.
+// weight: [out_features, in_features], any float dtype. hessian: Hessian::matrix(), on the device that does the products and the
+// factorisation; the columns' own loop runs on the CPU. `name` begins every message. DataError when either holds values that are not
+// finite, or when H is so far from positive semidefinite that no damping helps.
+// A dead input's weight becomes the nearest the grid has to zero: it never matters.
 GptqResult gptq(const std::string& name, const at::Tensor& weight, const at::Tensor& hessian, const GptqOptions& options);
 
 }  // namespace qalora::quant
