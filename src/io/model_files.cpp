@@ -5,7 +5,9 @@
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
 #include "qalora/io/json_file.h"
+#include "qalora/io/meta_folder.h"
 #include "qalora/io/safetensors_folder.h"
+#include "qalora/io/torch_folder.h"
 
 namespace qalora::io {
 namespace {
@@ -17,8 +19,8 @@ std::string explain_missing(const fs::path& folder) {
     if (name == "adapter_model.safetensors" || name == "adapter_config.json") {
       return "this is an adapter, not a model; pass it with --adapter and its base with --model";
     }
-    const bool torch = name.starts_with("pytorch_model") || name.ends_with(".pth") || name.ends_with(".pt") || name.ends_with(".ckpt");
-    if (torch) found.insert("PyTorch weights (" + name + ")");
+    if (name.starts_with("consolidated.")) return message("it holds ", name, ", but no ", MetaFolder::config_file(), "; fetch it too");
+    if (name.ends_with(".pth") || name.ends_with(".ckpt")) found.insert("PyTorch weights (" + name + ")");
     if (name.ends_with(".gguf")) found.insert("a GGUF file (" + name + ")");
     if (name.ends_with(".npz") || name.ends_with(".msgpack") || name.ends_with(".h5") || name.ends_with(".onnx")) found.insert(name);
     if (name.ends_with(".safetensors")) others.insert(name);
@@ -31,6 +33,8 @@ std::string explain_missing(const fs::path& folder) {
 
 bool is_there(const fs::path& path) { return kind_of(path) != fs::file_type::not_found; }
 
+bool has_meta_config(const fs::path& model) { return !is_there(model / "config.json") && MetaFolder::exists(model); }
+
 }  // namespace
 
 ModelFiles open_model(const fs::path& model) {
@@ -39,6 +43,10 @@ ModelFiles open_model(const fs::path& model) {
   ModelFiles files;
   if (SafetensorsFolder::exists(model)) {
     files.tensors = std::make_unique<SafetensorsFolder>(model);
+  } else if (TorchFolder::exists(model)) {
+    files.tensors = std::make_unique<TorchFolder>(model);
+  } else if (MetaFolder::exists(model)) {
+    files.tensors = std::make_unique<MetaFolder>(model);
   } else {
     throw DataError(message(model.string(), ": no weights that can be read: ", explain_missing(model)));
   }
@@ -47,8 +55,12 @@ ModelFiles open_model(const fs::path& model) {
   return files;
 }
 
-nlohmann::json read_model_config(const fs::path& model) { return read_json_file(model / "config.json"); }
+nlohmann::json read_model_config(const fs::path& model) {
+  return has_meta_config(model) ? MetaFolder(model).config() : read_json_file(model / "config.json");
+}
 
-std::string model_config_name(const fs::path& model) { return (model / "config.json").string(); }
+std::string model_config_name(const fs::path& model) {
+  return (model / (has_meta_config(model) ? MetaFolder::config_file() : "config.json")).string();
+}
 
 }  // namespace qalora::io

@@ -49,8 +49,8 @@ TEST_P(LlamaGolden, LogitsEqualTheOtherImplementations) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Checkpoints, LlamaGolden,
-                         ::testing::Values("llama/mha", "llama/gqa_tied", "llama/mistral", "llama/qwen2", "llama/sharded_fp16", "mlx/w3g32",
-                                           "mlx/w4g32", "mlx/w2g64_everything"));
+                         ::testing::Values("llama/mha", "llama/gqa_tied", "llama/mistral", "llama/qwen2", "llama/sharded_fp16", "llama/pytorch_bin",
+                                           "llama/meta", "mlx/w3g32", "mlx/w4g32", "mlx/w2g64_everything"));
 
 TEST(LlamaGoldenText, CachedForwardEqualsTheWholeForward) {
   REQUIRE_SHARED("goldens/llama/gqa_tied");
