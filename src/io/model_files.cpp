@@ -4,6 +4,7 @@
 
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
+#include "qalora/io/gguf_checkpoint.h"
 #include "qalora/io/json_file.h"
 #include "qalora/io/meta_folder.h"
 #include "qalora/io/safetensors_folder.h"
@@ -21,12 +22,11 @@ std::string explain_missing(const fs::path& folder) {
     }
     if (name.starts_with("consolidated.")) return message("it holds ", name, ", but no ", MetaFolder::config_file(), "; fetch it too");
     if (name.ends_with(".pth") || name.ends_with(".ckpt")) found.insert("PyTorch weights (" + name + ")");
-    if (name.ends_with(".gguf")) found.insert("a GGUF file (" + name + ")");
     if (name.ends_with(".npz") || name.ends_with(".msgpack") || name.ends_with(".h5") || name.ends_with(".onnx")) found.insert(name);
     if (name.ends_with(".safetensors")) others.insert(name);
   }
   if (found.empty()) found = others;
-  if (found.empty()) return "expected model.safetensors or model.safetensors.index.json in it";
+  if (found.empty()) return "expected model.safetensors, model.safetensors.index.json or a GGUF file in it";
   return message("it holds ", join({found.begin(), found.end()}, ", "), ", which this version does not read; expected ", "model.safetensors or "
                  "model.safetensors.index.json; convert the model to safetensors first (transformers: save_pretrained)");
 }
@@ -35,12 +35,33 @@ bool is_there(const fs::path& path) { return kind_of(path) != fs::file_type::not
 
 bool has_meta_config(const fs::path& model) { return !is_there(model / "config.json") && MetaFolder::exists(model); }
 
+// The GGUF file that is meant: the path itself, or the only one in a folder that holds no weights of another kind; else "".
+fs::path gguf_file(const fs::path& model) {
+  const fs::file_type kind = kind_of(model);
+  if (kind == fs::file_type::regular) return model;
+  if (kind != fs::file_type::directory || SafetensorsFolder::exists(model) || TorchFolder::exists(model) || MetaFolder::exists(model)) return {};
+  std::vector<std::string> found;
+  for (const std::string& name : list_folder(model)) {
+    if (name.ends_with(".gguf")) found.push_back(name);
+  }
+  QALORA_REQUIRE(found.size() <= 1, DataError, model.string(), ": holds ", found.size(), " GGUF files (", found[0], ", ", found[1],
+                 ", ..); name the one that is meant");
+  return found.empty() ? fs::path() : model / found[0];
+}
+
 }  // namespace
 
 ModelFiles open_model(const fs::path& model) {
-  QALORA_REQUIRE(is_there(model), UserError, model.string(), ": there is no such folder");
-  QALORA_REQUIRE(kind_of(model) == fs::file_type::directory, UserError, model.string(), ": is a file; expected the folder of a model");
+  QALORA_REQUIRE(is_there(model), UserError, model.string(), ": there is no such file or folder");
   ModelFiles files;
+  if (const fs::path gguf = gguf_file(model); !gguf.empty()) {
+    auto source = std::make_unique<GgufCheckpoint>(gguf);
+    files.config = source->config();
+    files.config_name = gguf.string();
+    files.tensors = std::move(source);
+    return files;
+  }
+  QALORA_REQUIRE(kind_of(model) == fs::file_type::directory, UserError, model.string(), ": is neither a folder nor a file; expected a model");
   if (SafetensorsFolder::exists(model)) {
     files.tensors = std::make_unique<SafetensorsFolder>(model);
   } else if (TorchFolder::exists(model)) {
@@ -56,10 +77,12 @@ ModelFiles open_model(const fs::path& model) {
 }
 
 nlohmann::json read_model_config(const fs::path& model) {
+  if (const fs::path gguf = gguf_file(model); !gguf.empty()) return GgufCheckpoint(gguf).config();
   return has_meta_config(model) ? MetaFolder(model).config() : read_json_file(model / "config.json");
 }
 
 std::string model_config_name(const fs::path& model) {
+  if (const fs::path gguf = gguf_file(model); !gguf.empty()) return gguf.string();
   return (model / (has_meta_config(model) ? MetaFolder::config_file() : "config.json")).string();
 }
 
