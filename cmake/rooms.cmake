@@ -38,7 +38,7 @@ set_source_files_properties(src/tensor/cuda_build.cpp PROPERTIES INCLUDE_DIRECTO
 if(QALORA_CUDA_BUILT)
   qalora_cuda_plugin()
 endif()
-qalora_room(io SOURCES ${SOURCES_io} LINKS qalora_tensor)
+qalora_room(io SOURCES ${SOURCES_io} LINKS qalora_tensor qalora_kernels)
 qalora_room(text SOURCES ${SOURCES_text} LINKS qalora_io ${SENTENCEPIECE_LIBRARY})
 target_include_directories(qalora_text SYSTEM PRIVATE ${SENTENCEPIECE_INCLUDE})
 # Debian's SentencePiece and LibTorch's c10 both export FLAGS_minloglevel, of 32 bytes and of 4. The library named first wins for

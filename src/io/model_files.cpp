@@ -35,10 +35,10 @@ bool is_there(const fs::path& path) { return kind_of(path) != fs::file_type::not
 
 bool has_meta_config(const fs::path& model) { return !is_there(model / "config.json") && MetaFolder::exists(model); }
 
-// The GGUF file that is meant: the path itself, or the only one in a folder that holds no weights of another kind; else "".
+// The GGUF file that is meant: the path itself where it ends so, or the only one in a folder that holds no weights of another kind; else "".
 fs::path gguf_file(const fs::path& model) {
   const fs::file_type kind = kind_of(model);
-  if (kind == fs::file_type::regular) return model;
+  if (kind == fs::file_type::regular && model.extension() == ".gguf") return model;
   if (kind != fs::file_type::directory || SafetensorsFolder::exists(model) || TorchFolder::exists(model) || MetaFolder::exists(model)) return {};
   std::vector<std::string> found;
   for (const std::string& name : list_folder(model)) {
@@ -61,7 +61,7 @@ ModelFiles open_model(const fs::path& model) {
     files.tensors = std::move(source);
     return files;
   }
-  QALORA_REQUIRE(kind_of(model) == fs::file_type::directory, UserError, model.string(), ": is neither a folder nor a file; expected a model");
+  QALORA_REQUIRE(kind_of(model) == fs::file_type::directory, UserError, model.string(), ": is a file; expected the folder of a model or a GGUF file");
   if (SafetensorsFolder::exists(model)) {
     files.tensors = std::make_unique<SafetensorsFolder>(model);
   } else if (TorchFolder::exists(model)) {

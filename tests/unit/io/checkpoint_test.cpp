@@ -131,10 +131,9 @@ TEST(Checkpoint, OtherFormatsAreNamedWithWhatToDo) {
     test::write_file(dir / name, "x");
     return refusal<DataError>(dir.path());
   };
-  expect_part(with_file("pytorch_model.bin"), "PyTorch weights (pytorch_model.bin)");
-  expect_part(with_file("pytorch_model.bin"), "convert the model to safetensors");
+  expect_part(with_file("pytorch_model.bin"), "pytorch_model.bin: expected a file of torch.save");
   expect_part(with_file("consolidated.00.pth"), "consolidated.00.pth");
-  expect_part(with_file("model-q4.gguf"), "GGUF file (model-q4.gguf)");
+  expect_part(with_file("model-q4.gguf"), "model-q4.gguf: does not begin with 'GGUF'");
   expect_part(with_file("adapter_model.safetensors"), "--adapter");
   expect_part(with_file("readme.txt"), "expected model.safetensors");
 }
@@ -143,7 +142,7 @@ TEST(Checkpoint, AFileOrNothingIsAUserError) {
   TempDir dir;
   test::write_file(dir / "file", "x");
   expect_part(refusal<UserError>(dir / "file"), "is a file");
-  expect_part(refusal<UserError>(dir / "absent"), "no such folder");
+  expect_part(refusal<UserError>(dir / "absent"), "no such file or folder");
 }
 
 TEST(JsonFile, RefusesDamage) {
