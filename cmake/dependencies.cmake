@@ -19,6 +19,16 @@ message(STATUS "LibTorch: ${LIBTORCH}")
 
 find_path(SENTENCEPIECE_INCLUDE sentencepiece_processor.h REQUIRED)
 find_library(SENTENCEPIECE_LIBRARY sentencepiece REQUIRED)
+# Byte-level BPE: words are cut by PCRE2 (10.40 is the first that knows the property White_Space), texts normalised by utf8proc.
+find_path(PCRE2_INCLUDE pcre2.h REQUIRED)
+find_library(PCRE2_LIBRARY pcre2-8 REQUIRED)
+file(STRINGS ${PCRE2_INCLUDE}/pcre2.h pcre2_version REGEX "#define PCRE2_M(AJOR|INOR)")
+string(REGEX REPLACE "[^0-9]*2_MAJOR *([0-9]+).*2_MINOR *([0-9]+).*" "\\1.\\2" pcre2_version "${pcre2_version}")
+if(pcre2_version VERSION_LESS 10.40)
+  message(FATAL_ERROR "PCRE2 ${pcre2_version} in ${PCRE2_INCLUDE} is too old; 10.40 or newer is needed (libpcre2-dev)")
+endif()
+find_path(UTF8PROC_INCLUDE utf8proc.h REQUIRED)
+find_library(UTF8PROC_LIBRARY utf8proc REQUIRED)
 
 add_library(libtorch INTERFACE)
 target_include_directories(libtorch SYSTEM INTERFACE ${LIBTORCH}/include ${LIBTORCH}/include/torch/csrc/api/include)

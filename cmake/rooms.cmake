@@ -39,8 +39,8 @@ if(QALORA_CUDA_BUILT)
   qalora_cuda_plugin()
 endif()
 qalora_room(io SOURCES ${SOURCES_io} LINKS qalora_tensor qalora_kernels)
-qalora_room(text SOURCES ${SOURCES_text} LINKS qalora_io ${SENTENCEPIECE_LIBRARY})
-target_include_directories(qalora_text SYSTEM PRIVATE ${SENTENCEPIECE_INCLUDE})
+qalora_room(text SOURCES ${SOURCES_text} LINKS qalora_io ${SENTENCEPIECE_LIBRARY} ${PCRE2_LIBRARY} ${UTF8PROC_LIBRARY})
+target_include_directories(qalora_text SYSTEM PRIVATE ${SENTENCEPIECE_INCLUDE} ${PCRE2_INCLUDE} ${UTF8PROC_INCLUDE})
 # Debian's SentencePiece and LibTorch's c10 both export FLAGS_minloglevel, of 32 bytes and of 4. The library named first wins for
 # both: c10 only reads its number, while SentencePiece in c10's place would overwrite what lies behind it (the switch that makes
 # every failed allocation abort the process). Hence SentencePiece before everything else.

@@ -14,7 +14,8 @@ fail() { say "$*"; exit 1; }
 # What must be found on the machine, and the Debian package that brings it. ccache only makes rebuilding faster.
 declare -A package_of=(
   [g++]=g++ [python3]=python3 [/usr/include/nlohmann/json.hpp]=nlohmann-json3-dev [/usr/include/CLI/CLI.hpp]=libcli11-dev
-  [/usr/include/sentencepiece_processor.h]=libsentencepiece-dev [/usr/include/gtest/gtest.h]=libgtest-dev
+  [/usr/include/sentencepiece_processor.h]=libsentencepiece-dev [/usr/include/pcre2.h]=libpcre2-dev [/usr/include/utf8proc.h]=libutf8proc-dev
+  [/usr/include/gtest/gtest.h]=libgtest-dev
 )
 missing=()
 for thing in "${!package_of[@]}"; do

@@ -6,6 +6,7 @@
 
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
+#include "qalora/text/vocabulary.h"
 
 namespace qalora::text {
 namespace {
@@ -73,7 +74,31 @@ class FieldReader {
   size_t at_ = 0;
 };
 
-// "IQ== 0": base64, one blank, a rank.
+void reject_other_kinds(const fs::path& path, std::string_view bytes) {
+  QALORA_REQUIRE(!bytes.empty(), DataError, path.string(), ": the file is empty; expected a SentencePiece model");
+  QALORA_REQUIRE(!looks_like_tiktoken(bytes), DataError, path.string(),
+                 ": this is a tiktoken vocabulary (base64 and rank in each line, as LLaMA 3 ships it); expected a SentencePiece "
+                 "model as LLaMA 1 and 2 have it");
+  QALORA_REQUIRE(!bytes.starts_with("version https://git-lfs"), DataError, path.string(),
+                 ": this is a Git LFS pointer, not the file itself; fetch it with 'git lfs pull'");
+  QALORA_REQUIRE(bytes.front() != '{' && bytes.front() != '<', DataError, path.string(), ": starts with '", bytes.front(),
+                 "', so it is text (JSON or a web page); expected a SentencePiece model");
+}
+
+// Type of one piece (its message's third field); 1, a normal piece, where it is left out.
+uint64_t type_of(std::string_view piece) {
+  uint64_t type = 1;
+  FieldReader fields(piece);
+  while (!fields.done()) {
+    const auto field = fields.next();
+    if (!field) break;  // the library says what is wrong with it
+    if (field->number == 3) type = field->value;
+  }
+  return type;
+}
+
+}  // namespace
+
 bool looks_like_tiktoken(std::string_view bytes) {
   const auto line = bytes.substr(0, bytes.find('\n'));
   const auto blank = line.find(' ');
@@ -83,19 +108,6 @@ bool looks_like_tiktoken(std::string_view bytes) {
   return std::all_of(line.begin(), line.begin() + blank, is_base64) &&
          std::all_of(line.begin() + blank + 1, line.end(), is_digit);
 }
-
-void reject_other_kinds(const fs::path& path, std::string_view bytes) {
-  QALORA_REQUIRE(!bytes.empty(), DataError, path.string(), ": the file is empty; expected a SentencePiece model");
-  QALORA_REQUIRE(!looks_like_tiktoken(bytes), DataError, path.string(),
-                 ": this is a tiktoken vocabulary (base64 and rank in each line, as LLaMA 3 ships it); expected a SentencePiece "
-                 "model as LLaMA 1 and 2 have it. Byte-level BPE tokenizers are not supported");
-  QALORA_REQUIRE(!bytes.starts_with("version https://git-lfs"), DataError, path.string(),
-                 ": this is a Git LFS pointer, not the file itself; fetch it with 'git lfs pull'");
-  QALORA_REQUIRE(bytes.front() != '{' && bytes.front() != '<', DataError, path.string(), ": starts with '", bytes.front(),
-                 "', so it is text (JSON or a web page); expected a SentencePiece model");
-}
-
-}  // namespace
 
 SentencePieceFile inspect_sentencepiece(const fs::path& path, std::string_view bytes) {
   reject_other_kinds(path, bytes);
@@ -109,7 +121,10 @@ SentencePieceFile inspect_sentencepiece(const fs::path& path, std::string_view b
     QALORA_REQUIRE(field, DataError, path.string(), ": not a SentencePiece model, or only a part of one: the field at byte ",
                    start, " of ", bytes.size(), " is damaged after ", result.pieces, " pieces; fetch the file again");
     const bool trainer = field->number == 2, normalizer = field->number == 3;
-    if (field->number == 1 && field->is_bytes) ++result.pieces;
+    if (field->number == 1 && field->is_bytes) {
+      if (type_of(field->bytes) == static_cast<uint64_t>(PieceType::kUserDefined)) result.user_defined.insert(result.pieces);
+      ++result.pieces;
+    }
     if ((!trainer && !normalizer) || !field->is_bytes) continue;
     FieldReader settings(field->bytes);
     while (!settings.done()) {

@@ -1,38 +1,30 @@
 #include "qalora/text/tokenizer.h"
 
-#include <sentencepiece_processor.h>
-
 #include <algorithm>
 #include <array>
+#include <nlohmann/json.hpp>
 #include <optional>
 
-#include "blanks.h"
 #include "qalora/core/error.h"
 #include "sentencepiece_file.h"
+#include "sentencepiece_model.h"
+#include "tiktoken_file.h"
+#include "tokenizer_json.h"
 #include "tokenizer_rules.h"
+#include "unicode.h"
 #include "utf8.h"
-#include "word_encoder.h"
+#include "vocabulary_files.h"
 
 namespace qalora::text {
 namespace {
 
-enum class PieceKind : uint8_t { kText, kByte, kUnknown, kSpecial, kAdded, kGap };
+constexpr float kAddedScore = -1000;  // of a piece that no merge makes, as llama.cpp's converter has it
 
 // A stretch of text between special tokens, or one special token.
 struct Fragment {
   std::string_view text;
   int64_t id = -1;
 };
-
-std::string with_blanks(std::string_view piece) {
-  std::string text;
-  for (size_t mark = piece.find(kBlankMark); mark != std::string_view::npos; mark = piece.find(kBlankMark)) {
-    text += piece.substr(0, mark);
-    text += ' ';
-    piece.remove_prefix(mark + kBlankMark.size());
-  }
-  return text += piece;
-}
 
 bool is_there(const fs::path& path) {
   std::error_code unreadable;
@@ -42,74 +34,105 @@ bool is_there(const fs::path& path) {
 }  // namespace
 
 struct Tokenizer::Impl {
-  struct Entry {
-    std::string text;  // what it decodes to: blanks as blanks, a byte piece as its byte
-    PieceKind kind = PieceKind::kGap;
-  };
   struct Match {
     std::string content;
     int64_t id = -1;
     bool special = false, strip_left = false, strip_right = false;
   };
+  // Special and added tokens by first byte, longest first.
+  struct Matches {
+    std::array<std::vector<Match>, 256> by_byte;
+
+    void add(Match match);
+    void sort();
+    const Match* at(std::string_view text, bool parse_special) const;
+    std::vector<Fragment> split(std::string_view text, bool parse_special) const;
+  };
 
   fs::path folder, path;
   TokenizerRules rules;
-  SentencePieceFile file;
-  sentencepiece::SentencePieceProcessor model;  // told to add no dummy prefix; we put the blank in front ourselves
-  std::optional<WordEncoder> encoder;
-  // As the file has it. Where blanks collapse, a blank of ours in front would be lost, so the library must add its own.
-  std::optional<sentencepiece::SentencePieceProcessor> unchanged;
-  std::vector<Entry> entries;
-  std::array<std::vector<Match>, 256> matches;  // special and added tokens by first byte, longest first
+  std::unique_ptr<TokenModel> model;
+  std::vector<Token> entries;
+  Matches matches, normalized_matches;  // of the text as it is, of the normalised one
+  bool has_normalized = false;
   int64_t bos = -1, eos = -1;
   std::vector<int64_t> stops;
   std::string fingerprint;
 
   void load(const fs::path& where);
+  void load(const Vocabulary& vocabulary, const fs::path& name);
+  void finish(std::string_view bytes);  // of the model's file
   void read_pieces();
   void add_matches();
-  void add_match(Match match);
   int64_t find_token(const std::optional<std::string>& content, int64_t otherwise, const char* what) const;
+  void digest(std::string_view bytes);
 
-  std::vector<Fragment> split(std::string_view text, bool parse_special) const;
-  const Match* match_at(std::string_view text, size_t at, bool parse_special) const;
-  // The ids of one stretch of text; `prefix`: it begins a text, so the model's dummy prefix belongs in front.
-  void append(std::string_view text, bool prefix, std::vector<int64_t>& ids) const;
-  const Entry* entry(int64_t id) const { return id >= 0 && id < std::ssize(entries) ? &entries[id] : nullptr; }
+  // Calls fragment(Fragment) in order; its text lives as long as the call.
+  template <typename F>
+  void each_fragment(std::string_view text, bool parse_special, const F& fragment) const;
+  const Token* entry(int64_t id) const { return id >= 0 && id < std::ssize(entries) ? &entries[id] : nullptr; }
   // The bytes of one id; `first`: no text stands before it, so its dummy prefix is dropped.
   std::string bytes_of(int64_t id, bool first, bool skip_special) const;
+  std::string readable(std::string_view bytes) const;
 };
 
 void Tokenizer::Impl::load(const fs::path& where) {
   folder = where;
   path = folder / "tokenizer.model";
-  if (!is_there(path)) {
-    const bool bpe = is_there(folder / "tokenizer.json");
-    throw DataError(
-        message(folder.string(), ": has no tokenizer.model", bpe ? ", only a tokenizer.json" : "",
-                "; expected LLaMA's SentencePiece model (byte-level BPE vocabularies are not supported). Copy it from "
-                "the original checkpoint"));
+  const fs::path json = folder / "tokenizer.json";
+  const bool has_json = is_there(json);
+  QALORA_REQUIRE(has_json || is_there(path), DataError, folder.string(),
+                 ": has no tokenizer.model and no tokenizer.json; copy the tokenizer from the original checkpoint");
+  std::string bytes = is_there(path) ? read_text_file(path) : "";
+  const bool tiktoken = looks_like_tiktoken(bytes);
+  TokenizerJson found;
+  if (has_json && (bytes.empty() || tiktoken)) {  // ranks alone do not say how a model's special tokens are called
+    path = json;
+    bytes = read_text_file(path);
+    found = read_tokenizer_json(path);
+  } else if (tiktoken) {
+    found = read_tiktoken(path, bytes);
+  } else {
+    found.model = make_sentencepiece_model(path, bytes);
   }
-  const std::string bytes = read_text_file(path);
-  file = inspect_sentencepiece(path, bytes);
-  const auto status = model.LoadFromSerializedProto(without_dummy_prefix(bytes));
-  QALORA_REQUIRE(status.ok(), DataError, path.string(), ": the SentencePiece library refuses it: ", status.ToString());
-  encoder.emplace(model, file.context_free);
-  if (!encoder->by_words()) {
-    unchanged.emplace();
-    const auto again = unchanged->LoadFromSerializedProto(bytes);
-    QALORA_REQUIRE(again.ok(), DataError, path.string(), ": the SentencePiece library refuses it: ", again.ToString());
+  model = std::move(found.model);
+  rules = read_tokenizer_rules(folder, std::move(found.rules));
+  finish(bytes);
+}
+
+void Tokenizer::Impl::load(const Vocabulary& vocabulary, const fs::path& name) {
+  folder = path = name;
+  check_vocabulary(vocabulary, name.string());
+  std::string bytes;
+  if (vocabulary.kind == TokenizerKind::kSentencePiece) {
+    bytes = sentencepiece_file_of(vocabulary);
+    model = make_sentencepiece_model(name, bytes);
+  } else {
+    const nlohmann::json file = tokenizer_json_of(vocabulary);
+    TokenizerJson found = read_tokenizer_json(file, name.string());
+    model = std::move(found.model);
+    rules = std::move(found.rules);
+    bytes = file.dump();
   }
-  rules = read_tokenizer_rules(folder);
+  apply_tokenizer_config(name, tokenizer_config_of(vocabulary), rules);
+  rules.stop_ids = vocabulary.stops;
+  finish(bytes);
+}
+
+void Tokenizer::Impl::finish(std::string_view bytes) {
   read_pieces();
-  bos = find_token(rules.bos, model.bos_id(), "bos_token");
-  eos = find_token(rules.eos, model.eos_id(), "eos_token");
+  bos = find_token(rules.bos, model->bos(), "bos_token");
+  eos = find_token(rules.eos, model->eos(), "eos_token");
+  if (eos < 0 && model->kind() == TokenizerKind::kByteLevelBpe && !rules.stop_ids.empty()) eos = rules.stop_ids.front();
   add_matches();
   if (eos >= 0) stops.push_back(eos);
   for (const int64_t id : rules.stop_ids) {
     if (std::find(stops.begin(), stops.end(), id) == stops.end()) stops.push_back(id);
   }
+  digest(bytes);
+}
 
+void Tokenizer::Impl::digest(std::string_view bytes) {
   Sha256 digest;
   digest.update(bytes);
   digest.update(
@@ -124,27 +147,12 @@ void Tokenizer::Impl::load(const fs::path& where) {
 }
 
 void Tokenizer::Impl::read_pieces() {
-  entries.resize(model.GetPieceSize());
-  for (int id = 0; id < std::ssize(entries); ++id) {
-    Entry& entry = entries[id];
-    entry.text = model.IdToPiece(id);
-    if (model.IsByte(id)) {
-      entry.kind = PieceKind::kByte;  // "<0x0A>"
-      entry.text = std::string(1, static_cast<char>(std::stoi(entry.text.substr(3, 2), nullptr, 16)));
-    } else if (model.IsControl(id)) {
-      entry.kind = PieceKind::kSpecial;
-    } else if (model.IsUnknown(id)) {
-      entry.kind = PieceKind::kUnknown;
-    } else {
-      entry.kind = PieceKind::kText;
-      entry.text = with_blanks(entry.text);
-    }
-  }
+  for (int64_t id = 0; id < model->size(); ++id) entries.push_back(model->token(id));
   for (const AddedToken& token : rules.added) {
     if (token.id < 0) continue;
     if (token.id >= std::ssize(entries)) entries.resize(token.id + 1);
-    if (entries[token.id].kind == PieceKind::kUnknown) continue;
-    entries[token.id] = {token.content, token.special ? PieceKind::kSpecial : PieceKind::kAdded};
+    if (entries[token.id].kind == TokenKind::kUnknown) continue;
+    entries[token.id] = {token.content, token.special ? TokenKind::kSpecial : TokenKind::kAdded};
   }
 }
 
@@ -153,135 +161,145 @@ int64_t Tokenizer::Impl::find_token(const std::optional<std::string>& content, i
   for (const AddedToken& token : rules.added) {
     if (token.content == *content && token.id >= 0) return token.id;
   }
-  const int id = model.PieceToId(*content);
-  QALORA_REQUIRE(id != model.unk_id() || *content == model.IdToPiece(id), DataError, path.parent_path().string(), ": ", what,
-                 " '", *content, "' is neither a piece of tokenizer.model nor an added token; correct tokenizer_config.json");
+  const int64_t id = model->find(*content);
+  QALORA_REQUIRE(id >= 0, DataError, folder.string(), ": ", what, " '", *content, "' is neither a piece of ",
+                 path.filename().string(), " nor an added token; correct tokenizer_config.json");
   return id;
 }
 
-void Tokenizer::Impl::add_match(Match match) {
+void Tokenizer::Impl::Matches::add(Match match) {
   if (match.id < 0 || match.content.empty()) return;
-  auto& bucket = matches[static_cast<unsigned char>(match.content[0])];
+  auto& bucket = by_byte[static_cast<unsigned char>(match.content[0])];
   const auto same =
       std::find_if(bucket.begin(), bucket.end(), [&](const Match& other) { return other.content == match.content; });
   if (same == bucket.end()) bucket.push_back(std::move(match));
 }
 
-void Tokenizer::Impl::add_matches() {
-  for (const AddedToken& token : rules.added) {
-    int64_t id = token.id;
-    if (id < 0) {
-      // Named without an id: counts only where the model has a piece of that text.
-      id = model.PieceToId(token.content);
-      if (model.IdToPiece(static_cast<int>(id)) != token.content) continue;
-    }
-    const bool special = token.special || id == bos || id == eos;
-    add_match({token.content, id, special, token.strip_left, token.strip_right});
-  }
-  for (const int64_t id : {bos, eos, static_cast<int64_t>(model.unk_id())}) {
-    if (id >= 0)
-      add_match({.content = id < model.GetPieceSize() ? model.IdToPiece(static_cast<int>(id)) : entries[id].text,
-                 .id = id,
-                 .special = true});
-  }
-  for (auto& bucket : matches) {
+void Tokenizer::Impl::Matches::sort() {
+  for (auto& bucket : by_byte) {
     std::sort(bucket.begin(), bucket.end(), [](const Match& a, const Match& b) { return a.content.size() > b.content.size(); });
   }
 }
 
-const Tokenizer::Impl::Match* Tokenizer::Impl::match_at(std::string_view text, size_t at, bool parse_special) const {
-  for (const Match& match : matches[static_cast<unsigned char>(text[at])]) {
-    if ((parse_special || !match.special) && text.substr(at).starts_with(match.content)) return &match;
+void Tokenizer::Impl::add_matches() {
+  for (const AddedToken& token : rules.added) {
+    // Named without an id: counts only where the model has a piece of that text.
+    const int64_t id = token.id < 0 ? model->find(token.content) : token.id;
+    const bool special = token.special || id == bos || id == eos;
+    const bool normalized = token.normalized && model->normalizes();
+    has_normalized |= normalized;
+    (normalized ? normalized_matches : matches)
+        .add({normalized ? model->normalized(token.content) : token.content, id, special, token.strip_left, token.strip_right});
+  }
+  const int64_t unknown = model->kind() == TokenizerKind::kSentencePiece ? model->unknown() : -1;
+  for (const int64_t id : {bos, eos, unknown}) {
+    if (entry(id) == nullptr) continue;
+    matches.add({.content = id < model->size() && !model->piece(id).empty() ? model->piece(id) : entries[id].text, .id = id, .special = true});
+  }
+  matches.sort();
+  normalized_matches.sort();
+}
+
+const Tokenizer::Impl::Match* Tokenizer::Impl::Matches::at(std::string_view text, bool parse_special) const {
+  for (const Match& match : by_byte[static_cast<unsigned char>(text[0])]) {
+    if ((parse_special || !match.special) && text.starts_with(match.content)) return &match;
   }
   return nullptr;
 }
 
-std::vector<Fragment> Tokenizer::Impl::split(std::string_view text, bool parse_special) const {
+std::vector<Fragment> Tokenizer::Impl::Matches::split(std::string_view text, bool parse_special) const {
   std::vector<Fragment> fragments;
   size_t begin = 0;
   for (size_t at = 0; at < text.size();) {
-    const Match* match = match_at(text, at, parse_special);
+    const Match* match = this->at(text.substr(at), parse_special);
     if (match == nullptr) {
       ++at;
       continue;
     }
-    size_t end = at;
-    while (match->strip_left && end > begin && is_blank(text[end - 1])) --end;
-    if (end > begin) fragments.push_back({text.substr(begin, end - begin)});
+    std::string_view before = text.substr(begin, at - begin);
+    for (size_t blank; match->strip_left && (blank = white_space_at_back(before)) > 0;) before.remove_suffix(blank);
+    if (!before.empty()) fragments.push_back({before});
     fragments.push_back({match->content, match->id});
     at += match->content.size();
-    while (match->strip_right && at < text.size() && is_blank(text[at])) ++at;
+    for (size_t blank; match->strip_right && (blank = white_space_at_front(text.substr(at))) > 0;) at += blank;
     begin = at;
   }
   if (begin < text.size()) fragments.push_back({text.substr(begin)});
   return fragments;
 }
 
-void Tokenizer::Impl::append(std::string_view text, bool prefix, std::vector<int64_t>& ids) const {
-  std::string reason;
-  if (prefix && unchanged) {
-    std::vector<int> found;
-    const auto status = unchanged->Encode(text, &found);
-    if (!status.ok()) reason = status.ToString();
-    ids.insert(ids.end(), found.begin(), found.end());
-  } else if (prefix && file.adds_dummy_prefix) {
-    reason = encoder->append(message(' ', text), ids);
-  } else {
-    reason = encoder->append(text, ids);
+template <typename F>
+void Tokenizer::Impl::each_fragment(std::string_view text, bool parse_special, const F& fragment) const {
+  for (const Fragment& part : matches.split(text, parse_special)) {
+    if (part.id >= 0 || !model->normalizes()) {
+      fragment(part);
+      continue;
+    }
+    const std::string normalized = model->normalized(part.text);
+    if (!has_normalized) {
+      fragment(Fragment{normalized});
+      continue;
+    }
+    for (const Fragment& inner : normalized_matches.split(normalized, parse_special)) fragment(inner);
   }
-  QALORA_REQUIRE(reason.empty(), DataError, path.string(), ": the SentencePiece library cannot encode the text: ", reason);
 }
 
 std::string Tokenizer::Impl::bytes_of(int64_t id, bool first, bool skip_special) const {
-  const Entry* found = entry(id);
+  const Token* found = entry(id);
   if (found == nullptr) return std::string(kReplacement);
   switch (found->kind) {
-    case PieceKind::kSpecial: return skip_special ? "" : found->text;
-    case PieceKind::kUnknown: return skip_special ? file.unknown : found->text;
-    case PieceKind::kGap: return std::string(kReplacement);
-    case PieceKind::kText:
-      return first && file.adds_dummy_prefix && found->text.starts_with(' ') ? found->text.substr(1) : found->text;
+    case TokenKind::kSpecial: return skip_special ? "" : found->text;
+    case TokenKind::kUnknown: return skip_special ? model->unknown_text() : found->text;
+    case TokenKind::kGap: return std::string(kReplacement);
+    case TokenKind::kText:
+      return first && model->prefix_is_dropped() && found->text.starts_with(' ') ? found->text.substr(1) : found->text;
     default: return found->text;
   }
 }
 
+// Broken characters as each kind's own library shows them.
+std::string Tokenizer::Impl::readable(std::string_view bytes) const {
+  return model->kind() == TokenizerKind::kByteLevelBpe ? replace_broken_characters(bytes) : replace_invalid_utf8(bytes);
+}
+
 Tokenizer::Tokenizer(const fs::path& folder) : impl_(std::make_unique<Impl>()) { impl_->load(folder); }
+Tokenizer::Tokenizer(const Vocabulary& vocabulary, const fs::path& name) : impl_(std::make_unique<Impl>()) { impl_->load(vocabulary, name); }
 Tokenizer::~Tokenizer() = default;
 Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 
 const fs::path& Tokenizer::folder() const { return impl_->folder; }
-bool Tokenizer::exists(const fs::path& folder) { return is_there(folder / "tokenizer.model"); }
+bool Tokenizer::exists(const fs::path& folder) { return is_there(folder / "tokenizer.model") || is_there(folder / "tokenizer.json"); }
 
 std::vector<int64_t> Tokenizer::encode(std::string_view text, EncodeOptions options) const {
   std::vector<int64_t> ids;
-  const auto fragments = impl_->split(text, options.parse_special);
-  const bool has_bos = !fragments.empty() && fragments.front().id >= 0 && fragments.front().id == bos_id();
-  if (options.add_bos && bos_id() >= 0 && !has_bos) ids.push_back(bos_id());
   bool at_start = true;
-  for (const Fragment& fragment : fragments) {
+  impl_->each_fragment(text, options.parse_special, [&](const Fragment& fragment) {
     if (fragment.id >= 0) {
       ids.push_back(fragment.id);
     } else {
       // Hugging Face's rule: with `legacy` every stretch of text is encoded as if it stood alone, without it only the first.
       const bool prefix = legacy() || (at_start && impl_->rules.adds_prefix_space);
-      impl_->append(fragment.text, prefix, ids);
+      impl_->model->append(fragment.text, prefix, ids);
     }
     at_start = false;
-  }
+  });
+  const bool has_bos = options.parse_special && !ids.empty() && ids.front() == bos_id();
+  if (options.add_bos && bos_id() >= 0 && !has_bos) ids.insert(ids.begin(), bos_id());
   if (options.add_eos && eos_id() >= 0) ids.push_back(eos_id());
   return ids;
 }
 
 std::vector<int64_t> Tokenizer::encode_continuation(std::string_view text) const {
   std::vector<int64_t> ids;
-  for (const Fragment& fragment : impl_->split(text, /*parse_special=*/false)) {
+  bool at_start = true;
+  impl_->each_fragment(text, /*parse_special=*/false, [&](const Fragment& fragment) {
     if (fragment.id >= 0) {
       ids.push_back(fragment.id);
     } else {
-      const bool behind_token = legacy() && fragment.text.data() != text.data();
-      impl_->append(fragment.text, behind_token, ids);
+      impl_->model->append(fragment.text, legacy() && !at_start, ids);
     }
-  }
+    at_start = false;
+  });
   return ids;
 }
 
@@ -290,10 +308,10 @@ std::string Tokenizer::decode(const std::vector<int64_t>& ids, bool skip_special
   bool first = true;
   for (const int64_t id : ids) {
     bytes += impl_->bytes_of(id, first, skip_special);
-    const Impl::Entry* entry = impl_->entry(id);
-    first = first && entry != nullptr && entry->kind == PieceKind::kSpecial;
+    const Token* entry = impl_->entry(id);
+    first = first && entry != nullptr && entry->kind == TokenKind::kSpecial;
   }
-  return replace_invalid_utf8(bytes);
+  return impl_->readable(bytes);
 }
 
 std::string Tokenizer::decode_next(const std::vector<int64_t>& before, int64_t id) const {
@@ -307,18 +325,21 @@ std::string Tokenizer::decode_next(const std::vector<int64_t>& before, int64_t i
   }
   const std::string held = tail.substr(tail.size() - incomplete_tail(tail));
   const std::string bytes = held + impl_->bytes_of(id, !anything, true);
-  return replace_invalid_utf8(std::string_view(bytes).substr(0, bytes.size() - incomplete_tail(bytes)));
+  return impl_->readable(std::string_view(bytes).substr(0, bytes.size() - incomplete_tail(bytes)));
 }
 
 std::string Tokenizer::piece(int64_t id) const {
   if (impl_->entry(id) == nullptr) return "";
-  return id < impl_->model.GetPieceSize() ? impl_->model.IdToPiece(static_cast<int>(id)) : impl_->entries[id].text;
+  const std::string own = id < impl_->model->size() ? impl_->model->piece(id) : "";
+  return own.empty() ? impl_->entries[id].text : own;
 }
 
 int64_t Tokenizer::special_id(std::string_view content) const {
   if (content.empty()) return -1;
-  for (const Impl::Match& match : impl_->matches[static_cast<unsigned char>(content[0])]) {
-    if (match.content == content) return match.id;
+  for (const Impl::Matches* matches : {&impl_->matches, &impl_->normalized_matches}) {
+    for (const Impl::Match& match : matches->by_byte[static_cast<unsigned char>(content[0])]) {
+      if (match.content == content) return match.id;
+    }
   }
   return -1;
 }
@@ -332,5 +353,31 @@ bool Tokenizer::adds_eos() const { return impl_->rules.adds_eos; }
 bool Tokenizer::legacy() const { return impl_->rules.legacy; }
 const std::string& Tokenizer::chat_template() const { return impl_->rules.chat_template; }
 std::string Tokenizer::fingerprint() const { return impl_->fingerprint; }
+TokenizerKind Tokenizer::kind() const { return impl_->model->kind(); }
+
+Vocabulary Tokenizer::vocabulary() const {
+  Vocabulary result = impl_->model->vocabulary();
+  result.pieces.resize(vocab_size(), {.text = "", .score = kAddedScore, .type = PieceType::kUnused});
+  for (const AddedToken& token : impl_->rules.added) {
+    if (token.id < 0) continue;
+    Piece& piece = result.pieces[token.id];
+    if (piece.type == PieceType::kUnknown || (piece.type != PieceType::kNormal && piece.text == token.content)) continue;
+    piece.text = token.content;
+    piece.type = token.special ? PieceType::kControl : PieceType::kUserDefined;
+  }
+  for (size_t id = 0; id < result.pieces.size(); ++id) {
+    if (result.pieces[id].text.empty()) result.pieces[id] = {message("[PAD", id, "]"), kAddedScore, PieceType::kUnused};
+  }
+  result.bos = bos_id();
+  result.eos = eos_id();
+  if (impl_->rules.padding) result.padding = special_id(*impl_->rules.padding);
+  for (const int64_t id : stop_ids()) {
+    if (id != eos_id()) result.stops.push_back(id);
+  }
+  result.add_bos = adds_bos();
+  result.add_eos = adds_eos();
+  result.chat_template = chat_template();
+  return result;
+}
 
 }  // namespace qalora::text

@@ -71,8 +71,10 @@ void read_named_tokens(const fs::path& path, const json& object, TokenizerRules&
     *target = token_text(path, object[key], key);
   }
   if (object.contains("pad_token")) {
-    if (const auto text = token_text(path, object["pad_token"], "pad_token"))
+    if (const auto text = token_text(path, object["pad_token"], "pad_token")) {
       add_token(rules, {.content = *text, .special = true});
+      if (!rules.padding) rules.padding = text;
+    }
   }
   const auto extra = object.find("additional_special_tokens");
   if (extra == object.end() || !extra->is_array()) return;
@@ -117,17 +119,6 @@ std::string chat_template(const fs::path& path, const json& value) {
   return "";
 }
 
-void read_config(const fs::path& path, TokenizerRules& rules) {
-  const json object = read_object(path);
-  read_flag(path, object, "add_bos_token", rules.adds_bos);
-  read_flag(path, object, "add_eos_token", rules.adds_eos);
-  read_flag(path, object, "legacy", rules.legacy);
-  read_flag(path, object, "add_prefix_space", rules.adds_prefix_space);
-  if (object.contains("added_tokens_decoder")) read_decoder_tokens(path, object["added_tokens_decoder"], rules);
-  read_named_tokens(path, object, rules);
-  if (object.contains("chat_template")) rules.chat_template = chat_template(path, object["chat_template"]);
-}
-
 void read_stop_ids(const fs::path& path, TokenizerRules& rules) {
   const json object = read_object(path);
   const auto found = object.find("eos_token_id");
@@ -138,13 +129,22 @@ void read_stop_ids(const fs::path& path, TokenizerRules& rules) {
 
 }  // namespace
 
-TokenizerRules read_tokenizer_rules(const fs::path& folder) {
-  TokenizerRules rules;
+void apply_tokenizer_config(const fs::path& path, const json& object, TokenizerRules& rules) {
+  read_flag(path, object, "add_bos_token", rules.adds_bos);
+  read_flag(path, object, "add_eos_token", rules.adds_eos);
+  read_flag(path, object, "legacy", rules.legacy);
+  read_flag(path, object, "add_prefix_space", rules.adds_prefix_space);
+  if (object.contains("added_tokens_decoder")) read_decoder_tokens(path, object["added_tokens_decoder"], rules);
+  read_named_tokens(path, object, rules);
+  if (object.contains("chat_template")) rules.chat_template = chat_template(path, object["chat_template"]);
+}
+
+TokenizerRules read_tokenizer_rules(const fs::path& folder, TokenizerRules rules) {
   const auto when_there = [&](const char* name, auto&& read) {
     std::error_code unreadable;
     if (fs::exists(folder / name, unreadable)) read(folder / name);
   };
-  when_there("tokenizer_config.json", [&](const fs::path& path) { read_config(path, rules); });
+  when_there("tokenizer_config.json", [&](const fs::path& path) { apply_tokenizer_config(path, read_object(path), rules); });
   when_there("special_tokens_map.json", [&](const fs::path& path) { read_named_tokens(path, read_object(path), rules); });
   when_there("added_tokens.json", [&](const fs::path& path) {
     const json object = read_object(path);

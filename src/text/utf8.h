@@ -17,5 +17,7 @@ size_t incomplete_tail(std::string_view bytes);
 
 // Every byte that belongs to no well-formed character becomes U+FFFD.
 std::string replace_invalid_utf8(std::string_view bytes);
+// Each longest beginning of a character that is not completed becomes one U+FFFD (Unicode 3.9, "maximal subpart").
+std::string replace_broken_characters(std::string_view bytes);
 
 }  // namespace qalora::text

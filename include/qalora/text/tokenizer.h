@@ -1,4 +1,4 @@
-// LLaMA's SentencePiece tokenizer with Hugging Face's special-token and prefix rules.
+// Tokenizers of the LLaMA family, SentencePiece and byte-level BPE, with Hugging Face's rules for special tokens and prefixes.
 #pragma once
 
 #include <cstdint>
@@ -8,20 +8,23 @@
 #include <vector>
 
 #include "qalora/core/file.h"
+#include "qalora/text/vocabulary.h"
 
 namespace qalora::text {
 
 class Tokenizer {
  public:
-  // Reads tokenizer.model and, when there, tokenizer_config.json (add_bos_token, add_eos_token, legacy, special tokens),
-  // special_tokens_map.json, added_tokens.json, generation_config.json (extra end-of-sequence ids), from a model's folder.
-  // A folder with only tokenizer.json (byte-level BPE) or a tiktoken file is a DataError that says what is supported.
+  // Reads tokenizer.model (SentencePiece, or LLaMA 3's ranks), else tokenizer.json (byte-level BPE), and, when there,
+  // tokenizer_config.json (add_bos_token, add_eos_token, legacy, special tokens), special_tokens_map.json, added_tokens.json,
+  // generation_config.json (extra end-of-sequence ids), from a model's folder. DataError for what would change ids and is not supported.
   explicit Tokenizer(const fs::path& folder);
+  // A vocabulary from elsewhere; `name` is the file it comes from: folder(), and the beginning of every message.
+  Tokenizer(const Vocabulary& vocabulary, const fs::path& name);
   ~Tokenizer();
   Tokenizer(Tokenizer&&) noexcept;
 
   const fs::path& folder() const;
-  static bool exists(const fs::path& folder);  // a tokenizer.model lies in the folder
+  static bool exists(const fs::path& folder);  // a tokenizer.model or tokenizer.json lies in the folder
 
   // Ids of text. Special tokens written in the text ("</s>") become their ids only with parse_special; added tokens that are
   // not special always do.
@@ -48,7 +51,10 @@ class Tokenizer {
   bool adds_eos() const;
   bool legacy() const;
   const std::string& chat_template() const;  // "" when there is none
-  std::string fingerprint() const;           // SHA-256 of tokenizer.model and the rules read beside it
+  std::string fingerprint() const;           // SHA-256 of the model's file and the rules read beside it
+  TokenizerKind kind() const;
+  // Everything that another format needs to hold this tokenizer. DataError where the shape of a Vocabulary is too small for it.
+  Vocabulary vocabulary() const;
 
  private:
   struct Impl;

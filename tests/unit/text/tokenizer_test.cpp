@@ -283,7 +283,7 @@ class BadTokenizer : public testing::Test {
 
 TEST_F(BadTokenizer, SaysWhatTheModelFileIs) {
   EXPECT_CONTAINS(error("tokenizer.model", ""), "empty");
-  EXPECT_CONTAINS(error("tokenizer.model", "IQ== 0\nIg== 1\n"), "tiktoken");
+  EXPECT_CONTAINS(error("tokenizer.model", "IQ== 0\nIg== 2\n"), "line 2 of a tiktoken vocabulary");
   EXPECT_CONTAINS(error("tokenizer.model", "{\"model\": {}}"), "JSON");
   EXPECT_CONTAINS(error("tokenizer.model", "version https://git-lfs.github.com/spec/v1\n"), "git lfs pull");
   EXPECT_CONTAINS(error("tokenizer.model", std::string(64, '\xff')), "damaged");
@@ -333,14 +333,15 @@ TEST_F(BadTokenizer, AnEosThatDoesNotExist) {
   EXPECT_CONTAINS(error_of<DataError>([&] { Tokenizer tokenizer(dir_.path()); }), "<|fin|>");
 }
 
-TEST_F(BadTokenizer, AFolderWithTokenizerJsonOnly) {
-  write_file(dir_ / "tokenizer.json", "{}");
+TEST_F(BadTokenizer, AFolderWithoutAny) {
   EXPECT_FALSE(Tokenizer::exists(dir_.path()));
   const std::string what = error_of<DataError>([&] { Tokenizer tokenizer(dir_.path()); });
-  EXPECT_CONTAINS(what, "tokenizer.json");
-  EXPECT_CONTAINS(what, "SentencePiece");
-  write_tiny_tokenizer(dir_.path());
+  EXPECT_CONTAINS(what, "no tokenizer.model and no tokenizer.json");
+  write_file(dir_ / "tokenizer.json", "{}");
   EXPECT_TRUE(Tokenizer::exists(dir_.path()));
+  EXPECT_CONTAINS(error_of<DataError>([&] { Tokenizer tokenizer(dir_.path()); }), "'model' is missing");
+  write_tiny_tokenizer(dir_.path());  // SentencePiece comes first
+  EXPECT_EQ(Tokenizer(dir_.path()).kind(), TokenizerKind::kSentencePiece);
 }
 
 }  // namespace
