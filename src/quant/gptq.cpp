@@ -69,7 +69,7 @@ GptqResult gptq(const std::string& name, const at::Tensor& weight, const at::Ten
   check_hessian(name, weight, hessian);
   const auto device = hessian.device();
   const at::Tensor dense = weight.to(device, at::kFloat);
-  result.loss_round_to_nearest = residual_of(dense, nearest.weight.dequantize(at::kFloat).to(device), hessian).loss();
+  result.loss_round_to_nearest = losses_of(dense.sub(nearest.weight.dequantize(at::kFloat).to(device)), hessian).sum().item<double>();
 
   const double start = now();
   at::Tensor target = dense, filled = hessian;
@@ -84,11 +84,14 @@ GptqResult gptq(const std::string& name, const at::Tensor& weight, const at::Ten
   round_columns(ordered(target, order, false), factor.upper, order, importance, options, rounded);
   const double solved = now();
 
-  result.loss = result.loss_before_refit = residual_of(dense, rounded.dense().to(device), hessian).loss();
   if (options.refit) {
-    if (options.sweeps > 0) improve_codes(dense, hessian, options, rounded);
-    fit_scales(dense, hessian, options.integer_zeros, rounded);
-    result.loss = residual_of(dense, rounded.dense().to(device), hessian).loss();
+    Residual residual = residual_of(dense, rounded, hessian);
+    result.loss_before_refit = residual.loss();
+    if (options.sweeps > 0) improve_codes(dense, hessian, options, residual, rounded);
+    fit_scales(dense, hessian, options.integer_zeros, residual, rounded);
+    result.loss = residual.loss();
+  } else {
+    result.loss = result.loss_before_refit = losses_of(dense.sub(rounded.dense().to(device)), hessian).sum().item<double>();
   }
   result.factor_seconds = factored - start, result.solve_seconds = solved - factored, result.refit_seconds = now() - solved;
   QALORA_REQUIRE(at::isfinite(rounded.scales).all().item<bool>() && at::isfinite(rounded.offsets).all().item<bool>(), DataError, name,

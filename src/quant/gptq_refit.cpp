@@ -26,15 +26,13 @@ void move(Rounded& rounded, const at::Tensor& origins, const at::Tensor& scale_c
   rounded.offsets = integer_zeros ? rounded.scales.mul(origins).neg_() : rounded.offsets.add(offset_change).sub_(scale_change.mul(origins));
 }
 
-// Rows of `next` where its loss is lower, else those of `now`.
-Rounded better_rows(const at::Tensor& weight, const at::Tensor& hessian, const at::Tensor& losses_now, const Rounded& now, const Rounded& next) {
-  const at::Tensor losses = residual_of(weight, next.dense().to(weight.device()), hessian).losses;
-  const at::Tensor better = losses.lt(losses_now).to(at::kCPU).unsqueeze(1);  // [out_features, 1]; false where either is NaN
-  Rounded best = now;
-  best.codes = at::where(better, next.codes, now.codes);
-  best.scales = at::where(better, next.scales, now.scales);
-  best.offsets = at::where(better, next.offsets, now.offsets);
-  return best;
+// Takes the rows of `next` where `losses` are lower. -> which: [out_features, 1] bool on the CPU; false where either loss is NaN
+at::Tensor take_better(const at::Tensor& losses, const at::Tensor& losses_now, const Rounded& next, Rounded& rounded) {
+  const at::Tensor better = losses.lt(losses_now).to(at::kCPU).unsqueeze(1);
+  rounded.codes = at::where(better, next.codes, rounded.codes);
+  rounded.scales = at::where(better, next.scales, rounded.scales);
+  rounded.offsets = at::where(better, next.offsets, rounded.offsets);
+  return better;
 }
 
 // H with rows and columns padded by zeros to whole groups.
@@ -234,21 +232,55 @@ class Window {
 
 double Residual::loss() const { return losses.sum().item<double>(); }
 
-Residual residual_of(const at::Tensor& weight, const at::Tensor& quantised, const at::Tensor& hessian) {
+Residual residual_of(const at::Tensor& weight, const Rounded& rounded, const at::Tensor& hessian) {
   Residual residual;
-  residual.difference = weight.sub(quantised);
+  residual.difference = weight.sub(rounded.dense().to(weight.device()));
   residual.gradient = residual.difference.mm(hessian);
-  residual.losses = residual.difference.mul(residual.gradient).sum(1, false, at::kDouble);
+  residual.losses = residual.difference.mul(residual.gradient).sum(1, false, at::kDouble).clamp_min_(0);  // 0 but for rounding where H is singular
   return residual;
 }
 
-void fit_scales(const at::Tensor& weight, const at::Tensor& hessian, bool integer_zeros, Rounded& rounded) {
+at::Tensor losses_of(const at::Tensor& difference, const at::Tensor& hessian) {
+  // H is symmetric: blocks below the diagonal stand for those above it.
+  constexpr int64_t kPanel = 512;
+  const int64_t columns = hessian.size(0);
+  at::Tensor losses = at::zeros({difference.size(0)}, difference.options().dtype(at::kDouble));
+  for (int64_t first = 0; first < columns; first += kPanel) {
+    const int64_t count = std::min(kPanel, columns - first), rest = columns - first - count;
+    const at::Tensor panel = difference.narrow(1, first, count), across = hessian.narrow(1, first, count);
+    at::Tensor product = panel.mm(across.narrow(0, first, count));
+    if (rest > 0) product.addmm_(difference.narrow(1, first + count, rest), across.narrow(0, first + count, rest), 1, 2);
+    losses.add_(product.mul_(panel).sum(1, false, at::kDouble));
+  }
+  return losses.clamp_min_(0);
+}
+
+void improve_codes(const at::Tensor& weight, const at::Tensor& hessian, const GptqOptions& options, Residual& residual, Rounded& rounded) {
+  const int64_t columns = rounded.columns();
+  // A window holds whole groups, as many as make a block.
+  const int64_t window = std::max<int64_t>(1, options.block_columns / rounded.group_size) * rounded.group_size;
+  Rounded next = rounded;
+  next.codes = rounded.codes.clone(), next.scales = rounded.scales.clone(), next.offsets = rounded.offsets.clone();
+  at::Tensor gradient = residual.gradient.clone();
+  for (int sweep = 0; sweep < options.sweeps; ++sweep) {
+    for (int64_t first = 0; first < columns; first += window) {
+      const int64_t size = std::min(window, columns - first);
+      const at::Tensor change = Window(gradient, hessian, first, size, options, next).run();
+      gradient.addmm_(change, hessian.narrow(0, first, size), 1, -1);
+    }
+  }
+  Residual after = residual_of(weight, next, hessian);
+  const at::Tensor better = take_better(after.losses, residual.losses, next, rounded).to(weight.device());
+  residual.difference = at::where(better, after.difference, residual.difference);
+  residual.gradient = at::where(better, after.gradient, residual.gradient);
+  residual.losses = at::where(better.squeeze(1), after.losses, residual.losses);
+}
+
+void fit_scales(const at::Tensor& weight, const at::Tensor& hessian, bool integer_zeros, Residual& residual, Rounded& rounded) {
   const int64_t rows = rounded.rows(), groups = rounded.groups();
   const auto device = hessian.device();
-  const Residual residual = residual_of(weight, rounded.dense().to(device), hessian);
   const at::Tensor origins = origins_of(rounded, integer_zeros);
-  const NormalEquations equations(hessian, groups, std::min(rounded.group_size, rounded.columns()), !integer_zeros);
-  Rounded next = rounded;
+  const NormalEquations equations(hessian, groups, rounded.group_size, !integer_zeros);
   at::Tensor scale_changes = at::zeros_like(rounded.scales), offset_changes = at::zeros_like(rounded.offsets);
   const int64_t unknowns = integer_zeros ? groups : 2 * groups;
   // As many rows at once as keep the equations and a product of codes and H in some tens of megabytes.
@@ -262,25 +294,13 @@ void fit_scales(const at::Tensor& weight, const at::Tensor& hessian, bool intege
     scale_changes.narrow(0, begin, count).copy_(change.mul(step));
     if (!integer_zeros) offset_changes.narrow(0, begin, count).copy_(solved.narrow(1, groups, groups).mul(step));
   }
-  move(next, origins, scale_changes, offset_changes, integer_zeros);
-  rounded = better_rows(weight, hessian, residual.losses, rounded, next);
-}
-
-void improve_codes(const at::Tensor& weight, const at::Tensor& hessian, const GptqOptions& options, Rounded& rounded) {
-  const int64_t columns = rounded.columns();
-  // A window holds whole groups, as many as make a block.
-  const int64_t window = std::max<int64_t>(1, options.block_columns / rounded.group_size) * rounded.group_size;
-  Residual residual = residual_of(weight, rounded.dense().to(hessian.device()), hessian);
+  residual.gradient.reset();
   Rounded next = rounded;
-  next.codes = rounded.codes.clone(), next.scales = rounded.scales.clone(), next.offsets = rounded.offsets.clone();
-  for (int sweep = 0; sweep < options.sweeps; ++sweep) {
-    for (int64_t first = 0; first < columns; first += window) {
-      const int64_t size = std::min(window, columns - first);
-      const at::Tensor change = Window(residual.gradient, hessian, first, size, options, next).run();
-      residual.gradient.addmm_(change, hessian.narrow(0, first, size), 1, -1);
-    }
-  }
-  rounded = better_rows(weight, hessian, residual.losses, rounded, next);
+  move(next, origins, scale_changes, offset_changes, integer_zeros);
+  residual.difference.reset();
+  const at::Tensor losses = losses_of(weight.sub(next.dense().to(device)), hessian);
+  const at::Tensor better = take_better(losses, residual.losses, next, rounded).to(device);
+  residual.losses = at::where(better.squeeze(1), losses, residual.losses);
 }
 
 }  // namespace qalora::quant

@@ -8,21 +8,26 @@
 
 namespace qalora::quant {
 
-// (W - Wq), its product with H, and the loss of every row, on H's device.
+// What is left of W - Wq, on H's device.
 struct Residual {
-  at::Tensor difference;  // [out_features, in_features] f32
+  at::Tensor difference;  // [out_features, in_features] f32, W - Wq
   at::Tensor gradient;    // [out_features, in_features] f32, difference . H; the loss's slope is -2 of it
   at::Tensor losses;      // [out_features] f64
 
   double loss() const;
 };
-Residual residual_of(const at::Tensor& weight, const at::Tensor& quantised, const at::Tensor& hessian);
 
-// weight, hessian: f32 on one device; hessian undamped. Rows whose loss would not fall stay as they are.
+// weight, hessian: f32 on one device; hessian symmetric and undamped.
+Residual residual_of(const at::Tensor& weight, const Rounded& rounded, const at::Tensor& hessian);
+// The losses alone, for half the work. difference: [out_features, in_features] f32 on H's device -> [out_features] f64
+at::Tensor losses_of(const at::Tensor& difference, const at::Tensor& hessian);
 
-// Scales and offsets (scales only with integer zeros) by least squares, all groups of a row at once, codes fixed.
-void fit_scales(const at::Tensor& weight, const at::Tensor& hessian, bool integer_zeros, Rounded& rounded);
+// Both take the residual of `rounded` and leave it so. Rows whose loss would not fall stay as they are.
+
 // Group after group: its scale and offset by least squares, then its codes one by one, each against all that the row has by then.
-void improve_codes(const at::Tensor& weight, const at::Tensor& hessian, const GptqOptions& options, Rounded& rounded);
+void improve_codes(const at::Tensor& weight, const at::Tensor& hessian, const GptqOptions& options, Residual& residual, Rounded& rounded);
+// Scales and offsets (scales only with integer zeros) by least squares, all groups of a row at once, codes fixed. The residual keeps its
+// losses only.
+void fit_scales(const at::Tensor& weight, const at::Tensor& hessian, bool integer_zeros, Residual& residual, Rounded& rounded);
 
 }  // namespace qalora::quant

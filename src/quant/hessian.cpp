@@ -29,8 +29,18 @@ void Hessian::add(const at::Tensor& x) {
 }
 
 at::Tensor Hessian::matrix() const {
-  const at::Tensor lower = sum_.mul(2.0 / static_cast<double>(std::max<int64_t>(1, tokens_))).to(at::kFloat).tril_();
-  return lower.add(lower.tril(-1).t());
+  const int64_t columns = sum_.size(0);
+  const double factor = 2.0 / static_cast<double>(std::max<int64_t>(1, tokens_));
+  at::Tensor matrix = at::empty({columns, columns}, sum_.options().dtype(at::kFloat));
+  for (int64_t first = 0; first < columns; first += kPanel) {  // no second matrix in fp64
+    const int64_t count = std::min(kPanel, columns - first), rest = columns - first - count;
+    const at::Tensor panel = sum_.narrow(1, first, count).narrow(0, first, columns - first).mul(factor).to(at::kFloat);
+    const at::Tensor corner = panel.narrow(0, 0, count).tril();
+    matrix.narrow(0, first, count).narrow(1, first, count).copy_(corner.add(corner.tril(-1).t()));
+    matrix.narrow(0, first + count, rest).narrow(1, first, count).copy_(panel.narrow(0, count, rest));
+    matrix.narrow(0, first, count).narrow(1, first + count, rest).copy_(panel.narrow(0, count, rest).t());
+  }
+  return matrix;
 }
 
 }  // namespace qalora::quant
