@@ -98,4 +98,17 @@ std::string base_state_fingerprint(const Checkpoint& checkpoint) {
   return digest_of_all(names, [&](const std::string& name) { return tensor_digest(checkpoint, name); });
 }
 
+std::string dense_fingerprint(const Checkpoint& checkpoint) {
+  constexpr size_t kSample = 4096;
+  Sha256 hash;
+  hash.update(checkpoint.config().dump());
+  for (const std::string& name : checkpoint.names()) {
+    const TensorBytes stored = checkpoint.bytes(name);
+    const std::span<const std::byte> bytes = stored.span;
+    hash.update(message(name, " ", bytes.size(), " "));
+    hash.update(bytes.first(std::min(kSample, bytes.size())));
+  }
+  return hash.hex();
+}
+
 }  // namespace qalora::io

@@ -76,6 +76,10 @@ void require_finite(const std::string& name, const at::Tensor& tensor) {
   }
 }
 
+std::string tensor_place(const io::Checkpoint& checkpoint, const std::string& name) {
+  return message(checkpoint.file_of(name).string(), ": tensor '", name, "'");
+}
+
 }  // namespace
 
 QuantizePlan plan_quantization(const io::Checkpoint& checkpoint, const QuantizationConfig& quantization) {
@@ -117,34 +121,45 @@ QuantizePlan plan_quantization(const io::Checkpoint& checkpoint, const Quantizat
   return plan;
 }
 
-std::vector<QuantizedLayer> quantize_checkpoint(const io::Checkpoint& checkpoint, const QuantizePlan& plan, const fs::path& out, bool replace) {
+void write_quantized_checkpoint(const io::Checkpoint& checkpoint, const QuantizePlan& plan, const fs::path& out, bool replace,
+                                const PackedProducer& produce) {
   AtomicFolder folder(out, replace, plan.disk_bytes);
   io::CheckpointWriter writer(folder.staging(), plan.tensors, {{"format", "mlx"}});
-  std::vector<QuantizedLayer> layers;
-  Progress progress("quantising", plan.linears, "matrices");
   for (const auto& tensor : ordered_tensors(checkpoint, plan.config)) {
     throw_if_stopped();
-    const std::string where = message(checkpoint.file_of(tensor.name).string(), ": tensor '", tensor.name, "'");
-    at::Tensor weight = checkpoint.read(tensor.name);
-    checkpoint.release(tensor.name);
     if (!tensor.linear) {
-      require_finite(where, weight);
-      writer.write(tensor.name, weight);
+      const at::Tensor value = checkpoint.read(tensor.name);
+      checkpoint.release(tensor.name);
+      require_finite(tensor_place(checkpoint, tensor.name), value);
+      writer.write(tensor.name, value);
       continue;
     }
-    const quant::QuantizeResult result = quant::round_to_nearest(where, weight, plan.quantization.bits, plan.quantization.group_size);
     const std::string module = io::module_of(tensor.name);
-    writer.write(module + ".weight", result.weight.codes);
-    writer.write(module + ".scales", result.weight.scales);
-    writer.write(module + ".biases", result.weight.offsets);
-    layers.push_back({module, result.error});
-    progress.add();
+    const quant::PackedWeight weight = produce(module);
+    writer.write(module + ".weight", weight.codes);
+    writer.write(module + ".scales", weight.scales);
+    writer.write(module + ".biases", weight.offsets);
   }
   writer.finish();
-  progress.finish();
   io::write_json_file(folder.staging() / "config.json", derived_config(plan.config_json, plan.config, plan.quantization));
   io::copy_sidecars(checkpoint.folder(), folder.staging());
   folder.commit();
+}
+
+std::vector<QuantizedLayer> quantize_checkpoint(const io::Checkpoint& checkpoint, const QuantizePlan& plan, const fs::path& out, bool replace) {
+  std::vector<QuantizedLayer> layers;
+  Progress progress("quantising", plan.linears, "matrices");
+  write_quantized_checkpoint(checkpoint, plan, out, replace, [&](const std::string& module) {
+    const std::string name = module + ".weight";
+    const at::Tensor weight = checkpoint.read(name);
+    checkpoint.release(name);
+    const auto [packed, error] =
+        quant::round_to_nearest(tensor_place(checkpoint, name), weight, plan.quantization.bits, plan.quantization.group_size);
+    layers.push_back({module, error});
+    progress.add();
+    return packed;
+  });
+  progress.finish();
   return layers;
 }
 

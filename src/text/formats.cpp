@@ -203,6 +203,31 @@ std::vector<Record> read_text(const json& record) {
   return {std::move(result)};
 }
 
+// The keys under which collections of several tasks name them.
+std::string task_of(const json& record) {
+  for (const char* key : {"task_name", "task", "subject", "category"}) {
+    const auto found = record.find(key);
+    if (found != record.end() && found->is_string()) return found->get<std::string>();
+  }
+  return "";
+}
+
+std::vector<Record> read_format(const json& record, DataFormat format) {
+  switch (format) {
+    case DataFormat::kAlpaca: return {read_alpaca(record)};
+    case DataFormat::kFlan: return {read_pair(record, "inputs", "targets")};
+    case DataFormat::kSelfInstruct: return read_self_instruct(record);
+    case DataFormat::kLongForm: return {read_pair(record, "input", "output")};
+    case DataFormat::kChip2: return read_chip2(record);
+    case DataFormat::kShareGpt: return read_chat(record, "conversations", "from", "value");
+    case DataFormat::kMessages: return read_chat(record, "messages", "role", "content");
+    case DataFormat::kText: return read_text(record);
+    case DataFormat::kTokens: return read_tokens(record);
+    case DataFormat::kAuto: break;
+  }
+  throw InternalError("internal error: a record is read before its format is known");
+}
+
 // "[json.exception.parse_error.101] parse error at line 1, column 7: ...; last read: ...": the part behind the bracket is for
 // people; its line counts inside the record, and what was read last may be the whole record.
 std::string reason_of(std::string_view what) {
@@ -295,19 +320,10 @@ DataFormat detect_format(const json& record) {
 }
 
 std::vector<Record> read_records(const json& record, DataFormat format) {
-  switch (format) {
-    case DataFormat::kAlpaca: return {read_alpaca(record)};
-    case DataFormat::kFlan: return {read_pair(record, "inputs", "targets")};
-    case DataFormat::kSelfInstruct: return read_self_instruct(record);
-    case DataFormat::kLongForm: return {read_pair(record, "input", "output")};
-    case DataFormat::kChip2: return read_chip2(record);
-    case DataFormat::kShareGpt: return read_chat(record, "conversations", "from", "value");
-    case DataFormat::kMessages: return read_chat(record, "messages", "role", "content");
-    case DataFormat::kText: return read_text(record);
-    case DataFormat::kTokens: return read_tokens(record);
-    case DataFormat::kAuto: break;
-  }
-  throw InternalError("internal error: a record is read before its format is known");
+  std::vector<Record> records = read_format(record, format);
+  const std::string task = task_of(record);
+  for (Record& each : records) each.task = task;
+  return records;
 }
 
 }  // namespace qalora::text

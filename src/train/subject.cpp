@@ -14,22 +14,6 @@ namespace qalora::train {
 
 namespace {
 
-// A dense base is told by its configuration, its tensors' shapes and the first bytes of each: reading all of 13 GB to hash it
-// would take longer than loading it.
-std::string dense_fingerprint(const fs::path& folder) {
-  constexpr size_t kSample = 4096;
-  Sha256 hash;
-  const io::Checkpoint checkpoint(folder);
-  hash.update(checkpoint.config().dump());
-  for (const std::string& name : checkpoint.names()) {
-    const io::TensorBytes stored = checkpoint.bytes(name);
-    const std::span<const std::byte> bytes = stored.span;
-    hash.update(message(name, " ", bytes.size(), " "));
-    hash.update(bytes.first(std::min(kSample, bytes.size())));
-  }
-  return hash.hex();
-}
-
 // Of its numbers and of what they mean, not of the paths that its configuration mentions.
 std::string adapter_fingerprint(const fs::path& folder, const io::AdapterConfig& config) {
   Sha256 hash;
@@ -65,7 +49,7 @@ TrainingSubject::TrainingSubject(const TrainConfig& config, at::ScalarType compu
   }
   model_ = model::load_model(config.model, {.compute = compute, .trainable = full_, .device = device});
   if (shape.quantization) base_ = model::base_identity(io::Checkpoint(config.model));
-  fingerprint_ = shape.quantization ? base_.fingerprint + " " + base_.state : dense_fingerprint(config.model);
+  fingerprint_ = shape.quantization ? base_.fingerprint + " " + base_.state : io::dense_fingerprint(io::Checkpoint(config.model));
   if (!full_) prepare_adapter(config);
 }
 

@@ -86,9 +86,14 @@ TEST_F(QuantizeMerge, BadInputNamesWhatToDo) {
     all.insert(all.end(), more);
     return all;
   };
-  expect_failure(with({"--method", "gptq"}), 2, "not in this version");
-  expect_failure(with({"--calibration", "x"}), 2, "not in this version");
+  expect_failure(with({"--method", "gptq"}), 2, "needs --calibration FILE");
+  expect_failure(with({"--calibration", at("absent")}), 2, "no such file");
+  expect_failure(with({"--method", "rtn", "--calibration", at("dense/config.json")}), 2, "--calibration: belongs to --method gptq");
+  expect_failure(with({"--samples", "4"}), 2, "--samples: belongs to --method gptq");
+  expect_failure(with({"--no-refit"}), 2, "--refit: belongs to --method gptq");
+  expect_failure(with({"--method", "gptqq"}), 2, "did you mean 'gptq'");
   expect_failure(with({"--bits", "5"}), 2, "--bits 5");
+  expect_failure(with({"--bits", "16"}), 2, "export --to safetensors");
   expect_failure(with({"--group-size", "48"}), 2, "--group-size 48");
   expect_failure({"quantize", "--model", at("absent"), "--out", at("out")}, 2, "absent");
   expect_failure({"quantize", "--model", at("dense"), "--out", at("dense")}, 2, "same place");

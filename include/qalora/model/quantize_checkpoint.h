@@ -2,12 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
 #include "qalora/io/checkpoint.h"
 #include "qalora/model/config.h"
+#include "qalora/quant/packed_weight.h"
 
 namespace qalora::model {
 
@@ -34,8 +36,15 @@ struct QuantizedLayer {
   double error = 0;  // relative Frobenius norm of what rounding changed
 };
 
-// Writes the planned checkpoint, with config.json and the tokenizer's files, into a folder that appears whole or not at all.
-// replace: an existing `out` gives way once the new one is complete.
+// The packed weight of a linear layer. module: "model.layers.0.self_attn.q_proj"
+using PackedProducer = std::function<quant::PackedWeight(const std::string& module)>;
+
+// Writes the planned checkpoint, with config.json and the tokenizer's files, into a folder that appears whole or not at all: what
+// is not packed is copied byte for byte. replace: an existing `out` gives way once the new one is complete.
+void write_quantized_checkpoint(const io::Checkpoint& checkpoint, const QuantizePlan& plan, const fs::path& out, bool replace,
+                                const PackedProducer& produce);
+
+// Rounded to nearest.
 std::vector<QuantizedLayer> quantize_checkpoint(const io::Checkpoint& checkpoint, const QuantizePlan& plan, const fs::path& out, bool replace);
 
 }  // namespace qalora::model

@@ -23,7 +23,7 @@ namespace qalora::text {
 //   messages       messages [{role, content}]
 //   text           text, or the paragraphs of a .txt file
 //   tokens         input_ids and labels (labels absent: every id is trained)
-// Further keys are ignored. A record whose answer is empty is a bad record, as is one over 64 MiB.
+// Further keys are ignored, but for Record::task. A record whose answer is empty is a bad record, as is one over 64 MiB.
 enum class DataFormat { kAuto, kAlpaca, kFlan, kSelfInstruct, kLongForm, kChip2, kShareGpt, kMessages, kText, kTokens };
 std::string data_format_name(
     DataFormat format);  // "alpaca", "flan", "self-instruct", "longform", "chip2", "sharegpt", "messages", "text", "tokens"
@@ -41,6 +41,7 @@ struct Record {
   std::vector<Turn> turns;         // chats; empty for Alpaca-like records
   std::string text;                // plain text: everything is trained on
   std::vector<int64_t> input_ids, labels;  // format "tokens": taken as they are, label -100 = not counted
+  std::string task;                // what "task_name", "task", "subject" or "category" says (FLAN, MMLU, Dolly); "" where there is none
 };
 
 struct BadRecord {

@@ -1,0 +1,170 @@
+#include "qalora/model/work_folder.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+
+#include "qalora/core/error.h"
+#include "qalora/core/format.h"
+#include "qalora/core/log.h"
+#include "qalora/io/json_file.h"
+#include "qalora/io/safetensors.h"
+
+namespace qalora::model {
+namespace {
+
+using nlohmann::json;
+
+constexpr const char* kState = "state.json";
+
+std::string file_name(int64_t block) {
+  char name[40];
+  std::snprintf(name, sizeof name, "block-%05lld.safetensors", static_cast<long long>(block));
+  return name;
+}
+
+json number_or_text(const json& value) { return value.is_null() ? json("nothing") : value; }
+
+quant::PackedWeight packed_of(const io::SafetensorsFile& file, const std::string& module) {
+  const std::string shape = file.metadata().at(module);  // "in_features group_size bits"
+  const std::vector<std::string> parts = split(shape, ' ');
+  QALORA_REQUIRE(parts.size() == 3, DataError, file.path().string(), ": '", module, "' has the shape '", shape, "'");
+  return quant::make_packed_weight(file.path().string() + ": '" + module + "'", file.read(module + ".weight"), file.read(module + ".scales"),
+                                   file.read(module + ".biases"), std::stoll(parts[0]), std::stoll(parts[1]), std::stoi(parts[2]));
+}
+
+std::vector<std::string> modules_of(const io::SafetensorsFile& file) {
+  constexpr std::string_view kScales = ".scales";
+  std::vector<std::string> modules;
+  for (const auto& [name, info] : file.tensors()) {
+    if (name.ends_with(kScales)) modules.push_back(name.substr(0, name.size() - kScales.size()));
+  }
+  return modules;
+}
+
+}  // namespace
+
+fs::path WorkFolder::path_for(const fs::path& out) {
+  fs::path path = out.has_filename() ? out : out.parent_path();
+  path += ".partial";
+  return path;
+}
+
+int64_t WorkFolder::finished_in(const fs::path& out, const json& identity) {
+  const fs::path path = path_for(out);
+  std::error_code failed;
+  if (!fs::is_regular_file(path / kState, failed)) return 0;
+  const json state = io::read_json_file(path / kState);
+  if (!state.is_object() || state.value("identity", json()) != identity) return 0;
+  int64_t blocks = 0;
+  while (fs::is_regular_file(path / file_name(blocks), failed)) ++blocks;
+  return blocks;
+}
+
+fs::path WorkFolder::file_of(int64_t block) const { return path_ / file_name(block); }
+
+WorkFolder::WorkFolder(const fs::path& out, const json& identity, bool restart) : path_(path_for(out)) {
+  std::error_code failed;
+  const bool exists = kind_of(path_) != fs::file_type::not_found;
+  const bool ours = fs::is_regular_file(path_ / kState, failed);
+  QALORA_REQUIRE(!exists || ours || (fs::is_directory(path_, failed) && fs::is_empty(path_, failed)), UserError, path_.string(),
+                 ": is not a work folder of 'quantize'; move it away or choose another --out");
+  fs::create_directories(path_, failed);
+  QALORA_REQUIRE(!failed, IoError, path_.string(), ": cannot be made: ", failed.message());
+  lock_ = ::open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  QALORA_REQUIRE(lock_ >= 0, IoError, path_.string(), ": cannot be opened: ", std::strerror(errno));
+  const bool busy = ::flock(lock_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+  try {
+    QALORA_REQUIRE(!busy, UserError, path_.string(), ": another run of 'quantize' works there; wait for it, or choose another --out");
+    if (ours && !restart) require_same(identity);
+    if (!ours || !is_same(identity)) begin(identity);
+    while (readable(finished_)) ++finished_;
+  } catch (...) {
+    ::close(lock_);
+    throw;
+  }
+}
+
+WorkFolder::~WorkFolder() {
+  if (lock_ >= 0) ::close(lock_);
+}
+
+bool WorkFolder::is_same(const json& identity) const {
+  const json state = io::read_json_file(path_ / kState);
+  return state.is_object() && state.value("identity", json()) == identity;
+}
+
+void WorkFolder::require_same(const json& identity) const {
+  if (is_same(identity)) return;
+  const json state = io::read_json_file(path_ / kState);
+  const json before = state.is_object() ? state.value("identity", json::object()) : json::object();
+  std::vector<std::string> differences;
+  for (const auto& [key, value] : identity.items()) {
+    const json was = before.is_object() && before.contains(key) ? before[key] : json();
+    if (was != value) differences.push_back(message(key, " was ", number_or_text(was).dump(), " and is ", value.dump()));
+  }
+  throw UserError(message(path_.string(), ": holds blocks of another call (", join(differences, "; "),
+                          "); repeat that call to go on with it, give --force to start anew, or choose another --out"));
+}
+
+void WorkFolder::begin(const json& identity) {
+  // The state goes last and comes last: whatever is killed in between leaves a folder that this function takes again.
+  for (const std::string& name : list_folder(path_)) {
+    if (name != kState) fs::remove_all(path_ / name);
+  }
+  io::write_json_file(path_ / kState, {{"identity", identity}});
+  finished_ = 0;
+}
+
+// A block that a full disk or another program cut short is made again.
+bool WorkFolder::readable(int64_t block) const {
+  std::error_code failed;
+  if (!fs::is_regular_file(file_of(block), failed)) return false;
+  try {
+    load(block);
+    return true;
+  } catch (const std::exception& error) {
+    log::warn(message(error.what(), "; block ", block, " is made again"));
+    return false;
+  }
+}
+
+void WorkFolder::save(int64_t block, const FinishedBlock& finished) {
+  QALORA_CHECK(block == finished_, "block ", block, " comes after ", finished_ - 1);
+  std::map<std::string, at::Tensor> tensors;
+  std::map<std::string, std::string> metadata = {{"report", finished.report.dump()}};
+  for (const auto& [module, weight] : finished.weights) {
+    tensors[module + ".weight"] = weight.codes;
+    tensors[module + ".scales"] = weight.scales;
+    tensors[module + ".biases"] = weight.offsets;
+    metadata[module] = message(weight.in_features, " ", weight.group_size, " ", weight.bits);
+  }
+  io::write_safetensors(file_of(block), tensors, metadata);
+  ++finished_;
+}
+
+FinishedBlock WorkFolder::load(int64_t block) const {
+  const io::SafetensorsFile file(file_of(block));
+  FinishedBlock result;
+  for (const std::string& module : modules_of(file)) result.weights[module] = packed_of(file, module);
+  result.report = json::parse(file.metadata().at("report"));
+  return result;
+}
+
+json WorkFolder::report(int64_t block) const { return json::parse(io::SafetensorsFile(file_of(block)).metadata().at("report")); }
+
+quant::PackedWeight WorkFolder::weight(int64_t block, const std::string& module) const {
+  return packed_of(io::SafetensorsFile(file_of(block)), module);
+}
+
+void WorkFolder::remove() {
+  std::error_code failed;
+  fs::remove_all(path_, failed);
+  if (failed) log::warn(message(path_.string(), ": cannot be removed: ", failed.message()));
+}
+
+}  // namespace qalora::model
