@@ -32,6 +32,7 @@ Status check(const PackedView& view, int64_t row_begin, int64_t row_end, const v
     case 2:
     case 3:
     case 4:
+    case 5:
     case 6:
     case 8: break;
     default: return Status::kUnsupported;

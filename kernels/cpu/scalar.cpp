@@ -97,6 +97,7 @@ void any_rows(const PackedView& view, int64_t row_begin, int64_t row_end, Out* o
     case 2: return rows<2>(view, row_begin, row_end, out);
     case 3: return rows<3>(view, row_begin, row_end, out);
     case 4: return rows<4>(view, row_begin, row_end, out);
+    case 5: return rows<5>(view, row_begin, row_end, out);
     case 6: return rows<6>(view, row_begin, row_end, out);
     case 8: return rows<8>(view, row_begin, row_end, out);
   }
@@ -126,6 +127,7 @@ void matvec(const PackedView& view, const float* x, int64_t tokens, int64_t row_
     case 2: return products<2>(view, x, tokens, row_begin, row_end, y);
     case 3: return products<3>(view, x, tokens, row_begin, row_end, y);
     case 4: return products<4>(view, x, tokens, row_begin, row_end, y);
+    case 5: return products<5>(view, x, tokens, row_begin, row_end, y);
     case 6: return products<6>(view, x, tokens, row_begin, row_end, y);
     case 8: return products<8>(view, x, tokens, row_begin, row_end, y);
   }

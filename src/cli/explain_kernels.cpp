@@ -16,17 +16,18 @@ json explain_kernels(const fs::path& folder, int architecture) {
   const model::LlamaConfig config = model::read_config(folder);
   QALORA_REQUIRE(config.quantization.has_value(), UserError, folder.string(), ": is a dense checkpoint: its layers run in the library's products; ",
                  "--explain-kernels is for a quantised one");
-  const int bits = config.quantization->bits;
   json layers = json::array();
   for (const model::ExpectedTensor& tensor : model::expected_tensors(config)) {
     if (!tensor.linear) continue;
     const int64_t out_features = tensor.shape[0], in_features = tensor.shape[1];
-    const int64_t group_size = config.quantization->group_size == quant::kWholeRow ? in_features : config.quantization->group_size;
+    const std::string module = io::module_of(tensor.name);
+    const int bits = config.quantization->of(module).bits;
+    const int64_t group_size = config.quantization->group_size_of(module, in_features);
     const std::string lines = kernels::cuda::explain({out_features, in_features, group_size, bits}, kernels::cuda::Type::kBFloat16, architecture);
     const json kernels = split(lines.substr(0, lines.size() - 1), '\n');
     const std::string shape = message(out_features, " x ", in_features);
     const auto alike = std::find_if(layers.begin(), layers.end(), [&](const json& layer) {
-      return layer.at("kernels") == kernels && layer.at("group_size") == group_size;
+      return layer.at("kernels") == kernels && layer.at("group_size") == group_size && layer.at("bits") == bits;
     });
     if (alike == layers.end()) {
       layers.push_back({{"shapes", {shape}}, {"bits", bits}, {"group_size", group_size}, {"kernels", kernels}});

@@ -85,6 +85,9 @@ nlohmann::json inspect_checkpoint(const fs::path& folder) {
   if (config.quantization) {
     json["bits"] = config.quantization->bits;
     json["group_size"] = config.quantization->group_size;
+    for (const auto& [module, own] : config.quantization->modules) {
+      json["quantization_of_modules"][module] = {{"bits", own.bits}, {"group_size", own.group_size}};
+    }
     json["base_fingerprint"] = io::base_fingerprint(checkpoint);
   }
   json["memory_bytes"] = {{"float32", run_bytes(checkpoint, config, sizes, false)}, {"bfloat16", run_bytes(checkpoint, config, sizes, true)}};

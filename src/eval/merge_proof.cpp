@@ -98,8 +98,10 @@ std::vector<MovedOffsets> moved_offsets(model::Llama& model, const io::AdapterFi
     const auto found = adapter.modules.find(linear->module());
     if (found == adapter.modules.end()) continue;
     const quant::PackedWeight& weight = linear->packed();
+    io::AdapterConfig config = adapter.config;
+    config.group_size = weight.group_size;  // the merge has compared them
     result.push_back({linear, weight.offsets,
-                      quant::offset_change(linear->module(), adapter.config, found->second, weight.in_features, weight.group_size)});
+                      quant::offset_change(linear->module(), config, found->second, weight.in_features, weight.group_size)});
   }
   return result;
 }
@@ -112,6 +114,7 @@ void replace_offsets(model::Linear& linear, const at::Tensor& offsets) {
   }
   quant::PackedWeight weight = linear.packed();
   weight.offsets = offsets;
+  weight.input_order = linear.input_order();
   model::Linear changed(linear.module(), std::move(weight));
   changed.bias = linear.bias;
   changed.adapter = linear.adapter;

@@ -70,10 +70,9 @@ struct Module {
 at::Tensor as_float(const at::Tensor& tensor) { return tensor.to(at::kFloat).contiguous(); }
 
 // k of each group: the scaling, for mean pooling by the number of inputs in the group, of which the last may have fewer.
-std::vector<double> factors_of(const io::AdapterConfig& config, int64_t in_features, int64_t groups) {
+std::vector<double> factors_of(const io::AdapterConfig& config, int64_t in_features, int64_t group_size, int64_t groups) {
   std::vector<double> result(static_cast<size_t>(groups), config.scaling);
   if (config.pooling != io::Pooling::kMean) return result;
-  const int64_t group_size = config.group_size == quant::kWholeRow ? in_features : config.group_size;
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t length = std::min(group_size, in_features - g * group_size);
     result[static_cast<size_t>(g)] /= static_cast<double>(length);
@@ -82,7 +81,7 @@ std::vector<double> factors_of(const io::AdapterConfig& config, int64_t in_featu
 }
 
 double worst_of_module(const io::Checkpoint& base, const io::AdapterFile& adapter, const io::Checkpoint& merged, const std::string& module,
-                       int64_t in_features) {
+                       int64_t in_features, int64_t group_size) {
   const std::string name = module + ".biases";
   const auto& weights = adapter.modules.at(module);
   const io::TensorInfo &before = base.info(name), &after = merged.info(name);
@@ -90,7 +89,7 @@ double worst_of_module(const io::Checkpoint& base, const io::AdapterFile& adapte
                     weights.a.size(1) == before.shape[1] && weights.b.size(0) == before.shape[0] && weights.b.size(1) == weights.a.size(0);
   if (!fits) return std::numeric_limits<double>::infinity();
   const Module parts{as_float(base.read(name)), merged.read(name), as_float(weights.a), as_float(weights.b),
-                     factors_of(adapter.config, in_features, before.shape[1])};
+                     factors_of(adapter.config, in_features, group_size, before.shape[1])};
   return parts.worst();
 }
 
@@ -99,7 +98,9 @@ double worst_of_module(const io::Checkpoint& base, const io::AdapterFile& adapte
 OffsetCheck check_offsets(const io::Checkpoint& base, const io::AdapterFile& adapter, const io::Checkpoint& merged) {
   OffsetCheck check;
   std::map<std::string, int64_t> widths;  // inputs of each linear layer
-  for (const auto& tensor : model::expected_tensors(model::read_config(base))) {
+  const model::LlamaConfig config = model::read_config(base);
+  QALORA_REQUIRE(config.quantization.has_value(), DataError, base.folder().string(), ": is dense, it has no offsets to merge into");
+  for (const auto& tensor : model::expected_tensors(config)) {
     if (tensor.linear) widths[io::module_of(tensor.name)] = tensor.shape[1];
   }
   for (const auto& [module, weights] : adapter.modules) {
@@ -112,7 +113,8 @@ OffsetCheck check_offsets(const io::Checkpoint& base, const io::AdapterFile& ada
     if (!name.ends_with(".biases") || !base.contains(module + ".scales")) continue;
     double worst = 0;
     if (adapter.modules.contains(module)) {
-      worst = worst_of_module(base, adapter, merged, module, widths.at(module));
+      const int64_t in_features = widths.at(module);
+      worst = worst_of_module(base, adapter, merged, module, in_features, config.quantization->group_size_of(module, in_features));
     } else if (!std::ranges::equal(base.bytes(name).span, merged.bytes(name).span)) {
       worst = std::numeric_limits<double>::infinity();
     }

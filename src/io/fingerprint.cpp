@@ -51,6 +51,8 @@ std::string module_digest(const Checkpoint& checkpoint, const std::string& modul
   hash.update(checkpoint.bytes(codes).span);
   checkpoint.release(codes);
   add_values(hash, checkpoint, scales);
+  const std::string groups = module + ".g_idx";  // which inputs the codes belong to
+  if (checkpoint.contains(groups)) hash.update("g_idx\n"), hash.update(checkpoint.bytes(groups).span);
   return hash.hex();
 }
 
@@ -92,7 +94,7 @@ std::string base_fingerprint(const Checkpoint& checkpoint) {
 std::string base_state_fingerprint(const Checkpoint& checkpoint) {
   std::vector<std::string> names;
   for (const auto& name : checkpoint.names()) {
-    const bool in_base = (name.ends_with(".weight") || name.ends_with(".scales")) && is_packed_module(checkpoint, module_of(name));
+    const bool in_base = (name.ends_with(".weight") || name.ends_with(".scales") || name.ends_with(".g_idx")) && is_packed_module(checkpoint, module_of(name));
     if (!in_base) names.push_back(name);
   }
   return digest_of_all(names, [&](const std::string& name) { return tensor_digest(checkpoint, name); });

@@ -4,7 +4,9 @@
 
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
+#include "qalora/io/foreign_quantization.h"
 #include "qalora/io/gguf_checkpoint.h"
+#include "qalora/io/gptq_view.h"
 #include "qalora/io/json_file.h"
 #include "qalora/io/meta_folder.h"
 #include "qalora/io/safetensors_folder.h"
@@ -35,11 +37,30 @@ bool is_there(const fs::path& path) { return kind_of(path) != fs::file_type::not
 
 bool has_meta_config(const fs::path& model) { return !is_there(model / "config.json") && MetaFolder::exists(model); }
 
+// What AutoGPTQ calls its weights: "gptq_model-4bit-128g" of gptq_model-4bit-128g.safetensors; "" when there are none. One of several is
+// no better than another.
+std::string gptq_stem(const fs::path& folder) {
+  std::set<std::string> stems;
+  for (const std::string& name : list_folder(folder)) {
+    if (!name.starts_with("gptq_model-")) continue;
+    for (const char* ending : {".safetensors.index.json", ".safetensors"}) {
+      const std::string stem = name.ends_with(ending) ? name.substr(0, name.size() - std::string(ending).size()) : "";
+      if (!stem.empty() && SafetensorsFolder::exists(folder, stem) && stem.find("-of-") == std::string::npos) stems.insert(stem);
+    }
+  }
+  QALORA_REQUIRE(stems.size() <= 1, DataError, folder.string(), ": holds several models (", join({stems.begin(), stems.end()}, ", "),
+                 "); keep one of them in it");
+  return stems.empty() ? "" : *stems.begin();
+}
+
 // The GGUF file that is meant: the path itself where it ends so, or the only one in a folder that holds no weights of another kind; else "".
 fs::path gguf_file(const fs::path& model) {
   const fs::file_type kind = kind_of(model);
   if (kind == fs::file_type::regular && model.extension() == ".gguf") return model;
-  if (kind != fs::file_type::directory || SafetensorsFolder::exists(model) || TorchFolder::exists(model) || MetaFolder::exists(model)) return {};
+  if (kind != fs::file_type::directory || SafetensorsFolder::exists(model) || !gptq_stem(model).empty() ||
+      TorchFolder::exists(model) || MetaFolder::exists(model)) {
+    return {};
+  }
   std::vector<std::string> found;
   for (const std::string& name : list_folder(model)) {
     if (name.ends_with(".gguf")) found.push_back(name);
@@ -47,6 +68,23 @@ fs::path gguf_file(const fs::path& model) {
   QALORA_REQUIRE(found.size() <= 1, DataError, model.string(), ": holds ", found.size(), " GGUF files (", found[0], ", ", found[1],
                  ", ..); name the one that is meant");
   return found.empty() ? fs::path() : model / found[0];
+}
+
+nlohmann::json read_config_json(const fs::path& model) {
+  return has_meta_config(model) ? MetaFolder(model).config() : read_json_file(model / "config.json");
+}
+
+// Weights in GPTQ's or AWQ's layout become canonical ones, and the configuration says what they then are.
+void view_foreign_quantization(const fs::path& model, ModelFiles& files) {
+  if (!GptqView::is_packed(*files.tensors)) return;
+  const ForeignQuantization quantization = read_foreign_quantization(model, files.config);
+  const auto has_bias = [&](const std::string& module) { return architecture_has_bias(files.config, module); };
+  auto view = std::make_unique<GptqView>(std::move(files.tensors), quantization, has_bias);
+  if (files.config.is_object()) {
+    files.config.erase("quantization_config");
+    files.config["quantization"] = view->quantization();
+  }
+  files.tensors = std::move(view);
 }
 
 }  // namespace
@@ -64,6 +102,8 @@ ModelFiles open_model(const fs::path& model) {
   QALORA_REQUIRE(kind_of(model) == fs::file_type::directory, UserError, model.string(), ": is a file; expected the folder of a model or a GGUF file");
   if (SafetensorsFolder::exists(model)) {
     files.tensors = std::make_unique<SafetensorsFolder>(model);
+  } else if (const std::string stem = gptq_stem(model); !stem.empty()) {
+    files.tensors = std::make_unique<SafetensorsFolder>(model, stem);
   } else if (TorchFolder::exists(model)) {
     files.tensors = std::make_unique<TorchFolder>(model);
   } else if (MetaFolder::exists(model)) {
@@ -72,13 +112,16 @@ ModelFiles open_model(const fs::path& model) {
     throw DataError(message(model.string(), ": no weights that can be read: ", explain_missing(model)));
   }
   files.config_name = model_config_name(model);
-  if (is_there(files.config_name)) files.config = read_model_config(model);
+  if (is_there(files.config_name)) files.config = read_config_json(model);
+  view_foreign_quantization(model, files);
   return files;
 }
 
 nlohmann::json read_model_config(const fs::path& model) {
   if (const fs::path gguf = gguf_file(model); !gguf.empty()) return GgufCheckpoint(gguf).config();
-  return has_meta_config(model) ? MetaFolder(model).config() : read_json_file(model / "config.json");
+  nlohmann::json config = read_config_json(model);
+  // Which bits each module has is only known from its tensors.
+  return is_foreign_quantised(model, config) ? open_model(model).config : config;
 }
 
 std::string model_config_name(const fs::path& model) {

@@ -5,17 +5,18 @@
 namespace qalora::io {
 namespace {
 
-constexpr const char* kSingleFile = "model.safetensors";
-constexpr const char* kIndexFile = "model.safetensors.index.json";
+const std::string kSingle = ".safetensors", kIndex = ".safetensors.index.json";
 
 bool is_there(const fs::path& path) { return kind_of(path) != fs::file_type::not_found; }
 
 }  // namespace
 
-bool SafetensorsFolder::exists(const fs::path& folder) { return is_there(folder / kSingleFile) || is_there(folder / kIndexFile); }
+bool SafetensorsFolder::exists(const fs::path& folder, const std::string& stem) {
+  return is_there(folder / (stem + kSingle)) || is_there(folder / (stem + kIndex));
+}
 
-SafetensorsFolder::SafetensorsFolder(const fs::path& folder)
-    : Shards(folder / (is_there(folder / kSingleFile) ? kSingleFile : kIndexFile), ".safetensors",
+SafetensorsFolder::SafetensorsFolder(const fs::path& folder, const std::string& stem)
+    : Shards(folder / (stem + (is_there(folder / (stem + kSingle)) ? kSingle : kIndex)), kSingle,
              [](const fs::path& path) { return std::make_unique<SafetensorsFile>(path); }) {}
 
 }  // namespace qalora::io

@@ -17,7 +17,7 @@ std::vector<at::Tensor> together(const LinearStack& stack, const std::vector<con
 }  // namespace
 
 PoolRequest pool_for(const Linear& reader, int64_t tokens, at::ScalarType dtype) {
-  if (reader.tiled() == nullptr) return {};
+  if (reader.tiled() == nullptr || reader.input_order().defined()) return {};
   return {reader.tiled()->shape.group_size, reader.tiled()->wants_panel(tokens, dtype)};
 }
 

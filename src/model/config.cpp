@@ -182,7 +182,20 @@ RopeConfig parse_rope(const Reader& config, int64_t max_positions) {
   return rope;
 }
 
-// What MLX and this program write; any other quantisation method is refused by name.
+// "bits" and "group_size" of an object.
+QuantizationConfig parse_bits(const Reader& object) {
+  QuantizationConfig result;
+  const std::string mode = object.text("mode", "affine");
+  QALORA_REQUIRE(mode == "affine", DataError, object.name(), ": mode '", mode, "' is not supported, only 'affine'");
+  result.bits = static_cast<int>(object.size("bits"));
+  QALORA_REQUIRE(quant::is_bits(result.bits), DataError, object.name(), ": 'bits' is ", result.bits, ", expected 2, 3, 4, 5, 6 or 8");
+  const bool whole_row = object.has("group_size") && object.at("group_size").is_number_integer() && object.at("group_size") == quant::kWholeRow;
+  result.group_size = whole_row ? quant::kWholeRow : object.size("group_size");
+  return result;
+}
+
+// What MLX and this program write; any other quantisation method is refused by name. Beside the two numbers for all, MLX has an entry for
+// each module that differs: an object with its own, false where it is dense (its tensors say so too), true where it is as all others.
 std::optional<QuantizationConfig> parse_quantization(const Reader& config) {
   const char* key = config.has("quantization") ? "quantization" : "quantization_config";
   if (!config.has(key)) return std::nullopt;
@@ -190,23 +203,15 @@ std::optional<QuantizationConfig> parse_quantization(const Reader& config) {
   if (quantization.has("quant_method")) {
     const std::string method = quantization.text("quant_method", "");
     throw DataError(message(quantization.name(), ": quant_method '", method,
-                            "' is not read by this version; start from the dense checkpoint and run 'qalora quantize'"));
+                            "' is not read in this layout; start from the dense checkpoint and run 'qalora quantize', or from a GPTQ, AWQ or "
+                            "MLX checkpoint"));
   }
-  const std::string mode = quantization.text("mode", "affine");
-  QALORA_REQUIRE(mode == "affine", DataError, quantization.name(), ": mode '", mode, "' is not supported, only 'affine'");
+  QuantizationConfig result = parse_bits(quantization);
   for (const auto& [name, value] : config.at(key).items()) {
-    const bool known = name == "bits" || name == "group_size" || name == "mode";
-    QALORA_REQUIRE(known, DataError, quantization.name(), ": '", name, "' (a setting of its own for one layer) is not supported");
-  }
-  QuantizationConfig result;
-  result.bits = static_cast<int>(quantization.size("bits"));
-  QALORA_REQUIRE(result.bits == 2 || result.bits == 3 || result.bits == 4 || result.bits == 6 || result.bits == 8, DataError,
-                 quantization.name(), ": 'bits' is ", result.bits, ", expected 2, 3, 4, 6 or 8");
-  const json& group_size = config.at(key).contains("group_size") ? config.at(key).at("group_size") : json();
-  if (group_size.is_number_integer() && group_size.get<int64_t>() == quant::kWholeRow) {
-    result.group_size = quant::kWholeRow;
-  } else {
-    result.group_size = quantization.size("group_size");
+    if (name == "bits" || name == "group_size" || name == "mode" || value.is_boolean()) continue;
+    QALORA_REQUIRE(value.is_object(), DataError, quantization.name(), ": key '", name, "' is not supported");
+    const QuantizationConfig own = parse_bits(Reader(value, message(quantization.name(), ": ", name)));
+    if (own.bits != result.bits || own.group_size != result.group_size) result.modules[name] = own;
   }
   return result;
 }
@@ -328,6 +333,16 @@ LlamaConfig read_config(const fs::path& model) { return parse_config(io::read_mo
 
 LlamaConfig read_config(const io::Checkpoint& checkpoint) { return parse_config(checkpoint.config(), checkpoint.config_name()); }
 
+QuantizationConfig QuantizationConfig::of(const std::string& module) const {
+  const auto found = modules.find(module);
+  return found == modules.end() ? QuantizationConfig{bits, group_size} : found->second;
+}
+
+int64_t QuantizationConfig::group_size_of(const std::string& module, int64_t in_features) const {
+  const int64_t stated = of(module).group_size;
+  return stated == quant::kWholeRow ? in_features : stated;
+}
+
 int64_t LlamaConfig::parameters() const { return count_parameters<int64_t>(*this); }
 
 json derived_config(const json& source, const LlamaConfig& config, const std::optional<QuantizationConfig>& quantization) {
@@ -351,7 +366,8 @@ json derived_config(const json& source, const LlamaConfig& config, const std::op
   result.erase("quantization");
   result.erase("quantization_config");
   if (quantization) {
-    const json entry = {{"bits", quantization->bits}, {"group_size", quantization->group_size}, {"mode", "affine"}};
+    json entry = {{"bits", quantization->bits}, {"group_size", quantization->group_size}, {"mode", "affine"}};
+    for (const auto& [module, own] : quantization->modules) entry[module] = {{"bits", own.bits}, {"group_size", own.group_size}, {"mode", "affine"}};
     result["quantization"] = entry;
     result["quantization_config"] = entry;
   }

@@ -30,7 +30,10 @@ class PackedProduct : public torch::autograd::Function<PackedProduct> {
 
   static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
     const auto saved = ctx->get_saved_variables();
-    quant::PackedWeight weight{.codes = saved[0], .scales = saved[1], .offsets = saved[2]};
+    quant::PackedWeight weight;
+    weight.codes = saved[0];
+    weight.scales = saved[1];
+    weight.offsets = saved[2];
     weight.in_features = ctx->saved_data["in_features"].toInt();
     weight.group_size = ctx->saved_data["group_size"].toInt();
     weight.bits = static_cast<int>(ctx->saved_data["bits"].toInt());
@@ -116,8 +119,10 @@ at::Tensor pool(const at::Tensor& x, int64_t group_size, io::Pooling pooling) {
 
 Linear::Linear(std::string module, at::Tensor dense) : module_(std::move(module)), dense_(std::move(dense)) {}
 
-Linear::Linear(std::string module, quant::PackedWeight packed)
-    : module_(std::move(module)), packed_(std::make_shared<quant::PackedWeight>(std::move(packed))) {}
+Linear::Linear(std::string module, quant::PackedWeight packed) : module_(std::move(module)) {
+  input_order_ = std::exchange(packed.input_order, at::Tensor());
+  packed_ = std::make_shared<quant::PackedWeight>(std::move(packed));
+}
 
 int64_t Linear::in_features() const { return packed_ ? packed_->in_features : tiled_ ? tiled_->shape.in_features : dense_.size(1); }
 int64_t Linear::out_features() const { return packed_ ? packed_->out_features() : tiled_ ? tiled_->shape.out_features : dense_.size(0); }
@@ -131,6 +136,7 @@ void Linear::to(c10::Device device) {
   }
   if (dense_.defined()) dense_ = dense_.detach().to(device).requires_grad_(dense_.requires_grad());
   if (bias.defined()) bias = bias.to(device);
+  if (input_order_.defined()) input_order_ = input_order_.to(device);
 }
 
 void ResidentPanels::refresh(const quant::TiledWeight& weight, at::ScalarType dtype, const at::Tensor& a, const at::Tensor& b,
@@ -194,15 +200,17 @@ at::Tensor Linear::base_product(const quant::PooledInput& x, bool folded, const 
   return TiledProduct::apply(x.values, adapter->a, adapter->b, folded_scaling(), call, x);
 }
 
-at::Tensor Linear::forward(const quant::PooledInput& x, const DropoutKey& dropout) const {
-  const at::ScalarType dtype = x.values.scalar_type();
+at::Tensor Linear::forward(const quant::PooledInput& as_it_comes, const DropoutKey& dropout) const {
+  const at::ScalarType dtype = as_it_comes.values.scalar_type();
+  // Sums of inputs that lie side by side mean nothing where groups do not.
+  const quant::PooledInput x = input_order_.defined() ? quant::PooledInput(as_it_comes.values.index_select(1, input_order_)) : as_it_comes;
   const bool folded = folds(dropout);
   at::Tensor y = base_product(x, folded, dropout);  // [tokens, out_features]
   if (bias.defined()) y = y + bias.to(y.scalar_type());
   if (!adapter || folded) return y.to(dtype);
   // The adapter runs in f32 beside the base whatever the compute dtype: folded into bf16 weights its small numbers drown.
   const bool pooled = adapter->pooling != io::Pooling::kNone;
-  at::Tensor inputs = pooled ? pool(x.values, adapter->group_size, adapter->pooling) : x.values.to(at::kFloat);  // [tokens, groups]
+  at::Tensor inputs = pooled ? pool(x.values, adapter->group_size, adapter->pooling) : as_it_comes.values.to(at::kFloat);  // [tokens, groups]
   if (dropout.training && adapter->dropout > 0) {
     tensor::RandomStream random(dropout.seed, "dropout/" + module_, dropout.index);
     inputs = inputs * random.dropout_mask(inputs.sizes(), adapter->dropout).to(inputs.device());

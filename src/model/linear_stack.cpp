@@ -11,7 +11,7 @@ namespace {
 
 bool can_stack(const std::vector<Linear*>& parts) {
   return std::all_of(parts.begin(), parts.end(), [&](const Linear* part) {
-    if (part->tiled() == nullptr) return false;
+    if (part->tiled() == nullptr || part->input_order().defined()) return false;
     const auto &shape = part->tiled()->shape, &first = parts.front()->tiled()->shape;
     return shape.bits == first.bits && shape.group_size == first.group_size && shape.in_features == first.in_features &&
            shape.out_features % kernels::cuda::kTileRows == 0;

@@ -8,6 +8,7 @@
 #include "qalora/core/log.h"
 #include "qalora/core/progress.h"
 #include "qalora/core/signals.h"
+#include "qalora/io/input_order.h"
 #include "qalora/model/merge_checkpoint.h"
 
 namespace qalora::model {
@@ -134,7 +135,7 @@ void check_tensors(const io::Checkpoint& checkpoint, const LlamaConfig& config) 
     if (is_packed(checkpoint, tensor.name)) {  // its shapes follow from the group size: read_packed checks them
       QALORA_REQUIRE(config.quantization.has_value(), DataError, where, "is packed, but config.json has no 'quantization' entry");
       const std::string module = io::module_of(tensor.name);
-      known.insert({module + ".scales", module + ".biases"});
+      known.insert({module + ".scales", module + ".biases", module + ".g_idx"});
       continue;
     }
     QALORA_REQUIRE(info.shape == tensor.shape, DataError, where, "has shape ", at::IntArrayRef(info.shape), ", config.json asks for ",
@@ -142,7 +143,7 @@ void check_tensors(const io::Checkpoint& checkpoint, const LlamaConfig& config) 
     const bool is_float = info.dtype == io::Dtype::kF32 || info.dtype == io::Dtype::kF16 || info.dtype == io::Dtype::kBF16;
     QALORA_REQUIRE(is_float, DataError, where, "is ", io::dtype_name(info.dtype), ", expected F32, F16 or BF16");
   }
-  if (config.tied_head) known.insert({"lm_head.weight", "lm_head.scales", "lm_head.biases"});  // kept by some exporters, never used
+  if (config.tied_head) known.insert({"lm_head.weight", "lm_head.scales", "lm_head.biases", "lm_head.g_idx"});  // kept by some exporters, never used
   for (const std::string& name : checkpoint.names()) {
     // Old exporters kept this table of constants in the file; it is computed here.
     if (known.contains(name) || name.ends_with("rotary_emb.inv_freq")) continue;
@@ -156,18 +157,24 @@ bool is_packed(const io::Checkpoint& checkpoint, const std::string& weight_name)
 }
 
 quant::PackedWeight read_packed(const io::Checkpoint& checkpoint, const std::string& module, int64_t out_features, int64_t in_features,
-                                const QuantizationConfig& quantization) {
-  const std::string weight = module + ".weight";
+                                const QuantizationConfig& of_all) {
+  const QuantizationConfig quantization = of_all.of(module);
+  const std::string weight = module + ".weight", groups_of = module + ".g_idx";
   QALORA_REQUIRE(checkpoint.info(weight).dtype == io::Dtype::kU32, DataError, checkpoint.file_of(weight).string(), ": tensor '", weight,
                  "' has dtype ", io::dtype_name(checkpoint.info(weight).dtype), ", expected U32 for packed codes");
-  const int64_t group_size = quantization.group_size == quant::kWholeRow ? in_features : quantization.group_size;
+  const int64_t group_size = of_all.group_size_of(module, in_features);
   const int64_t groups = kernels::groups_per_row(in_features, group_size);
   const at::Tensor codes = checkpoint.read(weight, {out_features, kernels::words_per_row(in_features, quantization.bits)});
   const at::Tensor scales = checkpoint.read(module + ".scales", {out_features, groups});
   const at::Tensor offsets = checkpoint.read(module + ".biases", {out_features, groups});
   for (const char* part : {".weight", ".scales", ".biases"}) checkpoint.release(module + part);
-  return quant::make_packed_weight(checkpoint.file_of(weight).string() + ": tensor '" + module + "'", codes, scales, offsets, in_features,
-                                   group_size, quantization.bits);
+  quant::PackedWeight packed = quant::make_packed_weight(checkpoint.file_of(weight).string() + ": tensor '" + module + "'", codes, scales, offsets,
+                                                         in_features, group_size, quantization.bits);
+  if (checkpoint.contains(groups_of)) {
+    packed.input_order = io::input_order(checkpoint.file_of(groups_of).string() + ": tensor '" + groups_of + "'",
+                                         checkpoint.read(groups_of, {in_features}), group_size);
+  }
+  return packed;
 }
 
 Layer load_layer(const io::Checkpoint& checkpoint, const LlamaConfig& config, const LoadOptions& options, int64_t index) {
@@ -217,6 +224,13 @@ void require_base(const io::AdapterConfig& adapter, const BaseIdentity& base) {
                  ", this model's is ", shown(base.state), advice);
 }
 
+void require_known_order(const io::AdapterConfig& adapter, const std::string& module, bool sorted) {
+  const bool known = adapter.pooling == io::Pooling::kNone || !adapter.base_fingerprint.empty();
+  QALORA_REQUIRE(!sorted || known, DataError, "module '", module, "': the base's groups are not of inputs that lie side by side (act-order), and the adapter does "
+                 "not say that it was trained here: other programs pool inputs that do lie side by side, which is constant inside no group of this base, so it "
+                 "can neither be merged nor run here. Train one with 'qalora finetune' on this base, or the other program's on a base without act-order");
+}
+
 void attach_adapter(Llama& model, const io::AdapterFile& file, const BaseIdentity& base) {
   const io::AdapterConfig& config = file.config;
   const bool quantised = model.config.quantization.has_value();
@@ -232,10 +246,13 @@ void attach_adapter(Llama& model, const io::AdapterFile& file, const BaseIdentit
     const auto found = file.modules.find(linear->module());
     if (found == file.modules.end()) continue;
     used.insert(found->first);
+    require_known_order(config, linear->module(), linear->input_order().defined());
     const at::Tensor a = found->second.a.to(model.device()), b = found->second.b.to(model.device());  // themselves when they are there
     const int64_t in_features = linear->in_features();
-    const int64_t group_size = config.group_size == quant::kWholeRow ? in_features : config.group_size;
-    const int64_t inputs = config.pooling == io::Pooling::kNone ? in_features : kernels::groups_per_row(in_features, group_size);
+    const bool pooled = config.pooling != io::Pooling::kNone;
+    QALORA_REQUIRE(!pooled || linear->quantised(), DataError, "adapter: '", linear->module(), "' is dense in this model and has no groups to pool");
+    const int64_t group_size = pooled ? model.config.quantization->group_size_of(linear->module(), in_features) : config.group_size;
+    const int64_t inputs = pooled ? kernels::groups_per_row(in_features, group_size) : in_features;
     QALORA_REQUIRE(a.size(1) == inputs && b.size(0) == linear->out_features(), DataError, "adapter: '", linear->module(), "' has A ",
                    a.sizes(), " and B ", b.sizes(), ", the model needs A [", config.rank, ", ", inputs, "] and B [",
                    linear->out_features(), ", ", config.rank, "]");

@@ -67,6 +67,13 @@ void require_not_merged(const fs::path& model, const fs::path& adapter_folder) {
 
 void check_mergeable(const io::Checkpoint& base, const fs::path& adapter_folder, const io::AdapterFile& adapter, bool accept_unknown_base) {
   const std::string where = adapter_folder.string(), folder = base.folder().string();
+  for (const auto& [module, weights] : adapter.modules) {
+    try {
+      require_known_order(adapter.config, module, base.contains(module + ".g_idx"));
+    } catch (const DataError& error) {
+      throw DataError(where + ": " + error.what());
+    }
+  }
   const LlamaConfig config = read_config(base);
   const io::AdapterConfig& settings = adapter.config;
   QALORA_REQUIRE(settings.pooling != io::Pooling::kNone, DataError, where,
@@ -127,7 +134,9 @@ int64_t merge_checkpoint(const io::Checkpoint& base, const fs::path& adapter_fol
     }
     const auto& shape = shapes.at(module);
     const quant::PackedWeight weight = read_packed(base, module, shape[0], shape[1], *config.quantization);
-    writer.write(name, quant::merge(message(adapter_folder.string(), ": module '", module, "'"), weight, adapter.config,
+    io::AdapterConfig settings = adapter.config;
+    settings.group_size = weight.group_size;  // check_mergeable has compared them; a module may have groups of its own
+    writer.write(name, quant::merge(message(adapter_folder.string(), ": module '", module, "'"), weight, settings,
                                     adapter.modules.at(module)).offsets);
     narrow_scales = narrow_scales || base.info(module + ".scales").dtype != io::Dtype::kF32;
     ++merged;

@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "qalora/core/error.h"
+#include "qalora/io/input_order.h"
 
 namespace qalora::quant {
 namespace {
@@ -75,11 +76,15 @@ kernels::PackedView PackedWeight::view() const {
 
 uint64_t PackedWeight::bytes() const { return codes.nbytes() + scales.nbytes() + offsets.nbytes(); }
 
-at::Tensor PackedWeight::dequantize(at::ScalarType dtype) const { return dense_rows(view(), dtype); }
+at::Tensor PackedWeight::dequantize(at::ScalarType dtype) const {
+  const at::Tensor dense = dense_rows(view(), dtype);
+  return input_order.defined() ? io::in_input_order(dense, input_order) : dense;
+}
 
-at::Tensor PackedWeight::multiply(const at::Tensor& x) const {
+at::Tensor PackedWeight::multiply(const at::Tensor& inputs) const {
+  const at::Tensor x = input_order.defined() ? inputs.index_select(1, input_order) : inputs;
   if (x.size(0) <= kMatvecTokens) return matvec(view(), x.to(at::kFloat));
-  if (x.scalar_type() == at::kFloat) return x.matmul(dequantize(at::kFloat).t());
+  if (x.scalar_type() == at::kFloat) return x.matmul(dense_rows(view(), at::kFloat).t());
   // w = scale * (code - centre) + (offset + scale * centre): the first part has small numbers that do not know of any merge.
   const double centre = (std::ldexp(1.0, bits) - 1) / 2;
   const at::Tensor centred = scales * -centre, rest = offsets - centred;  // [out_features, groups]
@@ -96,10 +101,11 @@ at::Tensor pool_sums(const at::Tensor& x, int64_t group_size) {
   return padded.reshape({x.size(0), groups, group_size}).sum(-1, /*keepdim=*/false, at::kFloat);
 }
 
+bool is_bits(int64_t bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 5 || bits == 6 || bits == 8; }
+
 PackedWeight make_packed_weight(const std::string& name, const at::Tensor& codes, const at::Tensor& scales, const at::Tensor& offsets,
                                 int64_t in_features, int64_t group_size, int bits) {
-  QALORA_REQUIRE(bits == 2 || bits == 3 || bits == 4 || bits == 6 || bits == 8, DataError, name, ": ", bits,
-                 " bits are not supported; expected 2, 3, 4, 6 or 8");
+  QALORA_REQUIRE(is_bits(bits), DataError, name, ": ", bits, " bits are not supported; expected 2, 3, 4, 5, 6 or 8");
   QALORA_REQUIRE(group_size > 0 || group_size == kWholeRow, DataError, name, ": group_size is ", group_size,
                  ", expected a positive number or -1 (whole rows)");
   QALORA_REQUIRE(in_features > 0, DataError, name, ": in_features is ", in_features);

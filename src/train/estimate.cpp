@@ -30,8 +30,8 @@ int64_t pooled_inputs(const model::LlamaConfig& model, int64_t in_features) {
   return kernels::groups_per_row(in_features, group_size == quant::kWholeRow ? in_features : group_size);
 }
 
-uint64_t packed_bytes(const model::QuantizationConfig& quantization, int64_t out_features, int64_t in_features, int64_t groups) {
-  const int64_t words = kernels::words_per_row(in_features, quantization.bits) + 2 * groups;  // codes, f32 scales and offsets
+uint64_t packed_bytes(int bits, int64_t out_features, int64_t in_features, int64_t groups) {
+  const int64_t words = kernels::words_per_row(in_features, bits) + 2 * groups;  // codes, f32 scales and offsets
   return static_cast<uint64_t>(out_features * words) * 4;
 }
 
@@ -44,8 +44,10 @@ Workload expected_workload(const model::LlamaConfig& model, const TrainConfig& c
     const int64_t elements = c10::multiply_integers(tensor.shape);
     if (config.full()) workload.trained_elements += elements;
     if (tensor.linear) {
-      const int64_t inputs = pooled_inputs(model, tensor.shape[1]);
-      workload.weight_bytes += model.quantization ? packed_bytes(*model.quantization, tensor.shape[0], tensor.shape[1], inputs)
+      const std::string module = io::module_of(tensor.name);
+      const int64_t inputs = model.quantization ? kernels::groups_per_row(tensor.shape[1], model.quantization->group_size_of(module, tensor.shape[1]))
+                                                : tensor.shape[1];
+      workload.weight_bytes += model.quantization ? packed_bytes(model.quantization->of(module).bits, tensor.shape[0], tensor.shape[1], inputs)
                                               : static_cast<uint64_t>(elements) * (config.full() ? 4 : c10::elementSize(compute));
       if (!config.full() && is_target(config, tensor.name)) workload.trained_elements += config.rank * (inputs + tensor.shape[0]);
     } else if (tensor.shape.size() == 2) {

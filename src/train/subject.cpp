@@ -77,6 +77,11 @@ void TrainingSubject::prepare_adapter(const TrainConfig& config) {
     std::vector<quant::LinearShape> shapes;
     for (const model::Linear* linear : model_.linears()) {
       if (!is_target(config, linear->module())) continue;
+      // Some quantisers leave single layers dense, which have no offsets that an adapter could be merged into.
+      if (pooled && !linear->quantised()) {
+        log::warn(config.model + ": '" + linear->module() + "' is dense in this quantised model; it gets no adapter");
+        continue;
+      }
       const int64_t inputs = pooled ? linear->groups() : linear->in_features();
       shapes.push_back({linear->module(), linear->out_features(), linear->in_features(), inputs});
     }

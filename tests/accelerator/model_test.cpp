@@ -82,6 +82,37 @@ TEST(Accelerator, ForwardAndGradientsAreTheCpus) {
   }
 }
 
+TEST(Accelerator, SortedInputsAreTheCpus) {
+  const c10::Device device = test_device();
+  for (const at::ScalarType compute : {at::kFloat, at::kBFloat16}) {
+    for (const int64_t tokens : {int64_t{51}, int64_t{600}}) {
+      SCOPED_TRACE(message("tokens ", tokens, ", ", c10::toString(compute)));
+      const text::Batch batch = rows_of(tokens);
+      const TinyOptions options{.sorted = true};
+      const Trained expected = train_once(tiny_model(kCpu, at::kFloat, options), batch);
+      const Trained got = train_once(tiny_model(device, compute, options), batch);
+      EXPECT_LE(distance(got.hidden, expected.hidden), tolerance(compute));
+      EXPECT_LE(worst_gradient(got, expected), 4 * tolerance(compute));
+      // Must differ: the same weights with the inputs as they come.
+      const Trained unsorted = train_once(tiny_model(device, compute), batch);
+      EXPECT_GT(distance(unsorted.hidden, expected.hidden), 4 * tolerance(compute));
+    }
+  }
+}
+
+TEST(Accelerator, DecodingWithSortedInputsIsTheForwardPass) {
+  const c10::Device device = test_device();
+  Llama model = tiny_model(device, at::kFloat, {.sorted = true});
+  const c10::NoGradGuard no_grad;
+  const text::Batch batch = text::pack_batch({{tiny_example(1, 24)}}, 24);
+  const at::Tensor whole = model.forward(batch);
+  model::KvCache cache;
+  const at::Tensor ids = batch.input_ids.reshape({-1}).to(device);
+  std::vector<at::Tensor> parts = {model.forward_cached(ids.narrow(0, 0, 20), cache)};
+  for (int64_t i = 20; i < 24; ++i) parts.push_back(model.forward_cached(ids.narrow(0, i, 1), cache));
+  EXPECT_LE(distance(at::cat(parts), whole), kFloatTolerance);
+}
+
 TEST(Accelerator, AnAdapterBesideItsBaseIsTheSameFunction) {
   const c10::Device device = test_device();
   const text::Batch batch = rows_of(51);

@@ -31,6 +31,7 @@ struct TinyOptions {
   io::Pooling pooling = io::Pooling::kSum;
   double dropout = 0;
   bool adapters = true;
+  bool sorted = false;  // the groups of o, gate and down are of inputs that do not lie side by side
 };
 
 inline model::LlamaConfig tiny_config() {
@@ -70,7 +71,10 @@ inline model::Llama tiny_model(c10::Device device, at::ScalarType compute, const
   for (const auto& [name, value] : model::named_weights(model)) value.requires_grad_(false);
   for (model::Linear* linear : model.linears()) {
     const std::string name = linear->module();
-    *linear = model::Linear(name, quant::round_to_nearest(name, linear->dense().detach(), options.bits, options.group_size).weight);
+    quant::PackedWeight weight = quant::round_to_nearest(name, linear->dense().detach(), options.bits, options.group_size).weight;
+    const bool sorted = options.sorted && (name.ends_with("o_proj") || name.ends_with("gate_proj") || name.ends_with("down_proj"));
+    if (sorted) weight.input_order = tensor::RandomStream(3, "order " + name).normal_tensor({weight.in_features}, 1).argsort();
+    *linear = model::Linear(name, std::move(weight));
   }
   model.to(device);
   if (!device.is_cpu()) model.head = model.head.to(compute);

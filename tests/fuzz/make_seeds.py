@@ -48,7 +48,23 @@ def sentencepiece():
     return model + field(2, trainer) + field(3, normalizer)
 
 
+def gptq_tensor(part, dtype, shape, fill):
+    """What gptq_view_fuzzer.cpp reads; part: 0 qweight, 1 qzeros, 2 scales, 3 g_idx, 4 bias; dtype: 0 I32, 1 F16."""
+    return bytes([part, dtype, len(shape)]) + b"".join(struct.pack("<H", size) for size in shape) + bytes([fill])
+
+
+def gptq_layer(config, bits, in_features, out_features, groups, extra=b"", awq=False):
+    codes = [in_features, out_features // 8] if awq else [in_features * bits // 32, out_features]
+    tensors = gptq_tensor(0, 0, codes, 77) + gptq_tensor(1, 0, [groups, out_features * bits // 32], 99) + gptq_tensor(2, 1, [groups, out_features], 0)
+    return json.dumps(config).encode() + b"\n" + tensors + extra
+
+
 def main():
+    for name, bits, settings in (("v1", 4, {}), ("v2", 2, {"checkpoint_format": "gptq_v2"}), ("planar", 3, {"checkpoint_format": "gptq_p"}),
+                                 ("model", 8, {"meta": {"quantizer": ["gptqmodel:7"]}, "dynamic": {"a": 1}})):
+        put("gptq_view", name, gptq_layer({"bits": bits, "group_size": 32, **settings}, bits, 64, 96, 2))
+    put("gptq_view", "sorted", gptq_layer({"bits": 4, "group_size": 32}, 4, 96, 32, 3, gptq_tensor(3, 0, [96], 9) + gptq_tensor(4, 1, [32], 0)))
+    put("gptq_view", "awq", gptq_layer({"w_bit": 4, "q_group_size": 64, "version": "GEMM"}, 4, 128, 32, 2, awq=True))
     put("safetensors", "two", safetensors({"a.weight": ("F32", [2, 2], bytes(16)), "b": ("BF16", [3], bytes(6))}, {"format": "pt"}))
     put("safetensors", "empty", safetensors({"none": ("I64", [0, 4], b""), "scalar": ("U8", [], b"\1")}))
     put("tokenizer_model", "bpe", sentencepiece())

@@ -25,7 +25,7 @@ struct PackedView {
   int64_t out_features = 0;
   int64_t in_features = 0;
   int64_t group_size = 0;
-  int bits = 0;  // 2, 3, 4; readers also take 6 and 8
+  int bits = 0;  // 2, 3, 4; readers also take 5, 6 and 8
 
   int64_t words() const { return words_per_row(in_features, bits); }
   int64_t groups() const { return groups_per_row(in_features, group_size); }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
@@ -34,6 +35,12 @@ struct RopeConfig {
 struct QuantizationConfig {
   int bits = 0;
   int64_t group_size = 0;  // quant::kWholeRow for whole rows
+  std::map<std::string, QuantizationConfig> modules = {};  // those that differ, by path "model.layers.0.mlp.up_proj"
+
+  // Of one module; without `modules`.
+  QuantizationConfig of(const std::string& module) const;
+  // Its group size in inputs, of a layer with so many.
+  int64_t group_size_of(const std::string& module, int64_t in_features) const;
 };
 
 struct LlamaConfig {

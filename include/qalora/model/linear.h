@@ -83,7 +83,7 @@ class Linear {
   int64_t out_features() const;
   int64_t groups() const;  // of a quantised one
   bool quantised() const { return packed_ != nullptr || tiled_ != nullptr; }
-  const quant::PackedWeight& packed() const { return *packed_; }  // quantised, on the CPU
+  const quant::PackedWeight& packed() const { return *packed_; }  // quantised, on the CPU; without its input_order
   const quant::TiledWeight* tiled() const { return tiled_.get(); }  // quantised, on an accelerator; else null
   void set_tiled(quant::TiledWeight weight);
   // Training on an accelerator keeps the weight in 16 bits as well, or no longer does.
@@ -92,6 +92,9 @@ class Linear {
   bool folds(const DropoutKey& dropout) const;
   // offsets + k B A of an adapter that folds, or the offsets where there is none.
   at::Tensor folded_offsets() const;
+  // Where the groups do not lie side by side in the input (io/input_order.h): everything about the weight, and what an adapter pools, is in this
+  // order, into which forward() brings its input. [in_features] i64 or undefined
+  const at::Tensor& input_order() const { return input_order_; }
   at::Tensor& dense() { return dense_; }
   const at::Tensor& dense() const { return dense_; }
   uint64_t weight_bytes() const;
@@ -105,6 +108,7 @@ class Linear {
 
   std::string module_;
   at::Tensor dense_;
+  at::Tensor input_order_;
   std::shared_ptr<const quant::PackedWeight> packed_;
   std::shared_ptr<const quant::TiledWeight> tiled_;
   FoldedOffsets folded_;

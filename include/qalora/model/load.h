@@ -34,7 +34,11 @@ BaseIdentity base_identity(const io::Checkpoint& checkpoint);
 // DataError when the adapter says that it was trained on another base; what it does not say is not compared.
 void require_base(const io::AdapterConfig& adapter, const BaseIdentity& base);
 
-// Attaches A and B to the layers they name. DataError when shapes, group size or the base do not fit. base: of what is in `model`.
+// DataError when an adapter's groups cannot be those of a module whose base sorts its inputs (io/input_order.h).
+void require_known_order(const io::AdapterConfig& adapter, const std::string& module, bool sorted);
+
+// Attaches A and B to the layers they name. The adapter's group_size is the one that most of the model's modules have; those with one of their own
+// are pooled by it. DataError when shapes, group size or the base do not fit. base: of what is in `model`.
 void attach_adapter(Llama& model, const io::AdapterFile& adapter, const BaseIdentity& base);
 // load_model, then attach_adapter when `adapter` is not empty (any folder io::find_adapter takes). UserError when the model contains
 // the adapter already.
@@ -52,7 +56,8 @@ std::vector<ExpectedTensor> expected_tensors(const LlamaConfig& config);
 void check_tensors(const io::Checkpoint& checkpoint, const LlamaConfig& config);
 // Is tensor "P.weight" of this checkpoint stored packed (P.scales beside it)?
 bool is_packed(const io::Checkpoint& checkpoint, const std::string& weight_name);
-// P.weight, P.scales, P.biases; module = P.
+// P.weight, P.scales, P.biases and, where the groups do not lie side by side, P.g_idx (io/input_order.h); module = P, whose bits and group size
+// may be its own.
 quant::PackedWeight read_packed(const io::Checkpoint& checkpoint, const std::string& module, int64_t out_features, int64_t in_features,
                                 const QuantizationConfig& quantization);
 

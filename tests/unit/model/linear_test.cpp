@@ -44,6 +44,36 @@ at::Tensor expected(const at::Tensor& x, const at::Tensor& weight, const at::Ten
   return y + adapter->scaling * pooled.matmul(adapter->a.to(at::kDouble).t()).matmul(adapter->b.to(at::kDouble).t());
 }
 
+// Groups of inputs that do not lie side by side: weight, pooling and gradients are those of the sorted input; an ordinary LoRA's A is not.
+TEST(Linear, SortsItsInputs) {
+  const at::Tensor order = random("order", {kIn}).argsort(), x = random("x", {kTokens, kIn}), dy = random("dy", {kTokens, kOut});
+  const double tolerance = (96 + 3 + 2) * std::ldexp(1.0, -24);
+  quant::PackedWeight weight = quant::round_to_nearest("w", random("w", {kOut, kIn}), 4, kGroup).weight;
+  const at::Tensor in_groups = weight.dequantize(at::kFloat);
+  weight.input_order = order;
+  const at::Tensor dense = weight.dequantize(at::kFloat);
+  EXPECT_TRUE(dense.index_select(1, order).equal(in_groups));
+  EXPECT_FALSE(dense.equal(in_groups));
+  EXPECT_LE(distance(weight.multiply(x), expected(x, dense, {}, nullptr)), tolerance);
+  EXPECT_LE(distance(weight.multiply(x.narrow(0, 0, 1)), expected(x, dense, {}, nullptr).narrow(0, 0, 1)), tolerance);
+  for (const io::Pooling pooling : {io::Pooling::kSum, io::Pooling::kMean, io::Pooling::kNone}) {
+    Linear linear("m", weight);
+    linear.adapter = adapter(pooling);
+    const at::Tensor inputs = x.clone().requires_grad_(true);
+    const at::Tensor y = linear.forward(inputs, {});
+    const bool pooled = pooling != io::Pooling::kNone;
+    const at::Tensor golden_inputs = x.to(at::kDouble).requires_grad_(true), sorted = golden_inputs.index_select(1, order);
+    const at::Tensor golden = pooled ? expected(sorted, in_groups, {}, linear.adapter.get()) : expected(golden_inputs, dense, {}, linear.adapter.get());
+    EXPECT_LE(distance(y, golden.detach()), tolerance);
+    y.backward(dy);
+    golden.backward(dy.to(at::kDouble));
+    EXPECT_LE(distance(inputs.grad(), golden_inputs.grad()), 2 * tolerance);
+    // Must differ: the adapter on the inputs in the other order.
+    const at::Tensor other = pooled ? expected(x, dense, {}, linear.adapter.get()) : expected(x.index_select(1, order), in_groups, {}, linear.adapter.get());
+    EXPECT_GT(distance(y, other), 0.01);
+  }
+}
+
 TEST(Linear, AddsBiasAndAdapterToEitherKindOfWeight) {
   const at::Tensor x = random("x", {kTokens, kIn}), bias = random("bias", {kOut});
   // Sums of 96 products, then of 3 groups and rank 2.
