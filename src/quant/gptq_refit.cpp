@@ -57,38 +57,37 @@ class NormalEquations {
   at::Tensor solve(const at::Tensor& codes, const at::Tensor& gradient) const {
     const int64_t rows = codes.size(0), columns = groups_ * size_;
     const at::Tensor d = padded(codes, rows, columns), r = padded(gradient, rows, columns);
-    const at::Tensor right_scales = d.mul(r).reshape({rows, groups_, size_}).sum(-1, false, at::kDouble);  // [rows, groups]
-    at::Tensor left = scale_block(d), right = right_scales;
+    // Above the diagonal by rows: below it by columns, which is what LAPACK reads.
+    at::Tensor left = at::zeros({rows, unknowns(), unknowns()}, d.options().dtype(at::kDouble));
+    fill_scale_block(d, left);
+    at::Tensor right = d.mul(r).reshape({rows, groups_, size_}).sum(-1, false, at::kDouble);  // [rows, groups]
     if (offsets_) {
       // C_a H_ab 1_b: [groups, rows, size] x [groups, size, groups]
       const at::Tensor across = d.reshape({rows, groups_, size_}).transpose(0, 1).bmm(sums_.reshape({groups_, size_, groups_}));
-      const at::Tensor mixed = across.transpose(0, 1).to(at::kDouble);  // [rows, groups, groups]
-      const at::Tensor top = at::cat({left, mixed}, 2);
-      left = at::cat({top, at::cat({mixed.transpose(1, 2), offset_block_.expand({rows, groups_, groups_})}, 2)}, 1);
-      right = at::cat({right_scales, r.reshape({rows, groups_, size_}).sum(-1, false, at::kDouble)}, 1);
+      left.narrow(1, 0, groups_).narrow(2, groups_, groups_).copy_(across.transpose(0, 1));
+      left.narrow(1, groups_, groups_).narrow(2, groups_, groups_).copy_(offset_block_.expand({rows, groups_, groups_}));
+      right = at::cat({right, r.reshape({rows, groups_, size_}).sum(-1, false, at::kDouble)}, 1);
     }
     // The products have fp32's rounding: a ridge of that order keeps what they do not determine where it is (right is a residual).
     constexpr double kRidge = 1e-6;
     at::Tensor diagonal = left.diagonal(0, 1, 2);
     diagonal.mul_(1 + kRidge).add_(diagonal.mean(1, true).mul_(kRidge * 1e-3).add_(1e-300));
-    const auto [lower, info] = at::linalg_cholesky_ex(left);
+    const auto [lower, info] = at::linalg_cholesky_ex(left.mT());
     const at::Tensor solved = at::cholesky_solve(right.unsqueeze(2), lower).squeeze(2);
     return at::where(info.eq(0).unsqueeze(1).logical_and(at::isfinite(solved)), solved, at::zeros_like(solved));
   }
 
  private:
-  // C_a H_ab C_b of every pair of groups: [rows, groups, groups] f64
-  at::Tensor scale_block(const at::Tensor& d) const {
+  int64_t unknowns() const { return offsets_ ? 2 * groups_ : groups_; }
+
+  // C_a H_ab C_b of every pair of groups a <= b. left: [rows, unknowns, unknowns] f64
+  void fill_scale_block(const at::Tensor& d, at::Tensor& left) const {
     const int64_t rows = d.size(0);
-    at::Tensor block = at::empty({rows, groups_, groups_}, d.options().dtype(at::kDouble));
-    for (int64_t b = 0; b < groups_; ++b) {
-      const int64_t first = b * size_, rest = groups_ - b;
+    for (int64_t a = 0; a < groups_; ++a) {
+      const int64_t first = a * size_, rest = groups_ - a;
       const at::Tensor part = d.narrow(1, first, size_).mm(hessian_.narrow(0, first, size_).narrow(1, first, rest * size_));  // [rows, rest * size]
-      const at::Tensor pairs = part.mul(d.narrow(1, first, rest * size_)).reshape({rows, rest, size_}).sum(-1);               // [rows, rest]
-      block.select(2, b).narrow(1, b, rest).copy_(pairs);
-      block.select(1, b).narrow(1, b, rest).copy_(pairs);
+      left.select(1, a).narrow(1, a, rest).copy_(part.mul(d.narrow(1, first, rest * size_)).reshape({rows, rest, size_}).sum(-1));
     }
-    return block;
   }
 
   int64_t groups_, size_;
@@ -269,11 +268,13 @@ void improve_codes(const at::Tensor& weight, const at::Tensor& hessian, const Gp
       gradient.addmm_(change, hessian.narrow(0, first, size), 1, -1);
     }
   }
-  Residual after = residual_of(weight, next, hessian);
-  const at::Tensor better = take_better(after.losses, residual.losses, next, rounded).to(weight.device());
-  residual.difference = at::where(better, after.difference, residual.difference);
-  residual.gradient = at::where(better, after.gradient, residual.gradient);
-  residual.losses = at::where(better.squeeze(1), after.losses, residual.losses);
+  // The gradient came along, in fp32 as a product afresh would be.
+  const at::Tensor difference = weight.sub(next.dense().to(weight.device()));
+  const at::Tensor losses = difference.mul(gradient).sum(1, false, at::kDouble).clamp_min_(0);
+  const at::Tensor better = take_better(losses, residual.losses, next, rounded).to(weight.device());
+  residual.difference = at::where(better, difference, residual.difference);
+  residual.gradient = at::where(better, gradient, residual.gradient);
+  residual.losses = at::where(better.squeeze(1), losses, residual.losses);
 }
 
 void fit_scales(const at::Tensor& weight, const at::Tensor& hessian, bool integer_zeros, Residual& residual, Rounded& rounded) {
