@@ -14,6 +14,13 @@ std::vector<at::Tensor> together(const LinearStack& stack, const std::vector<con
   return outputs;
 }
 
+// Each head by itself, before the rotation. x: [tokens, heads, head_dim], weight: [head_dim] f32 or undefined
+at::Tensor norm_heads(const at::Tensor& x, const at::Tensor& weight, double eps) {
+  if (!weight.defined()) return x;
+  const at::Tensor rows = x.reshape({-1, x.size(2)}).to(at::kFloat).contiguous();
+  return rms_norm(rows, weight, eps, x.scalar_type()).values.reshape(x.sizes());
+}
+
 }  // namespace
 
 PoolRequest pool_for(const Linear& reader, int64_t tokens, at::ScalarType dtype) {
@@ -29,8 +36,8 @@ Heads attention_heads(const LlamaConfig& config, const Layer& layer, const quant
                       const DropoutKey& dropout) {
   const int64_t tokens = x.values.size(0);
   const std::vector<at::Tensor> qkv = together(layer.qkv, {&layer.q, &layer.k, &layer.v}, x, dropout);
-  const at::Tensor q = qkv[0].reshape({tokens, config.heads, config.head_dim});
-  const at::Tensor k = qkv[1].reshape({tokens, config.kv_heads, config.head_dim});
+  const at::Tensor q = norm_heads(qkv[0].reshape({tokens, config.heads, config.head_dim}), layer.q_norm, config.norm_eps);
+  const at::Tensor k = norm_heads(qkv[1].reshape({tokens, config.kv_heads, config.head_dim}), layer.k_norm, config.norm_eps);
   const at::Tensor v = qkv[2].reshape({tokens, config.kv_heads, config.head_dim});
   return {Rope::apply(q, rotation.cos, rotation.sin), Rope::apply(k, rotation.cos, rotation.sin), v};
 }

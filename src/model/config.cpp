@@ -224,7 +224,8 @@ void check_architectures(const Reader& config, const std::string& model_type) {
   // The first conversions of LLaMA spelt it the second way.
   static const std::map<std::string, std::set<std::string>> expected = {{"llama", {"LlamaForCausalLM", "LLaMAForCausalLM"}},
                                                                         {"mistral", {"MistralForCausalLM"}},
-                                                                        {"qwen2", {"Qwen2ForCausalLM"}}};
+                                                                        {"qwen2", {"Qwen2ForCausalLM"}},
+                                                                        {"qwen3", {"Qwen3ForCausalLM"}}};
   const std::set<std::string>& allowed = expected.at(model_type);
   for (const json& name : names) {
     QALORA_REQUIRE(name.is_string() && allowed.contains(name.get<std::string>()), DataError, config.name(), ": 'architectures' names ",
@@ -258,7 +259,8 @@ void apply_sliding_window(const Reader& config, const json& object, LlamaConfig&
                      type.dump(), ", which is not supported (full_attention and sliding_attention are)");
     }
   }
-  const bool off = result.model_type == "qwen2" && !config.flag("use_sliding_window", false);
+  const bool qwen = result.model_type == "qwen2" || result.model_type == "qwen3";
+  const bool off = qwen && !config.flag("use_sliding_window", false);
   if (off || !config.has("sliding_window")) return;
   result.context_length = std::min(result.context_length, config.size("sliding_window"));
 }
@@ -269,6 +271,7 @@ T count_parameters(const LlamaConfig& c) {
   const T q = static_cast<T>(c.heads * c.head_dim), kv = static_cast<T>(c.kv_heads * c.head_dim);
   T layer = hidden * (2 * q + 2 * kv) + 3 * hidden * intermediate + 2 * hidden;
   if (c.qkv_bias) layer += q + 2 * kv;
+  if (c.qk_norm) layer += 2 * static_cast<T>(c.head_dim);
   if (c.o_bias) layer += hidden;
   if (c.mlp_bias) layer += 2 * intermediate + hidden;
   return static_cast<T>(c.layers) * layer + hidden + static_cast<T>(c.vocab_size) * hidden * (c.tied_head ? 1 : 2);
@@ -292,9 +295,9 @@ LlamaConfig parse_config(const json& object, const std::string& name) {
   const Reader config(object, name);
   LlamaConfig result;
   result.model_type = config.text("model_type", "");
-  const std::set<std::string> known = {"llama", "mistral", "qwen2"};
+  const std::set<std::string> known = {"llama", "mistral", "qwen2", "qwen3"};
   QALORA_REQUIRE(known.contains(result.model_type), DataError, name, ": model_type '", result.model_type,
-                 "' is not supported (llama, mistral and qwen2 are)");
+                 "' is not supported (llama, mistral, qwen2 and qwen3 are)");
   result.vocab_size = config.size("vocab_size");
   result.hidden_size = config.size("hidden_size");
   result.intermediate_size = config.size("intermediate_size");
@@ -302,11 +305,12 @@ LlamaConfig parse_config(const json& object, const std::string& name) {
   result.heads = config.size("num_attention_heads");
   const bool mistral = result.model_type == "mistral";
   result.kv_heads = config.size("num_key_value_heads", mistral && !object.contains("num_key_value_heads") ? 8 : result.heads);
-  if (!config.has("head_dim")) {
+  result.qk_norm = result.model_type == "qwen3";
+  if (!config.has("head_dim") && !result.qk_norm) {
     QALORA_REQUIRE(result.hidden_size % result.heads == 0, DataError, name, ": hidden_size ", result.hidden_size,
                    " is not a multiple of num_attention_heads ", result.heads, " and head_dim is not given");
   }
-  result.head_dim = config.size("head_dim", std::max<int64_t>(1, result.hidden_size / result.heads));
+  result.head_dim = config.size("head_dim", result.qk_norm ? 128 : std::max<int64_t>(1, result.hidden_size / result.heads));
   result.context_length = config.size("max_position_embeddings", mistral ? 131072 : 2048);
   result.norm_eps = config.positive("rms_norm_eps", 1e-6);
   result.initializer_range = config.positive("initializer_range", 0.02);

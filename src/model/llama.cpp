@@ -205,6 +205,9 @@ at::Tensor Llama::loss_sum(const at::Tensor& hidden, const at::Tensor& targets) 
 
 void Layer::to(c10::Device device) {
   for (const auto& norm : kLayerNorms) move(this->*norm.member, device);
+  for (const auto& norm : kHeadNorms) {
+    if ((this->*norm.member).defined()) move(this->*norm.member, device);
+  }
   for (const auto& projection : kProjections) (this->*projection.member).to(device);
   qkv = LinearStack({&q, &k, &v});
   gate_up = LinearStack({&gate, &up});

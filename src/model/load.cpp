@@ -51,7 +51,10 @@ class Loader {
   Layer frame(int64_t index) const {
     Layer result;
     const std::string prefix = layer_prefix(index);
-    for (const auto& part : kLayerNorms) result.*part.member = norm(prefix + part.name);
+    for (const auto& part : kLayerNorms) result.*part.member = norm(prefix + part.name, config_.hidden_size);
+    for (const auto& part : kHeadNorms) {
+      if (config_.qk_norm) result.*part.member = norm(prefix + part.name, config_.head_dim);
+    }
     for (const auto& part : kProjections) {
       const ProjectionShape shape = projection_shape(config_, part.name);
       if (shape.bias) (result.*part.member).bias = dense(prefix + part.name + ".bias", {shape.out_features}, at::kFloat);
@@ -67,7 +70,7 @@ class Loader {
                   : Linear(module, dense(module + ".weight", {shape.out_features, shape.in_features}, weight_dtype()));
   }
 
-  at::Tensor norm(const std::string& module) const { return dense(module + ".weight", {config_.hidden_size}, at::kFloat); }
+  at::Tensor norm(const std::string& module, int64_t width) const { return dense(module + ".weight", {width}, at::kFloat); }
 
   // [vocab, hidden]; an embedding or head may be packed too (MLX writes such files): it is dequantised once.
   at::Tensor vocabulary(const std::string& module, at::ScalarType dtype) const {
@@ -115,6 +118,9 @@ std::vector<ExpectedTensor> expected_tensors(const LlamaConfig& config) {
   for (int64_t i = 0; i < config.layers; ++i) {
     const std::string prefix = layer_prefix(i);
     for (const auto& norm : kLayerNorms) result.push_back({prefix + norm.name + ".weight", {config.hidden_size}});
+    for (const auto& norm : kHeadNorms) {
+      if (config.qk_norm) result.push_back({prefix + norm.name + ".weight", {config.head_dim}});
+    }
     for (const auto& projection : kProjections) {
       const ProjectionShape shape = projection_shape(config, projection.name);
       result.push_back({prefix + projection.name + ".weight", {shape.out_features, shape.in_features}, true});
@@ -201,7 +207,7 @@ Llama load_model(const fs::path& folder, const LoadOptions& options) {
     model.layers.push_back(load.layer(i));
     progress.add();
   }
-  model.final_norm = load.placed(load.norm("model.norm"));
+  model.final_norm = load.placed(load.norm("model.norm", model.config.hidden_size));
   model.head = model.config.tied_head ? model.embedding : load.vocabulary("lm_head", load.head_dtype());
   return model;
 }

@@ -27,7 +27,11 @@ std::map<std::string, at::Tensor> named_weights(const Llama& model) {
   if (!model.config.tied_head) result["lm_head.weight"] = model.head;
   for (size_t i = 0; i < model.layers.size(); ++i) {
     const Layer& layer = model.layers[i];
-    for (const auto& norm : kLayerNorms) result[layer_prefix(static_cast<int64_t>(i)) + norm.name + ".weight"] = layer.*norm.member;
+    const std::string prefix = layer_prefix(static_cast<int64_t>(i));
+    for (const auto& norm : kLayerNorms) result[prefix + norm.name + ".weight"] = layer.*norm.member;
+    for (const auto& norm : kHeadNorms) {
+      if ((layer.*norm.member).defined()) result[prefix + norm.name + ".weight"] = layer.*norm.member;
+    }
     for (const auto& projection : kProjections) {
       const Linear& linear = layer.*projection.member;
       result[linear.module() + ".weight"] = linear.dense();
@@ -49,6 +53,9 @@ Llama new_model(const LlamaConfig& config, uint64_t seed) {
   for (int64_t i = 0; i < config.layers; ++i) {
     Layer& layer = model.layers.emplace_back();
     for (const auto& norm : kLayerNorms) layer.*norm.member = start.at(layer_prefix(i) + norm.name + ".weight");
+    for (const auto& norm : kHeadNorms) {
+      if (config.qk_norm) layer.*norm.member = start.at(layer_prefix(i) + norm.name + ".weight");
+    }
     for (const auto& projection : kProjections) {
       const std::string module = layer_prefix(i) + projection.name;
       Linear& linear = layer.*projection.member = Linear(module, start.at(module + ".weight"));

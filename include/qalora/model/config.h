@@ -44,7 +44,7 @@ struct QuantizationConfig {
 };
 
 struct LlamaConfig {
-  std::string model_type;  // "llama", "mistral", "qwen2"
+  std::string model_type;  // "llama", "mistral", "qwen2", "qwen3"
   int64_t vocab_size = 0, hidden_size = 0, intermediate_size = 0;
   int64_t layers = 0, heads = 0, kv_heads = 0, head_dim = 0;
   int64_t context_length = 0;  // max_position_embeddings
@@ -52,6 +52,7 @@ struct LlamaConfig {
   double initializer_range = 0.02;
   bool tied_head = false;
   bool qkv_bias = false, o_bias = false, mlp_bias = false;
+  bool qk_norm = false;        // each head of q and k is normed before it is rotated (Qwen3)
   RopeConfig rope;
   std::optional<QuantizationConfig> quantization;  // absent for a dense checkpoint
 

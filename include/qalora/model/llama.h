@@ -26,6 +26,7 @@ struct KvCache {
 
 struct Layer {
   at::Tensor attention_norm, mlp_norm;  // [hidden] f32
+  at::Tensor q_norm, k_norm;            // [head_dim] f32; undefined where the model has none
   Linear q, k, v, o, gate, up, down;
   LinearStack qkv, gate_up;  // on an accelerator
 
@@ -40,6 +41,7 @@ struct Named {
 };
 inline constexpr Named<at::Tensor> kLayerNorms[] = {
     {"input_layernorm", &Layer::attention_norm}, {"post_attention_layernorm", &Layer::mlp_norm}};
+inline constexpr Named<at::Tensor> kHeadNorms[] = {{"self_attn.q_norm", &Layer::q_norm}, {"self_attn.k_norm", &Layer::k_norm}};
 inline constexpr Named<Linear> kProjections[] = {
     {"self_attn.q_proj", &Layer::q}, {"self_attn.k_proj", &Layer::k}, {"self_attn.v_proj", &Layer::v}, {"self_attn.o_proj", &Layer::o},
     {"mlp.gate_proj", &Layer::gate}, {"mlp.up_proj", &Layer::up},     {"mlp.down_proj", &Layer::down}};
