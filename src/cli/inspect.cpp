@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <fstream>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -12,6 +13,8 @@
 #include "qalora/eval/mmlu_data.h"
 #include "qalora/io/adapter_file.h"
 #include "qalora/io/checkpoint.h"
+#include "qalora/io/meta_folder.h"
+#include "qalora/io/torch_file.h"
 #include "qalora/tensor/accelerator.h"
 #include "qalora/text/tokenizer.h"
 
@@ -91,10 +94,21 @@ json inspect_folder(const fs::path& folder) {
   if (has("adapter_config.json")) return inspect_adapter(folder);
   if (has("config.toml") || has("checkpoints")) return inspect_run(folder);
   if (has("config.json") || has("model.safetensors") || has("model.safetensors.index.json")) return inspect_checkpoint(folder);
+  if (io::MetaFolder::exists(folder)) return inspect_checkpoint(folder);
   if (has("dev") && (has("test") || has("val"))) return inspect_mmlu(folder);
   if (has("tokenizer.model")) return inspect_tokenizer(folder);
   throw DataError(message(folder.string(), ": nothing known in this folder; expected a checkpoint (config.json), an adapter "
                           "(adapter_config.json), a run (config.toml), MMLU (dev/ and test/) or a tokenizer (tokenizer.model)"));
+}
+
+// By its ending, or by what is in it.
+bool is_torch(const fs::path& path) {
+  const std::string extension = path.extension().string();
+  if (extension == ".bin" || extension == ".pt" || extension == ".pth") return true;
+  std::ifstream in(path, std::ios::binary);
+  char start[32] = {};
+  in.read(start, sizeof start);
+  return io::TorchFile::looks_like({start, static_cast<size_t>(in.gcount())});
 }
 
 // A file that stands for its folder, else what it is by itself.
@@ -102,9 +116,10 @@ json inspect_any(const fs::path& path) {
   if (fs::is_directory(path)) return inspect_folder(path);
   const std::string name = path.filename().string();
   const fs::path folder = path.has_parent_path() ? path.parent_path() : fs::path(".");
-  if (name == "config.json" || name == "model.safetensors.index.json" || name == "adapter_config.json") return inspect_folder(folder);
+  if (name == "config.json" || name.ends_with(".index.json") || name == "params.json" || name == "adapter_config.json") return inspect_folder(folder);
   if (name == "tokenizer.model") return inspect_tokenizer(folder);
   if (path.extension() == ".safetensors") return inspect_safetensors(path);
+  if (is_torch(path)) return inspect_torch(path);
   return inspect_file(path);
 }
 

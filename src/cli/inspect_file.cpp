@@ -227,10 +227,7 @@ json inspect_file(const fs::path& path) {
   QALORA_REQUIRE(extension != ".model", DataError, path.string(), 
                  ": a tokenizer is read under the name tokenizer.model, in its own folder");
   QALORA_REQUIRE(!start.starts_with("GGUF"), DataError, path.string(), ": a GGUF file, which this version does not read");
-  const bool pickle = start.starts_with("PK\x03\x04") || start.starts_with("\x80\x02");
-  QALORA_REQUIRE(!pickle, DataError, path.string(),
-                 ": probably a PyTorch checkpoint, which this version does not read; convert it to safetensors");
-  throw DataError(message(path.string(), ": not a kind of file that is known here; expected .safetensors, tokenizer.model, .toml, .svg, "
+  throw DataError(message(path.string(), ": not a kind of file that is known here; expected .safetensors, .bin, .pt, .pth, tokenizer.model, .toml, .svg, "
                           "metrics.jsonl, or data (.json, .jsonl, .csv, .txt)"));
 }
 

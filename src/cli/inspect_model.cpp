@@ -6,6 +6,7 @@
 #include "qalora/core/error.h"
 #include "qalora/io/adapter_file.h"
 #include "qalora/io/checkpoint.h"
+#include "qalora/io/torch_file.h"
 #include "qalora/model/load.h"
 
 namespace qalora::cli {
@@ -55,6 +56,24 @@ uint64_t run_bytes(const io::Checkpoint& checkpoint, const model::LlamaConfig& c
   uint64_t bytes = sizes.resident[bf16 ? 1 : 0] + (widened ? 4 * vocabulary : checkpoint.info(embedding).bytes());
   if (!config.tied_head) bytes += 4 * vocabulary;
   return bytes + sizes.largest * (bf16 ? 2 : 4);
+}
+
+// What a file of tensors holds.
+nlohmann::json tensor_file(const char* kind, const io::TensorSource& file) {
+  nlohmann::json tensors = nlohmann::json::array();
+  uint64_t bytes = 0;
+  int64_t elements = 0;
+  for (const auto& [name, info] : file.tensors()) {
+    tensors.push_back(tensor_entry(name, info));
+    bytes += info.bytes();
+    elements += *checked_elements(info.shape);  // checked when the file was opened
+  }
+  return {{"kind", kind},
+          {"path", file.files().at(0).string()},
+          {"parameters", elements},
+          {"bytes", bytes},
+          {"bits_per_weight", elements == 0 ? 0.0 : 8.0 * static_cast<double>(bytes) / static_cast<double>(elements)},
+          {"tensors", std::move(tensors)}};
 }
 
 }  // namespace
@@ -130,17 +149,18 @@ nlohmann::json inspect_adapter(const fs::path& folder) {
 
 nlohmann::json inspect_safetensors(const fs::path& path) {
   const io::SafetensorsFile file(path);
-  nlohmann::json tensors = nlohmann::json::array();
-  uint64_t bytes = 0;
-  int64_t elements = 0;
-  for (const auto& [name, info] : file.tensors()) {
-    tensors.push_back(tensor_entry(name, info));
-    bytes += info.bytes();
-    elements += *checked_elements(info.shape);  // checked when the file was opened
-  }
-  return {{"kind", "safetensors"},      {"path", path.string()},          {"parameters", elements},
-          {"bytes", bytes},             {"file_bytes", file.file_bytes()}, {"bits_per_weight", elements == 0 ? 0.0 : 8.0 * static_cast<double>(bytes) / static_cast<double>(elements)},
-          {"metadata", file.metadata()}, {"tensors", std::move(tensors)}};
+  nlohmann::json result = tensor_file("safetensors", file);
+  result["file_bytes"] = file.file_bytes();
+  result["metadata"] = file.metadata();
+  return result;
+}
+
+nlohmann::json inspect_torch(const fs::path& path) {
+  const io::TorchFile file(path);
+  nlohmann::json result = tensor_file("pytorch", file);
+  result["file_bytes"] = file.file_bytes();
+  result["form"] = file.legacy() ? "pickles, as before PyTorch 1.6" : "zip";
+  return result;
 }
 
 }  // namespace qalora::cli

@@ -97,6 +97,19 @@ uint64_t type_of(std::string_view piece) {
   return type;
 }
 
+// The library builds its tables from zero-terminated pieces and ends the process over an empty one.
+void check_piece(const fs::path& path, std::string_view bytes, size_t position) {
+  FieldReader fields(bytes);
+  std::string_view piece;
+  while (!fields.done()) {
+    const auto field = fields.next();
+    QALORA_REQUIRE(field, DataError, path.string(), ": the piece at byte ", position, " is damaged; fetch the file again");
+    if (field->number == 1 && field->is_bytes) piece = field->bytes;
+  }
+  QALORA_REQUIRE(!piece.empty() && piece.find('\0') == std::string_view::npos, DataError, path.string(), ": the piece at byte ", position,
+                 piece.empty() ? " is empty" : " has a zero byte in it", "; the file is damaged, fetch it again");
+}
+
 }  // namespace
 
 bool looks_like_tiktoken(std::string_view bytes) {
@@ -122,6 +135,7 @@ SentencePieceFile inspect_sentencepiece(const fs::path& path, std::string_view b
                    start, " of ", bytes.size(), " is damaged after ", result.pieces, " pieces; fetch the file again");
     const bool trainer = field->number == 2, normalizer = field->number == 3;
     if (field->number == 1 && field->is_bytes) {
+      check_piece(path, field->bytes, start);
       if (type_of(field->bytes) == static_cast<uint64_t>(PieceType::kUserDefined)) result.user_defined.insert(result.pieces);
       ++result.pieces;
     }

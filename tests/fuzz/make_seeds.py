@@ -59,6 +59,46 @@ def gptq_layer(config, bits, in_features, out_features, groups, extra=b"", awq=F
     return json.dumps(config).encode() + b"\n" + tensors + extra
 
 
+def gguf_string(text):
+    return struct.pack("<Q", len(text)) + text.encode()
+
+
+def gguf(metadata, tensors, alignment=32):
+    """metadata: key -> (type, bytes); tensors: name -> (type, dimensions as in the file, bytes)"""
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata))
+    for key, (kind, value) in metadata.items():
+        head += gguf_string(key) + struct.pack("<I", kind) + value
+    data = b""
+    for name, (kind, dimensions, content) in tensors.items():
+        head += gguf_string(name) + struct.pack("<I", len(dimensions)) + struct.pack(f"<{len(dimensions)}Q", *dimensions)
+        head += struct.pack("<IQ", kind, len(data))
+        data += content + bytes(-len(content) % alignment)
+    return head + bytes(-len(head) % alignment) + data
+
+
+def gguf_llama(kind, block_bytes):
+    """One layer, 32 wide; projections of a type with blocks of 32."""
+    u32, f32, text, array = 4, 6, 8, 9
+    number = lambda value: (u32, struct.pack("<I", value))
+    words = ["<unk>", "<s>", "</s>", "a"]
+    metadata = {"general.architecture": (text, gguf_string("llama")), "llama.block_count": number(1), "llama.context_length": number(64),
+                "llama.embedding_length": number(32), "llama.feed_forward_length": number(32), "llama.attention.head_count": number(2),
+                "llama.attention.head_count_kv": number(1), "llama.vocab_size": number(4), "llama.rope.dimension_count": number(16),
+                "llama.attention.layer_norm_rms_epsilon": (f32, struct.pack("<f", 1e-5)), "llama.rope.freq_base": (f32, struct.pack("<f", 1e4)),
+                "tokenizer.ggml.model": (text, gguf_string("llama")),
+                "tokenizer.ggml.tokens": (array, struct.pack("<IQ", text, len(words)) + b"".join(map(gguf_string, words))),
+                "tokenizer.ggml.scores": (array, struct.pack("<IQ4f", f32, 4, 0, 0, 0, -1)),
+                "tokenizer.ggml.token_type": (array, struct.pack("<IQ4i", 5, 4, 2, 3, 3, 1)),
+                "tokenizer.ggml.bos_token_id": number(1), "tokenizer.ggml.eos_token_id": number(2)}
+    matrix = lambda rows: (kind, [32, rows], bytes(rows * block_bytes))
+    norm = (0, [32], bytes(32 * 4))
+    tensors = {"token_embd.weight": (1, [32, 4], bytes(4 * 32 * 2)), "output_norm.weight": norm, "blk.0.attn_norm.weight": norm,
+               "blk.0.ffn_norm.weight": norm, "blk.0.attn_q.weight": matrix(32), "blk.0.attn_k.weight": matrix(16),
+               "blk.0.attn_v.weight": matrix(16), "blk.0.attn_output.weight": matrix(32), "blk.0.ffn_gate.weight": matrix(32),
+               "blk.0.ffn_up.weight": matrix(32), "blk.0.ffn_down.weight": matrix(32)}
+    return gguf(metadata, tensors)
+
+
 def main():
     for name, bits, settings in (("v1", 4, {}), ("v2", 2, {"checkpoint_format": "gptq_v2"}), ("planar", 3, {"checkpoint_format": "gptq_p"}),
                                  ("model", 8, {"meta": {"quantizer": ["gptqmodel:7"]}, "dynamic": {"a": 1}})):
@@ -68,6 +108,8 @@ def main():
     put("safetensors", "two", safetensors({"a.weight": ("F32", [2, 2], bytes(16)), "b": ("BF16", [3], bytes(6))}, {"format": "pt"}))
     put("safetensors", "empty", safetensors({"none": ("I64", [0, 4], b""), "scalar": ("U8", [], b"\1")}))
     put("tokenizer_model", "bpe", sentencepiece())
+    for name, kind, block_bytes in [("q4_0", 2, 18), ("q4_1", 3, 20), ("q5_1", 7, 24), ("q8_0", 8, 34), ("f16", 1, 64)]:
+        put("gguf", name, gguf_llama(kind, block_bytes))
 
 
 if __name__ == "__main__":

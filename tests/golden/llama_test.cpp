@@ -52,6 +52,36 @@ INSTANTIATE_TEST_SUITE_P(Checkpoints, LlamaGolden,
                          ::testing::Values("llama/mha", "llama/gqa_tied", "llama/mistral", "llama/qwen2", "llama/sharded_fp16", "llama/pytorch_bin",
                                            "llama/meta", "mlx/w3g32", "mlx/w4g32", "mlx/w2g64_everything"));
 
+// What Meta's layout is easily mistaken for gives other logits.
+TEST(LlamaGoldenText, MetasPartsAndRowsHaveAnOrder) {
+  REQUIRE_SHARED("goldens/llama/meta");
+  const fs::path folder = test::shared_dir() / "goldens/llama/meta";
+  const io::SafetensorsFile expected(folder / "expected.safetensors");
+  const double tolerance = io::read_json_file(folder / "expected.json").at("accuracy").at("tolerance_logits_abs").get<double>();
+  const auto difference = [&](const fs::path& other) {
+    Llama model = load_model(other, {});
+    return distance(logits_of(model, expected.read("input_ids").to(at::kLong)), expected.read("logits"));
+  };
+  const test::TempDir swapped, unmoved;
+  fs::copy_file(folder / "params.json", swapped / "params.json");
+  fs::copy_file(folder / "consolidated.00.pth", swapped / "consolidated.01.pth");
+  fs::copy_file(folder / "consolidated.01.pth", swapped / "consolidated.00.pth");
+  EXPECT_GT(difference(swapped.path()), 100 * tolerance);
+  // Written anew as Hugging Face has it: equal; with the rows of q and k in Meta's order: not.
+  const io::Checkpoint checkpoint(folder);
+  io::write_json_file(unmoved / "config.json", checkpoint.config());
+  std::map<std::string, at::Tensor> tensors;
+  for (const std::string& name : checkpoint.names()) tensors[name] = checkpoint.read(name);
+  io::write_safetensors(unmoved / "model.safetensors", tensors);
+  EXPECT_LE(difference(unmoved.path()), tolerance);
+  for (auto& [name, tensor] : tensors) {
+    if (!name.ends_with("q_proj.weight") && !name.ends_with("k_proj.weight")) continue;
+    tensor = tensor.reshape({4, 2, 8, tensor.size(1)}).transpose(1, 2).reshape(tensor.sizes()).contiguous();  // 4 heads of 16
+  }
+  io::write_safetensors(unmoved / "model.safetensors", tensors);
+  EXPECT_GT(difference(unmoved.path()), 100 * tolerance);
+}
+
 TEST(LlamaGoldenText, CachedForwardEqualsTheWholeForward) {
   REQUIRE_SHARED("goldens/llama/gqa_tied");
   const fs::path folder = test::shared_dir() / "goldens/llama/gqa_tied";

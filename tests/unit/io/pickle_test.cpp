@@ -49,7 +49,7 @@ TEST(Pickle, BuildsTheValuesThatPythonMeans) {
 
 TEST(Pickle, LongNumbersAreTwosComplement) {
   const auto integer = [](const std::string& digits) {
-    const std::string text = pickle("\x8a" + raw(static_cast<uint8_t>(digits.size())) + digits);
+    const std::string text = pickle(std::string("\x8a").append(raw(static_cast<uint8_t>(digits.size()))).append(digits));
     const Pickle parsed(bytes_of(text), "file");
     return parsed.integer(parsed.root());
   };
@@ -135,10 +135,10 @@ TEST(Pickle, SizesThatTheFileDoesNotHaveAreRefused) {
 
 // Python would need gigabytes, or its stack, for these.
 TEST(Pickle, BombsAreHarmless) {
-  std::string laughs = "]q" + raw(uint8_t{0});  // each list holds the one before ten times
+  std::string laughs("]q\0", 3);  // each list holds the one before ten times
   for (int level = 1; level < 100; ++level) {
     laughs += "](";
-    for (int i = 0; i < 10; ++i) laughs += "h" + raw(static_cast<uint8_t>(level - 1));
+    for (int i = 0; i < 10; ++i) laughs.append("h").append(raw(static_cast<uint8_t>(level - 1)));
     laughs += "eq" + raw(static_cast<uint8_t>(level));
   }
   for (int level = 0; level < 99; ++level) laughs += "\x86";  // the hundred lists that are left on the stack, as pairs of pairs

@@ -50,12 +50,12 @@ inline Zip make_zip(const std::vector<std::pair<std::string, std::string>>& entr
 }
 
 // Pieces of pickles.
-inline std::string pickled(const std::string& text) { return "X" + raw(static_cast<uint32_t>(text.size())) + text; }
+inline std::string pickled(const std::string& text) { return std::string("X").append(raw(static_cast<uint32_t>(text.size()))).append(text); }
 inline std::string pickled(int64_t number) { return std::string("\x8a\x08", 2) + raw(number); }
 inline std::string pickled_tuple(const std::vector<int64_t>& numbers) {
   std::string bytes = "(";
   for (const int64_t number : numbers) bytes += pickled(number);
-  return bytes + "t";
+  return bytes += "t";
 }
 inline std::string pickled_name(const std::string& module, const std::string& name) { return "c" + module + "\n" + name + "\n"; }
 inline std::string pickle(const std::string& opcodes) { return std::string("\x80\x02", 2) + opcodes + "."; }
@@ -75,7 +75,7 @@ inline std::string pickled(const TensorText& tensor) {
 inline std::string pickled_state(const std::vector<std::pair<std::string, TensorText>>& tensors) {
   std::string bytes = "}(";
   for (const auto& [name, tensor] : tensors) bytes += pickled(name) + pickled(tensor);
-  return bytes + "u";
+  return bytes += "u";
 }
 
 }  // namespace qalora::test

@@ -37,7 +37,7 @@ void expect_part(const std::string& text, const std::string& part) {
 }
 
 std::string refusal_of(const std::string& content) {
-  TempDir dir;
+  static const TempDir dir;
   test::write_file(dir / "file.bin", content);
   return refusal(dir / "file.bin");
 }
@@ -213,7 +213,8 @@ TEST(TorchFolder, TakesTheUsualNameTheIndexOrTheOnlyFile) {
   fs::copy_file(fixture("module.pt"), dir / "s1.bin");
   fs::copy_file(fixture("zip.pt"), dir / "s2.bin");
   std::string map;
-  for (const auto& [name, info] : TorchFile(fixture("zip.pt")).tensors()) map += ", \"" + name + "\": \"s2.bin\"";
+  const TorchFile second(fixture("zip.pt"));
+  for (const auto& [name, info] : second.tensors()) map += ", \"" + name + "\": \"s2.bin\"";
   const std::string head = "{\"weight_map\": {\"weight\": \"s1.bin\"";
   test::write_file(dir / "pytorch_model.bin.index.json", head + ", \"bias\": \"s1.bin\"" + map + "}}");
   const TorchFolder sharded(dir.path());

@@ -290,6 +290,13 @@ TEST_F(BadTokenizer, SaysWhatTheModelFileIs) {
   EXPECT_CONTAINS(error("tokenizer.model", bytes_field(9, "x")), "no pieces");
 }
 
+// The library would end the process over these.
+TEST_F(BadTokenizer, PiecesAreNotEmpty) {
+  EXPECT_CONTAINS(error("tokenizer.model", tiny_model() + piece_field(std::string("\0\0\xc0", 3), -1, kNormal)), "has a zero byte in it");
+  EXPECT_CONTAINS(error("tokenizer.model", tiny_model() + piece_field("", -1, kNormal)), "is empty");
+  EXPECT_CONTAINS(error("tokenizer.model", tiny_model() + bytes_field(1, "\xff")), "is damaged");
+}
+
 TEST_F(BadTokenizer, TruncatedAnywhere) {
   const std::string model = tiny_model();
   for (size_t size = 1; size < model.size(); size += 97) {
