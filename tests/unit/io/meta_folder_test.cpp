@@ -199,18 +199,23 @@ std::string refusal(const std::function<void(std::vector<Tensors>&, nlohmann::js
   return "(taken)";
 }
 
-void expect_part(const std::string& text, const std::string& part) { EXPECT_NE(text.find(part), std::string::npos) << text << "\n" << part; }
+void expect_part(const std::string& text, const std::string& part) {
+  EXPECT_NE(text.find(part), std::string::npos) << text << "\nexpected: " << part;
+}
 
 TEST(MetaFolder, DamageIsRefused) {
   const auto nothing = [](auto&, auto&) {};
   EXPECT_EQ(refusal(nothing), "(taken)");
   expect_part(refusal([](auto& parts, auto&) { parts.pop_back(); }), "is a part missing?");
   expect_part(refusal([](auto& parts, auto&) { parts[1].erase("norm.weight"); }), "there is no tensor 'norm.weight'");
-  expect_part(refusal([](auto& parts, auto&) { parts[1]["extra"] = numbers({2}, 0); }), "'extra' is in this part, but not in consolidated.00.pth");
-  expect_part(refusal([](auto& parts, auto&) { for (auto& part : parts) part["extra"] = numbers({2}, 0); }), "'extra' is none of a LLaMA");
-  expect_part(refusal([](auto& parts, auto&) { for (auto& part : parts) part["layers.x.ffn_norm.weight"] = numbers({2}, 0); }), "is none of a LLaMA");
-  expect_part(refusal([](auto& parts, auto&) { parts[1]["output.weight"] = numbers({4, kDim}, 0); }), "[4, 8], in consolidated.00.pth F32 [5, 8]");
-  expect_part(refusal([](auto& parts, auto&) { for (auto& part : parts) part["output.weight"] = numbers({5}, 0); }), "expected 2 dimensions");
+  expect_part(refusal([](auto& parts, auto&) { parts[1]["extra"] = numbers({2}, 0); }), "'extra' is in this part, but not in");
+  const auto everywhere = [](const char* name, at::IntArrayRef shape) {
+    return refusal([&](auto& parts, auto&) { for (auto& part : parts) part[name] = numbers(shape, 0); });
+  };
+  expect_part(everywhere("extra", {2}), "'extra' is none of a LLaMA");
+  expect_part(everywhere("layers.x.ffn_norm.weight", {2}), "is none of a LLaMA");
+  expect_part(everywhere("output.weight", {5}), "expected 2 dimensions");
+  expect_part(refusal([](auto& parts, auto&) { parts[1]["output.weight"] = numbers({4, kDim}, 0); }), "F32 [4, 8], in");
   expect_part(refusal([](auto&, auto& json) { json.erase("dim"); }), "key 'dim' is missing");
   expect_part(refusal([](auto&, auto& json) { json["dim"] = -8; }), "'dim' is -8");
   expect_part(refusal([](auto&, auto& json) { json["n_heads"] = 3; }), "not a multiple of n_heads 3");

@@ -30,8 +30,9 @@ void expect_refused(const std::string& text, const std::string& part) {
 }
 
 TEST(Pickle, BuildsTheValuesThatPythonMeans) {
-  const std::string text = pickle("}(" + pickled("none") + "N" + pickled("yes") + "\x88" + pickled("small") + "K\x07" + pickled("minus") + "J" +
-                                  raw(int32_t{-5}) + pickled("list") + "](K\x01K\x02" + "e" + pickled("pair") + "K\x03K\x04\x86" + "u") +
+  const std::string text = pickle("}(" + pickled("none") + "N" + pickled("yes") + "\x88" + pickled("small") + "K\x07" +
+                                  pickled("minus") + "J" + raw(int32_t{-5}) + pickled("list") + "](K\x01K\x02" + "e" +
+                                  pickled("pair") + "K\x03K\x04\x86" + "u") +
                            "what follows is not read";
   const Pickle parsed(bytes_of(text), "file");
   const auto value = [&](const char* key) { return parsed.find(parsed.root(), key).value(); };
@@ -118,7 +119,8 @@ TEST(Pickle, DamageIsRefused) {
   expect_refused(pickle("NNR"), "expected a name, got None");
   expect_refused(pickle(pickled_name("torch", "Size") + "NR"), "torch.Size is called with None");
   expect_refused(pickle(pickled_name("torch", "FloatStorage") + ")R"), "torch.FloatStorage is called with a tuple of 0");
-  expect_refused(pickle(pickled_name("torch._utils", "_rebuild_parameter") + "K\x01\x85R"), "_rebuild_parameter is called with a tuple of 1");
+  expect_refused(pickle(pickled_name("torch._utils", "_rebuild_parameter") + "K\x01\x85R"),
+                 "_rebuild_parameter is called with a tuple of 1");
   expect_refused(pickle("N}b"), "gives attributes to None");
   expect_refused(pickle("NQ"), "None does not describe a storage");
   expect_refused(pickle(pickled("\xff\xfe")), "not UTF-8");
@@ -177,7 +179,8 @@ TEST(Pickle, TensorsAreChecked) {
   expect_refused(one({.shape = {2, -2}}), "the negative number -2");
   expect_refused(one({.strides = {2, -1}}), "the negative number -1");
   expect_refused(one({.strides = {1}}), "2 dimensions and 1 strides");
-  expect_refused(one({.shape = std::vector<int64_t>(17, 1), .strides = std::vector<int64_t>(17, 1)}), "a tuple of 17; expected a tuple of at most 16");
+  const std::vector<int64_t> many(17, 1);
+  expect_refused(one({.shape = many, .strides = many}), "a tuple of 17; expected a tuple of at most 16");
   expect_refused(pickle(pickled(TensorText{}) + pickled(TensorText{.elements = 5}) + "\x86"), "once 4 x F32 and once 5 x F32");
   expect_refused(pickle(pickled(TensorText{}) + pickled(TensorText{.storage = "IntStorage"}) + "\x86"), "once 4 x F32 and once 4 x I32");
 }

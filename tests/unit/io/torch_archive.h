@@ -42,15 +42,18 @@ inline Zip make_zip(const std::vector<std::pair<std::string, std::string>>& entr
   zip.directory = zip.bytes.size();
   for (size_t i = 0; i < entries.size(); ++i) {
     zip.central.push_back(zip.bytes.size());
-    zip.bytes += "PK\x01\x02" + u16(20) + u16(20) + common(entries[i]) + u16(0) + u16(0) + u16(0) + u32(0) + u32(zip.local[i]) + entries[i].first;
+    zip.bytes += "PK\x01\x02" + u16(20) + u16(20) + common(entries[i]) + std::string(10, '\0') + u32(zip.local[i]) + entries[i].first;
   }
   zip.end = zip.bytes.size();
-  zip.bytes += "PK\x05\x06" + u32(0) + u16(entries.size()) + u16(entries.size()) + u32(zip.end - zip.directory) + u32(zip.directory) + u16(0);
+  zip.bytes += "PK\x05\x06" + u32(0) + u16(entries.size()) + u16(entries.size());
+  zip.bytes += u32(zip.end - zip.directory) + u32(zip.directory) + u16(0);
   return zip;
 }
 
 // Pieces of pickles.
-inline std::string pickled(const std::string& text) { return std::string("X").append(raw(static_cast<uint32_t>(text.size()))).append(text); }
+inline std::string pickled(const std::string& text) {
+  return std::string("X").append(raw(static_cast<uint32_t>(text.size()))).append(text);
+}
 inline std::string pickled(int64_t number) { return std::string("\x8a\x08", 2) + raw(number); }
 inline std::string pickled_tuple(const std::vector<int64_t>& numbers) {
   std::string bytes = "(";
@@ -66,8 +69,9 @@ struct TensorText {
   std::vector<int64_t> shape = {2, 2}, strides = {2, 1};
 };
 inline std::string pickled(const TensorText& tensor) {
-  const std::string storage = "(" + pickled("storage") + pickled_name("torch", tensor.storage) + pickled(tensor.key) + pickled("cpu") +
-                              pickled(tensor.elements) + "tQ";
+  std::string storage = "(";
+  storage += pickled("storage") + pickled_name("torch", tensor.storage) + pickled(tensor.key) + pickled("cpu");
+  storage += pickled(tensor.elements) + "tQ";
   return pickled_name("torch._utils", "_rebuild_tensor_v2") + "(" + storage + pickled(tensor.offset) + pickled_tuple(tensor.shape) +
          pickled_tuple(tensor.strides) + "\x89" + pickled_name("collections", "OrderedDict") + ")R" + "tR";
 }

@@ -156,7 +156,9 @@ TEST(TorchFile, NamesMustBeTextAndStandOnce) {
 TEST(TorchFile, EveryTruncationIsRefused) {
   for (const char* name : {"module.pt", "nested.pt", "legacy.pt"}) {
     const std::string whole = test::read_file(fixture(name));
-    for (size_t length = 0; length < whole.size(); ++length) EXPECT_NE(refusal_of(whole.substr(0, length)), "(taken)") << name << " " << length;
+    for (size_t length = 0; length < whole.size(); ++length) {
+      EXPECT_NE(refusal_of(whole.substr(0, length)), "(taken)") << name << " " << length;
+    }
   }
 }
 
