@@ -128,7 +128,7 @@ Command make_export(CLI::App& root) {
   app->add_option("--to", options->to, join(names, ", "))->required()->type_name("FORMAT");
   app->add_option("--out", options->out, "folder or file to write");
   app->add_option("--adapter", options->adapter, "an adapter that belongs to the model: adapter, checkpoint or run folder");
-  app->add_option("--dtype-of-weights", options->of_format.weights_dtype, "of what is not packed: float32, float16, bfloat16")->type_name("NAME");
+  app->add_option("--dtype-of-weights", options->of_format.weights_dtype, "of what is not packed: float32, float16, bfloat16; gguf: q8_0 too")->type_name("NAME");
   app->add_option("--dtype-of-offsets", options->of_format.offsets_dtype, "of scales and offsets in an MLX folder: float32 or float16")
       ->type_name("NAME");
   options->common = add_common(*app, kComputes | kWrites);

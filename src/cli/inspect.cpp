@@ -6,6 +6,7 @@
 
 #include "explain_kernels.h"
 #include "inspect_file.h"
+#include "inspect_gguf.h"
 #include "inspect_model.h"
 #include "qalora/cli/command.h"
 #include "qalora/core/error.h"
@@ -14,6 +15,7 @@
 #include "qalora/io/adapter_file.h"
 #include "qalora/io/checkpoint.h"
 #include "qalora/io/meta_folder.h"
+#include "qalora/io/model_files.h"
 #include "qalora/io/torch_file.h"
 #include "qalora/tensor/accelerator.h"
 #include "qalora/text/tokenizer.h"
@@ -95,6 +97,7 @@ json inspect_folder(const fs::path& folder) {
   if (has("config.toml") || has("checkpoints")) return inspect_run(folder);
   if (has("config.json") || has("model.safetensors") || has("model.safetensors.index.json")) return inspect_checkpoint(folder);
   if (io::MetaFolder::exists(folder)) return inspect_checkpoint(folder);
+  if (const fs::path gguf = io::gguf_file_of(folder); !gguf.empty()) return inspect_gguf(gguf);
   if (has("dev") && (has("test") || has("val"))) return inspect_mmlu(folder);
   if (has("tokenizer.model")) return inspect_tokenizer(folder);
   throw DataError(message(folder.string(), ": nothing known in this folder; expected a checkpoint (config.json), an adapter "
@@ -120,6 +123,7 @@ json inspect_any(const fs::path& path) {
   if (name == "tokenizer.model") return inspect_tokenizer(folder);
   if (path.extension() == ".safetensors") return inspect_safetensors(path);
   if (is_torch(path)) return inspect_torch(path);
+  if (path.extension() == ".gguf") return inspect_gguf(path);
   return inspect_file(path);
 }
 

@@ -226,8 +226,8 @@ json inspect_file(const fs::path& path) {
   if (is_log(start)) return inspect_log(path);
   QALORA_REQUIRE(extension != ".model", DataError, path.string(), 
                  ": a tokenizer is read under the name tokenizer.model, in its own folder");
-  QALORA_REQUIRE(!start.starts_with("GGUF"), DataError, path.string(), ": a GGUF file, which this version does not read");
-  throw DataError(message(path.string(), ": not a kind of file that is known here; expected .safetensors, .bin, .pt, .pth, tokenizer.model, .toml, .svg, "
+  QALORA_REQUIRE(!start.starts_with("GGUF"), DataError, path.string(), ": a GGUF file; files are known by their ending, so rename it to .gguf");
+  throw DataError(message(path.string(), ": not a kind of file that is known here; expected .safetensors, .gguf, .bin, .pt, .pth, tokenizer.model, .toml, .svg, "
                           "metrics.jsonl, or data (.json, .jsonl, .csv, .txt)"));
 }
 

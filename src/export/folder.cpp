@@ -8,6 +8,7 @@
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
 #include "qalora/tensor/device.h"
+#include "qalora/text/gguf_vocabulary.h"
 
 namespace qalora::exporting {
 
@@ -81,6 +82,7 @@ uint64_t peak_bytes(const std::vector<io::PlannedTensor>& plan, double copies) {
 void write_beside_weights(const Source& source, const nlohmann::json& config, const fs::path& folder) {
   io::write_json_file(folder / "config.json", config);
   io::copy_sidecars(source.checkpoint.folder(), folder);
+  text::save_gguf_tokenizer(source.checkpoint.folder(), folder);
 }
 
 }  // namespace qalora::exporting

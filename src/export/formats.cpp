@@ -1,3 +1,4 @@
+#include "gguf.h"
 #include "mlx.h"
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
@@ -7,6 +8,12 @@ namespace qalora::exporting {
 
 const std::vector<Format>& formats() {
   static const std::vector<Format> all = {
+      {.name = "gguf",
+       .summary = "one file for llama.cpp: Q4_1 blocks for codes of up to 4 bits, tokenizer and all",
+       .is_file = true,
+       .next_step = "llama-cli -m OUT -p TEXT",
+       .plan = plan_gguf,
+       .write = write_gguf},
       {.name = "mlx",
        .summary = "a folder for mlx-lm: our own layout with the configuration it expects",
        .is_file = false,

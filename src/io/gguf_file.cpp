@@ -296,19 +296,25 @@ const GgufLayout& gguf_layout(GgufType type) { return *gguf_layout(static_cast<u
 
 GgufContents parse_gguf(std::span<const std::byte> bytes, const std::string& name) { return Parser(bytes, name).parse(); }
 
-std::optional<int64_t> GgufContents::integer(std::string_view key) const {
+std::optional<int64_t> GgufContents::signed_integer(std::string_view key) const {
   const GgufValue* value = find(*this, key);
   if (value == nullptr) return std::nullopt;
   if (value->is_array || !is_integer(value->type)) wrong_type(*this, key, *value, "a whole number");
   const auto number = integer_at(*value, 0);
-  QALORA_REQUIRE(number && *number >= 0, DataError, name, ": metadata '", key, "' is negative or too large");
+  QALORA_REQUIRE(number, DataError, name, ": metadata '", key, "' is above ", INT64_MAX);
+  return number;
+}
+
+std::optional<int64_t> GgufContents::integer(std::string_view key) const {
+  const auto number = signed_integer(key);
+  QALORA_REQUIRE(!number || *number >= 0, DataError, name, ": metadata '", key, "' is ", *number, ", expected 0 or more");
   return number;
 }
 
 std::optional<double> GgufContents::number(std::string_view key) const {
   const GgufValue* value = find(*this, key);
   if (value == nullptr) return std::nullopt;
-  if (!value->is_array && is_integer(value->type)) return static_cast<double>(*integer(key));
+  if (!value->is_array && is_integer(value->type)) return static_cast<double>(*signed_integer(key));
   if (value->is_array || (value->type != GgufValueType::kF32 && value->type != GgufValueType::kF64)) wrong_type(*this, key, *value, "a number");
   const double number = value->type == GgufValueType::kF32 ? load<float>(value->bytes.data()) : load<double>(value->bytes.data());
   QALORA_REQUIRE(std::isfinite(number), DataError, name, ": metadata '", key, "' is ", number, ", expected a finite number");

@@ -53,8 +53,9 @@ std::string gptq_stem(const fs::path& folder) {
   return stems.empty() ? "" : *stems.begin();
 }
 
-// The GGUF file that is meant: the path itself where it ends so, or the only one in a folder that holds no weights of another kind; else "".
-fs::path gguf_file(const fs::path& model) {
+}  // namespace
+
+fs::path gguf_file_of(const fs::path& model) {
   const fs::file_type kind = kind_of(model);
   if (kind == fs::file_type::regular && model.extension() == ".gguf") return model;
   if (kind != fs::file_type::directory || SafetensorsFolder::exists(model) || !gptq_stem(model).empty() ||
@@ -69,6 +70,8 @@ fs::path gguf_file(const fs::path& model) {
                  ", ..); name the one that is meant");
   return found.empty() ? fs::path() : model / found[0];
 }
+
+namespace {
 
 nlohmann::json read_config_json(const fs::path& model) {
   return has_meta_config(model) ? MetaFolder(model).config() : read_json_file(model / "config.json");
@@ -92,7 +95,7 @@ void view_foreign_quantization(const fs::path& model, ModelFiles& files) {
 ModelFiles open_model(const fs::path& model) {
   QALORA_REQUIRE(is_there(model), UserError, model.string(), ": there is no such file or folder");
   ModelFiles files;
-  if (const fs::path gguf = gguf_file(model); !gguf.empty()) {
+  if (const fs::path gguf = gguf_file_of(model); !gguf.empty()) {
     auto source = std::make_unique<GgufCheckpoint>(gguf);
     files.config = source->config();
     files.config_name = gguf.string();
@@ -118,14 +121,14 @@ ModelFiles open_model(const fs::path& model) {
 }
 
 nlohmann::json read_model_config(const fs::path& model) {
-  if (const fs::path gguf = gguf_file(model); !gguf.empty()) return GgufCheckpoint(gguf).config();
+  if (const fs::path gguf = gguf_file_of(model); !gguf.empty()) return GgufCheckpoint(gguf).config();
   nlohmann::json config = read_config_json(model);
   // Which bits each module has is only known from its tensors.
   return is_foreign_quantised(model, config) ? open_model(model).config : config;
 }
 
 std::string model_config_name(const fs::path& model) {
-  if (const fs::path gguf = gguf_file(model); !gguf.empty()) return gguf.string();
+  if (const fs::path gguf = gguf_file_of(model); !gguf.empty()) return gguf.string();
   return (model / (has_meta_config(model) ? MetaFolder::config_file() : "config.json")).string();
 }
 

@@ -12,6 +12,7 @@
 #include "qalora/io/model_files.h"
 #include "qalora/model/load.h"
 #include "qalora/quant/merge.h"
+#include "qalora/text/gguf_vocabulary.h"
 
 namespace qalora::model {
 namespace {
@@ -153,6 +154,7 @@ int64_t merge_checkpoint(const io::Checkpoint& base, const fs::path& adapter_fol
   derived[kMergedKey].push_back(adapter_digest(adapter_folder));
   io::write_json_file(folder / "config.json", derived);
   io::copy_sidecars(base.folder(), folder);
+  text::save_gguf_tokenizer(base.folder(), folder);
   return merged;
 }
 

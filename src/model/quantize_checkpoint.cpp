@@ -12,6 +12,7 @@
 #include "qalora/model/load.h"
 #include "qalora/quant/round_to_nearest.h"
 #include "qalora/tensor/device.h"
+#include "qalora/text/gguf_vocabulary.h"
 
 namespace qalora::model {
 namespace {
@@ -143,6 +144,7 @@ void write_quantized_checkpoint(const io::Checkpoint& checkpoint, const Quantize
   writer.finish();
   io::write_json_file(folder.staging() / "config.json", derived_config(plan.config_json, plan.config, plan.quantization));
   io::copy_sidecars(checkpoint.folder(), folder.staging());
+  text::save_gguf_tokenizer(checkpoint.folder(), folder.staging());
   folder.commit();
 }
 

@@ -10,6 +10,8 @@
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
 #include "qalora/core/log.h"
+#include "qalora/io/model_files.h"
+#include "qalora/text/save_tokenizer.h"
 
 namespace qalora::text {
 namespace {
@@ -147,7 +149,8 @@ Vocabulary read_gguf_vocabulary(const io::GgufContents& file) {
   QALORA_REQUIRE(model == "llama" || model == "gpt2", DataError, file.name, ": metadata '", kModel, "' is '", model.substr(0, 60),
                  "', a tokenizer that is not read (llama and gpt2 are)");
   const bool bpe = model == "gpt2";
-  Vocabulary vocabulary{.kind = bpe ? TokenizerKind::kByteLevelBpe : TokenizerKind::kSentencePiece};
+  Vocabulary vocabulary;
+  vocabulary.kind = bpe ? TokenizerKind::kByteLevelBpe : TokenizerKind::kSentencePiece;
   read_pieces(file, vocabulary);
   if (bpe) {
     vocabulary.pre_tokenizer = pre_tokenizer_of(file);
@@ -165,6 +168,13 @@ Vocabulary read_gguf_vocabulary(const io::GgufContents& file) {
   vocabulary.add_space_prefix = file.flag("tokenizer.ggml.add_space_prefix").value_or(!bpe);
   vocabulary.chat_template = file.text(kTemplate).value_or("");
   return vocabulary;
+}
+
+void save_gguf_tokenizer(const fs::path& model, const fs::path& folder) {
+  const fs::path path = io::gguf_file_of(model);
+  if (path.empty()) return;
+  const io::GgufFile file(path);
+  if (has_gguf_vocabulary(file.contents())) save_tokenizer(read_gguf_vocabulary(file.contents()), folder);
 }
 
 void add_gguf_vocabulary(const Vocabulary& vocabulary, int64_t rows, const std::string& name, io::GgufMetadata& metadata) {
@@ -194,7 +204,7 @@ void add_gguf_vocabulary(const Vocabulary& vocabulary, int64_t rows, const std::
 }
 
 Vocabulary placeholder_vocabulary(int64_t rows) {
-  Vocabulary vocabulary{.bos = -1};
+  Vocabulary vocabulary;
   const auto add = [&](Piece piece) {
     if (static_cast<int64_t>(vocabulary.pieces.size()) < rows) vocabulary.pieces.push_back(std::move(piece));
   };

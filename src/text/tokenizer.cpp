@@ -6,6 +6,8 @@
 #include <optional>
 
 #include "qalora/core/error.h"
+#include "qalora/io/model_files.h"
+#include "qalora/text/gguf_vocabulary.h"
 #include "sentencepiece_file.h"
 #include "sentencepiece_model.h"
 #include "tiktoken_file.h"
@@ -77,6 +79,8 @@ struct Tokenizer::Impl {
 };
 
 void Tokenizer::Impl::load(const fs::path& where) {
+  const bool files = is_there(where / "tokenizer.model") || is_there(where / "tokenizer.json");
+  if (const fs::path gguf = files ? fs::path() : io::gguf_file_of(where); !gguf.empty()) return load(read_gguf_vocabulary(io::GgufFile(gguf).contents()), where);
   folder = where;
   path = folder / "tokenizer.model";
   const fs::path json = folder / "tokenizer.json";
@@ -268,7 +272,11 @@ Tokenizer::~Tokenizer() = default;
 Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 
 const fs::path& Tokenizer::folder() const { return impl_->folder; }
-bool Tokenizer::exists(const fs::path& folder) { return is_there(folder / "tokenizer.model") || is_there(folder / "tokenizer.json"); }
+bool Tokenizer::exists(const fs::path& folder) {
+  if (is_there(folder / "tokenizer.model") || is_there(folder / "tokenizer.json")) return true;
+  const fs::path gguf = io::gguf_file_of(folder);
+  return !gguf.empty() && has_gguf_vocabulary(io::GgufFile(gguf).contents());
+}
 
 std::vector<int64_t> Tokenizer::encode(std::string_view text, EncodeOptions options) const {
   std::vector<int64_t> ids;

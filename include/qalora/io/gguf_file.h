@@ -54,6 +54,7 @@ struct GgufContents {
   bool has(std::string_view key) const { return metadata.contains(key); }
   // Nothing when the key is absent; DataError when it has another type. Whole numbers may have any width.
   std::optional<int64_t> integer(std::string_view key) const;  // not negative
+  std::optional<int64_t> signed_integer(std::string_view key) const;
   std::optional<double> number(std::string_view key) const;    // finite
   std::optional<bool> flag(std::string_view key) const;
   std::optional<std::string> text(std::string_view key) const;

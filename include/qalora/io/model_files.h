@@ -19,6 +19,9 @@ struct ModelFiles {
 // UserError when it is not there, DataError with what to do when nothing in it can be read.
 ModelFiles open_model(const fs::path& model);
 
+// The GGUF file that is meant: the path itself where it ends so, or the only one in a folder that holds no weights of another kind; else "".
+fs::path gguf_file_of(const fs::path& model);
+
 // The configuration alone; of a folder with config.json without opening its weights.
 nlohmann::json read_model_config(const fs::path& model);
 // The file that read_model_config takes it from, for messages.
