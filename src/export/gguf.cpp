@@ -65,7 +65,7 @@ std::string misfit(const quant::PackedWeight& weight) {
 
 // Shapes alone, without reading any codes.
 quant::PackedWeight outline(const Source& source, const model::ExpectedTensor& tensor) {
-  const model::QuantizationConfig& quantization = *source.config.quantization;
+  const model::QuantizationConfig quantization = source.config.quantization->of(io::module_of(tensor.name));
   quant::PackedWeight weight;
   weight.in_features = tensor.shape[1];
   weight.bits = quantization.bits;

@@ -91,7 +91,7 @@ int gguf_code_bits(GgufType type) {
     case GgufType::kQ4_0:
     case GgufType::kQ4_1: return 4;
     case GgufType::kQ5_0:
-    case GgufType::kQ5_1: return 6;
+    case GgufType::kQ5_1: return 5;
     case GgufType::kQ8_0: return 8;
     default: return 0;
   }

@@ -50,16 +50,29 @@ GgufCheckpoint::GgufCheckpoint(const fs::path& path) : file_(path) {
   architecture_ = *contents.text("general.architecture");
   head_dim_ = config_.at("head_dim").get<int64_t>();
   for (const auto& [name, tensor] : contents.tensors) {
-    const auto known = name_from_gguf(name);
-    if (known && is_projection(*known, tensor)) bits_ = std::max(bits_, gguf_code_bits(type_of(tensor)));
-  }
-  for (const auto& [name, tensor] : contents.tensors) {
     if (is_constant(name)) continue;
     const auto known = name_from_gguf(name);
     QALORA_REQUIRE(known, DataError, contents.name, ": tensor '", name, "' is not part of a model of architecture '", architecture_, "'");
     add(*known, tensor);
   }
-  if (bits_ > 0) config_["quantization"] = {{"bits", bits_}, {"group_size", kGgufBlock}, {"mode", "affine"}};
+  add_quantization();
+}
+
+// The bits of most modules, and those that differ by name, as MLX writes it.
+void GgufCheckpoint::add_quantization() {
+  std::map<int, int64_t> modules_of_bits;
+  for (const auto& [name, place] : places_) {
+    if (place.part == Part::kCodes) ++modules_of_bits[gguf_code_bits(type_of(*place.tensor))];
+  }
+  if (modules_of_bits.empty()) return;
+  const auto entry = [](int bits) { return nlohmann::json{{"bits", bits}, {"group_size", kGgufBlock}, {"mode", "affine"}}; };
+  const auto usual = std::max_element(modules_of_bits.begin(), modules_of_bits.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+  nlohmann::json& quantization = config_["quantization"] = entry(usual->first);
+  for (const auto& [name, place] : places_) {
+    if (place.part != Part::kCodes) continue;
+    const int bits = gguf_code_bits(type_of(*place.tensor));
+    if (bits != usual->first) quantization[name.substr(0, name.rfind('.'))] = entry(bits);
+  }
 }
 
 void GgufCheckpoint::add(const std::string& name, const GgufTensor& tensor) {
@@ -86,7 +99,7 @@ void GgufCheckpoint::add(const std::string& name, const GgufTensor& tensor) {
   const int64_t rows = tensor.shape[0], columns = tensor.shape[1], groups = columns / kGgufBlock;
   const std::string module = name.substr(0, name.rfind('.'));
   place.part = Part::kCodes;
-  add_part(name, place, Dtype::kU32, {rows, kernels::words_per_row(columns, bits_)});
+  add_part(name, place, Dtype::kU32, {rows, kernels::words_per_row(columns, gguf_code_bits(type))});
   place.part = Part::kScales;
   add_part(module + ".scales", place, Dtype::kF32, {rows, groups});
   place.part = Part::kOffsets;
@@ -120,6 +133,7 @@ at::Tensor GgufCheckpoint::read(const std::string& name) const {
     return result;
   }
   const GgufType type = type_of(tensor);
+  const int bits = gguf_code_bits(type);
   const int64_t blocks = tensor.shape.back() / kGgufBlock;
   const int64_t rows = *checked_elements(tensor.shape) / tensor.shape.back();
   const size_t row_bytes = tensor.bytes.size() / static_cast<size_t>(rows), out_bytes = result.nbytes() / static_cast<size_t>(rows);
@@ -128,7 +142,7 @@ at::Tensor GgufCheckpoint::read(const std::string& name) const {
       const std::byte* from = tensor.bytes.data() + row_bytes * static_cast<size_t>(place.permuted ? gguf_row(row, head_dim_) : row);
       std::byte* out = to + out_bytes * static_cast<size_t>(row);
       switch (place.part) {
-        case Part::kCodes: gguf_row_codes(type, from, blocks, bits_, reinterpret_cast<uint32_t*>(out)); break;
+        case Part::kCodes: gguf_row_codes(type, from, blocks, bits, reinterpret_cast<uint32_t*>(out)); break;
         case Part::kScales: gguf_row_scales(type, from, blocks, reinterpret_cast<float*>(out)); break;
         case Part::kOffsets: gguf_row_offsets(type, from, blocks, reinterpret_cast<float*>(out)); break;
         default: gguf_row_values(type, from, blocks, reinterpret_cast<float*>(out));

@@ -10,7 +10,7 @@ namespace qalora::io {
 
 inline constexpr int64_t kGgufBlock = 32;  // weights of a block, in every type here
 
-// The least bits, of those that the kernels read, that hold a type's codes: 4, 6 (a five-bit code), 8; 0 for a dense type.
+// 4, 5 or 8; 0 for a dense type.
 int gguf_code_bits(GgufType type);
 
 // A row of so many blocks.

@@ -11,8 +11,8 @@
 
 namespace qalora::io {
 
-// Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 projections stay quantised, in groups of 32, without any loss: codes of 4 bits, of 6 (for five) or 8; a model
-// that mixes them gets the widest of them throughout. A quantised embedding or head becomes F32. F32, F16 and BF16 stay what they are.
+// Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 projections stay quantised, in groups of 32, without any loss: codes of 4, 5 or 8 bits. A quantised
+// embedding or head becomes F32. F32, F16 and BF16 stay what they are.
 class GgufCheckpoint : public TensorSource {
  public:
   // DataError names file and tensor: another architecture, a type that is not read, a tensor that no model here has.
@@ -37,6 +37,7 @@ class GgufCheckpoint : public TensorSource {
   };
 
   void add(const std::string& name, const GgufTensor& tensor);
+  void add_quantization();
   void add_part(const std::string& name, const Place& place, Dtype dtype, std::vector<int64_t> shape);
   const Place& place_of(const std::string& name) const;
 
@@ -44,7 +45,6 @@ class GgufCheckpoint : public TensorSource {
   nlohmann::json config_;
   std::string architecture_;
   int64_t head_dim_ = 0;
-  int bits_ = 0;  // of packed projections
   std::map<std::string, TensorInfo> tensors_;
   std::map<std::string, Place> places_;
 };
