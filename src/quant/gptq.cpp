@@ -18,13 +18,14 @@ void check_options(const GptqOptions& options) {
   QALORA_CHECK(options.bits >= 2 && options.bits <= 4, "bits ", options.bits);
   QALORA_CHECK(options.group_size > 0 || options.group_size == kWholeRow, "group size ", options.group_size);
   QALORA_CHECK(options.damping >= 0 && options.damping <= 1, "damping ", options.damping);
-  QALORA_CHECK(options.block_columns > 0 && options.sweeps >= 0, "blocks of ", options.block_columns, " columns, ", options.sweeps, " sweeps");
+  QALORA_CHECK(options.block_columns > 0 && options.sweeps >= 0, "blocks of ", options.block_columns, " columns, ", options.sweeps,
+               " sweeps");
 }
 
 void check_hessian(const std::string& name, const at::Tensor& weight, const at::Tensor& hessian) {
   const int64_t columns = weight.size(1);
-  QALORA_CHECK(hessian.scalar_type() == at::kFloat && hessian.sizes() == at::IntArrayRef({columns, columns}), "a Hessian of shape ", hessian.sizes(),
-               " for ", columns, " inputs");
+  QALORA_CHECK(hessian.scalar_type() == at::kFloat && hessian.sizes() == at::IntArrayRef({columns, columns}), "a Hessian of shape ",
+               hessian.sizes(), " for ", columns, " inputs");
   QALORA_REQUIRE(at::isfinite(hessian.sum(at::kDouble)).item<bool>(), DataError, name,
                  ": H = 2/n X^T X of the layer's inputs is not finite: the model's activations overflow before this layer; calibrate in "
                  "float32, or with other data");
@@ -37,17 +38,12 @@ int64_t fill_dead(at::Tensor& weight, at::Tensor& hessian) {
   const auto count = dead.sum().item<int64_t>();
   if (count == 0) return 0;
   const int64_t live = diagonal.numel() - count;
-  const double mean = live == 0 ? 1.0 : at::where(dead, at::zeros_like(diagonal), diagonal).sum(at::kDouble).item<double>() / static_cast<double>(live);
+  const double sum = at::where(dead, at::zeros_like(diagonal), diagonal).sum(at::kDouble).item<double>();
+  const double mean = live == 0 ? 1.0 : sum / static_cast<double>(live);
   hessian = hessian.clone();
   hessian.diagonal().masked_fill_(dead, mean);
   weight = weight.masked_fill(dead.unsqueeze(0), 0);
   return count;
-}
-
-at::Tensor ordered(const at::Tensor& matrix, const std::vector<int64_t>& order, bool rows_too) {
-  const at::Tensor places = at::tensor(order, at::kLong).to(matrix.device());
-  const at::Tensor columns = matrix.index_select(1, places);
-  return rows_too ? columns.index_select(0, places) : columns;
 }
 
 }  // namespace
@@ -77,11 +73,13 @@ GptqResult gptq(const std::string& name, const at::Tensor& weight, const at::Ten
   const at::Tensor importance = hessian.diagonal().to(at::kCPU).clamp_min(0).contiguous(), on_cpu = target.to(at::kCPU).contiguous();
   const int64_t group_size = nearest.weight.group_size;
   const std::vector<int64_t> order = column_order(importance, group_size, options);
-  const InverseFactor factor = inverse_factor(name, options.act_order ? ordered(filled, order, true) : filled, options.damping);
+  InverseFactor factor = inverse_factor(name, filled, order, options.damping);
   result.damping = factor.damping;
   const double factored = now();
   Rounded rounded = static_grids(on_cpu, importance, group_size, options);
-  round_columns(ordered(target, order, false), factor.upper, order, importance, options, rounded);
+  const at::Tensor places = at::tensor(order, at::kLong).to(device);
+  round_columns(target.index_select(1, places), factor.upper, order, importance, options, rounded);
+  factor.upper.reset();
   const double solved = now();
 
   if (options.refit) {

@@ -160,18 +160,20 @@ std::vector<int64_t> column_order(const at::Tensor& diagonal, int64_t group_size
   return order;
 }
 
-InverseFactor inverse_factor(const std::string& name, const at::Tensor& hessian, double damping) {
+InverseFactor inverse_factor(const std::string& name, const at::Tensor& hessian, const std::vector<int64_t>& order, double damping) {
   // With rows and columns reversed H' = L L^T, and U = reversed L^-1: one factorisation and one inverse of a triangle, where inverting H
   // and factoring the inverse would take two and could fail twice.
   constexpr double kLargest = 100, kFirst = 1e-4;
   const double mean = hessian.diagonal().mean(at::kDouble).item<double>();
+  const at::Tensor places = at::tensor(std::vector<int64_t>(order.rbegin(), order.rend()), at::kLong).to(hessian.device());
   for (double share = damping; share <= kLargest; share = std::max(share * 10, kFirst)) {
-    at::Tensor reversed = at::flip(hessian, {0, 1});
+    at::Tensor reversed = hessian.index_select(0, places).index_select(1, places);
     reversed.diagonal().add_(share * mean);
-    const auto [lower, info] = at::linalg_cholesky_ex(reversed);
-    if (info.item<int32_t>() != 0) continue;
+    auto [lower, info] = at::linalg_cholesky_ex(reversed);
     reversed.reset();
-    at::Tensor inverse = inverse_lower(lower);
+    if (info.item<int32_t>() != 0) continue;
+    const at::Tensor inverse = inverse_lower(lower);
+    lower.reset();
     if (!at::isfinite(inverse.diagonal()).all().item<bool>()) continue;
     return {at::flip(inverse, {0, 1}), share};
   }
@@ -181,8 +183,8 @@ InverseFactor inverse_factor(const std::string& name, const at::Tensor& hessian,
 
 Rounded static_grids(const at::Tensor& weight, const at::Tensor& importance, int64_t group_size, const GptqOptions& options) {
   const int64_t rows = weight.size(0), columns = weight.size(1), groups = kernels::groups_per_row(columns, group_size);
-  Rounded rounded{at::zeros({rows, columns}, at::kByte), at::zeros({rows, groups}, at::kFloat), at::zeros({rows, groups}, at::kFloat), group_size,
-                  options.bits};
+  Rounded rounded{at::zeros({rows, columns}, at::kByte), at::zeros({rows, groups}, at::kFloat), at::zeros({rows, groups}, at::kFloat),
+                  group_size, options.bits};
   if (!options.static_groups) return rounded;
   const float *values = weight.const_data_ptr<float>(), *costs = importance.const_data_ptr<float>();
   float *scales = rounded.scales.data_ptr<float>(), *offsets = rounded.offsets.data_ptr<float>();
@@ -214,13 +216,15 @@ void round_columns(at::Tensor weight, const at::Tensor& factor, const std::vecto
     if (part.is_alias_of(weight)) part = part.clone();
     const at::Tensor rows_of_factor = factor.narrow(0, block.begin, block.size());
     const at::Tensor corner = rows_of_factor.narrow(1, block.begin, block.size()).to(at::kCPU).contiguous();
-    const BlockWork work{block, corner.const_data_ptr<float>(), places, costs, part.data_ptr<float>(), options.static_groups, rule_of(options)};
+    const BlockWork work{block, corner.const_data_ptr<float>(), places, costs, part.data_ptr<float>(), options.static_groups,
+                         rule_of(options)};
     at::parallel_for(0, rounded.rows(), 1, [&](int64_t begin, int64_t end) {
       std::vector<float> scratch;
       for (int64_t row = begin; row < end; ++row) round_row(work, row, rounded, scratch);
     });
     if (block.end == columns) break;
-    weight.narrow(1, block.end, columns - block.end).addmm_(part.to(weight.device()), rows_of_factor.narrow(1, block.end, columns - block.end), 1, -1);
+    const int64_t rest = columns - block.end;
+    weight.narrow(1, block.end, rest).addmm_(part.to(weight.device()), rows_of_factor.narrow(1, block.end, rest), 1, -1);
   }
 }
 

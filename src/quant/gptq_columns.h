@@ -31,9 +31,9 @@ struct InverseFactor {
   at::Tensor upper;    // [in_features, in_features] f32, U of (H + damping)^-1 = U^T U, rows and columns in the order of rounding
   double damping = 0;  // as a share of the mean diagonal
 };
-// hessian: [in_features, in_features] f32 with dead inputs' diagonal filled in, rows and columns in the order of rounding. DataError when
-// no damping up to a hundred times the mean diagonal gives a factor.
-InverseFactor inverse_factor(const std::string& name, const at::Tensor& hessian, double damping);
+// hessian: [in_features, in_features] f32 with dead inputs' diagonal filled in, as it stands; order: of rounding. DataError when no damping
+// up to a hundred times the mean diagonal gives a factor. At most two more matrices of H's size at once.
+InverseFactor inverse_factor(const std::string& name, const at::Tensor& hessian, const std::vector<int64_t>& order, double damping);
 
 // Grids of all groups from the weights as they are. weight: [out_features, in_features] f32 CPU; importance: [in_features] f32 CPU.
 // Codes are left at zero.

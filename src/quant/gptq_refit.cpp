@@ -21,7 +21,8 @@ at::Tensor origins_of(const Rounded& rounded, bool integer_zeros) {
 }
 
 // Takes the changes of scales and of the values at the origins. All [out_features, groups] f32 on the CPU.
-void move(Rounded& rounded, const at::Tensor& origins, const at::Tensor& scale_change, const at::Tensor& offset_change, bool integer_zeros) {
+void move(Rounded& rounded, const at::Tensor& origins, const at::Tensor& scale_change, const at::Tensor& offset_change,
+          bool integer_zeros) {
   rounded.scales = rounded.scales.add(scale_change);
   rounded.offsets = integer_zeros ? rounded.scales.mul(origins).neg_() : rounded.offsets.add(offset_change).sub_(scale_change.mul(origins));
 }
@@ -85,7 +86,8 @@ class NormalEquations {
     const int64_t rows = d.size(0);
     for (int64_t a = 0; a < groups_; ++a) {
       const int64_t first = a * size_, rest = groups_ - a;
-      const at::Tensor part = d.narrow(1, first, size_).mm(hessian_.narrow(0, first, size_).narrow(1, first, rest * size_));  // [rows, rest * size]
+      const at::Tensor across = hessian_.narrow(0, first, size_).narrow(1, first, rest * size_);
+      const at::Tensor part = d.narrow(1, first, size_).mm(across);  // [rows, rest * size]
       left.select(1, a).narrow(1, a, rest).copy_(part.mul(d.narrow(1, first, rest * size_)).reshape({rows, rest, size_}).sum(-1));
     }
   }
@@ -109,7 +111,8 @@ struct GroupStep {
 };
 
 // codes: [rows, size] f32 from the origin; gradient: [rows, size]; block: H's [size, size]; scales: [rows] f32
-GroupStep group_step(const at::Tensor& codes, const at::Tensor& gradient, const at::Tensor& block, const at::Tensor& scales, bool integer_zeros) {
+GroupStep group_step(const at::Tensor& codes, const at::Tensor& gradient, const at::Tensor& block, const at::Tensor& scales,
+                     bool integer_zeros) {
   const at::Tensor product = codes.mm(block);  // [rows, size]
   const at::Tensor steep = product.mul(codes).sum(1, false, at::kDouble), slope = gradient.mul(codes).sum(1, false, at::kDouble);
   const at::Tensor zero = at::zeros_like(steep), now = scales.to(at::kDouble);
@@ -213,8 +216,8 @@ class Window {
     const at::Tensor block = corner_.narrow(0, begin, count).narrow(1, begin, count).to(at::kCPU).contiguous();
     const at::Tensor change = at::empty({rows, count}, at::kFloat);
     const CodeWork work{block.const_data_ptr<float>(), rounded_.scales.const_data_ptr<float>() + group, rounded_.groups(),
-                        rounded_.codes.data_ptr<uint8_t>() + column, rounded_.columns(), gradient.data_ptr<float>(), change.data_ptr<float>(),
-                        count, (1 << rounded_.bits) - 1};
+                        rounded_.codes.data_ptr<uint8_t>() + column, rounded_.columns(), gradient.data_ptr<float>(),
+                        change.data_ptr<float>(), count, (1 << rounded_.bits) - 1};
     at::parallel_for(0, rows, 1, [&](int64_t from, int64_t to) {
       for (int64_t row = from; row < to; ++row) improve_row(work, row);
     });
@@ -235,7 +238,8 @@ Residual residual_of(const at::Tensor& weight, const Rounded& rounded, const at:
   Residual residual;
   residual.difference = weight.sub(rounded.dense().to(weight.device()));
   residual.gradient = residual.difference.mm(hessian);
-  residual.losses = residual.difference.mul(residual.gradient).sum(1, false, at::kDouble).clamp_min_(0);  // 0 but for rounding where H is singular
+  // Where H is singular a loss of 0 may be rounded to a little less.
+  residual.losses = residual.difference.mul(residual.gradient).sum(1, false, at::kDouble).clamp_min_(0);
   return residual;
 }
 
@@ -289,8 +293,9 @@ void fit_scales(const at::Tensor& weight, const at::Tensor& hessian, bool intege
   const at::Tensor group_of = at::arange(rounded.columns(), at::kLong).div_(rounded.group_size, "floor");
   for (int64_t begin = 0; begin < rows; begin += chunk) {
     const int64_t count = std::min(chunk, rows - begin);
-    const at::Tensor codes = rounded.codes.narrow(0, begin, count).to(at::kFloat).sub_(origins.narrow(0, begin, count).index_select(1, group_of));
-    const at::Tensor solved = equations.solve(codes.to(device), residual.gradient.narrow(0, begin, count)).to(at::kCPU);  // [count, unknowns]
+    const at::Tensor origin = origins.narrow(0, begin, count).index_select(1, group_of);
+    const at::Tensor codes = rounded.codes.narrow(0, begin, count).to(at::kFloat).sub_(origin).to(device);
+    const at::Tensor solved = equations.solve(codes, residual.gradient.narrow(0, begin, count)).to(at::kCPU);  // [count, unknowns]
     const at::Tensor change = solved.narrow(1, 0, groups), step = step_of(rounded.scales.narrow(0, begin, count).to(at::kDouble), change);
     scale_changes.narrow(0, begin, count).copy_(change.mul(step));
     if (!integer_zeros) offset_changes.narrow(0, begin, count).copy_(solved.narrow(1, groups, groups).mul(step));

@@ -27,12 +27,13 @@ void add_widened(at::Tensor& sum, const at::Tensor& x) {
 #ifdef CPUBLAS_BRGEMM_BF16BF16F32
 namespace blas = at::native::cpublas;
 
-// Products of bf16 numbers are exact in fp32, so the processor's bf16 tiles, which sum in fp32, give the same H as widened inputs would, in a
-// fraction of the time.
+// Products of bf16 numbers are exact in fp32, so the processor's bf16 tiles, which sum in fp32, give the same H as widened inputs would,
+// in a fraction of the time.
 class TiledSum {
  public:
   // sum: [columns, columns] f64 CPU; x: [tokens, columns] bf16 CPU
-  TiledSum(at::Tensor& sum, const at::Tensor& x) : columns_(sum.size(0)), tokens_((x.size(0) + kTokens - 1) / kTokens * kTokens), sum_(sum.data_ptr<double>()) {
+  TiledSum(at::Tensor& sum, const at::Tensor& x)
+      : columns_(sum.size(0)), tokens_((x.size(0) + kTokens - 1) / kTokens * kTokens), sum_(sum.data_ptr<double>()) {
     const int64_t tiles = (columns_ + kTile - 1) / kTile;
     const at::Tensor padded = at::constant_pad_nd(x, {0, tiles * kTile - columns_, 0, tokens_ - x.size(0)}).contiguous();
     across_ = padded.t().contiguous();                             // [columns, tokens]
@@ -63,7 +64,8 @@ class TiledSum {
     const at::BFloat16* a = across_.const_data_ptr<at::BFloat16>() + row * kTile * tokens_;
     const int64_t rows = std::min(kTile, columns_ - row * kTile);
     for (int64_t column = 0; column <= row; ++column) {
-      blas::brgemm(kTile, kTile, tokens_, tokens_, kTile, kTile, false, a, packed_.const_data_ptr<at::BFloat16>() + column * tokens_ * kTile, block);
+      const at::BFloat16* b = packed_.const_data_ptr<at::BFloat16>() + column * tokens_ * kTile;
+      blas::brgemm(kTile, kTile, tokens_, tokens_, kTile, kTile, /*add_C=*/false, a, b, block);
       const int64_t count = std::min(kTile, columns_ - column * kTile);
       for (int64_t i = 0; i < rows; ++i) {
         double* to = sum_ + (row * kTile + i) * columns_ + column * kTile;
@@ -82,7 +84,8 @@ bool has_tiles(const at::Tensor& x) { return x.is_cpu() && x.scalar_type() == at
 
 }  // namespace
 
-Hessian::Hessian(int64_t in_features, c10::Device device) : sum_(at::zeros({in_features, in_features}, at::dtype(at::kDouble).device(device))) {}
+Hessian::Hessian(int64_t in_features, c10::Device device)
+    : sum_(at::zeros({in_features, in_features}, at::dtype(at::kDouble).device(device))) {}
 
 void Hessian::add(const at::Tensor& x) {
   QALORA_CHECK(x.dim() == 2 && x.size(1) == sum_.size(0), "inputs of shape ", x.sizes(), " for a layer of ", sum_.size(0));

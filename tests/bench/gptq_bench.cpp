@@ -72,7 +72,8 @@ nlohmann::json measure(int64_t in_features, int64_t out_features, const Options&
   const quant::GptqResult result = quant::gptq("bench", weight, matrix, how);
   const double taken = wall() - ready;
   return {{"in_features", in_features}, {"out_features", out_features}, {"bits", options.bits}, {"group_size", options.group_size},
-          {"hessian_seconds_per_1024_tokens", (gathered - start) / kTokens * 1024}, {"hessian_bf16_seconds_per_1024_tokens", sixteen_seconds / kTokens * 1024}, {"factor_seconds", result.factor_seconds},
+          {"hessian_seconds_per_1024_tokens", (gathered - start) / kTokens * 1024},
+          {"hessian_bf16_seconds_per_1024_tokens", sixteen_seconds / kTokens * 1024}, {"factor_seconds", result.factor_seconds},
           {"solve_seconds", result.solve_seconds}, {"refit_seconds", result.refit_seconds}, {"seconds", taken},
           {"threads_busy", (processor() - busy) / taken}, {"threads", at::get_num_threads()}, {"loss", result.loss},
           {"loss_before_refit", result.loss_before_refit}, {"loss_round_to_nearest", result.loss_round_to_nearest}};
@@ -89,11 +90,12 @@ int main(int argc, char** argv) try {
     const nlohmann::json line = measure(in_features, out_features, options);
     all.push_back(line);
     if (options.json) continue;
-    std::printf("in %5ld out %5ld: H %.2f s per 1024 tokens (bf16 %.2f), factor %.2f, columns %.2f, refit %.2f, all %.2f s; %.2f of %d threads busy; loss %.4g, "
-                "before the refit %.4g, round to nearest %.4g\n", in_features, out_features, line["hessian_seconds_per_1024_tokens"].get<double>(),
-                line["hessian_bf16_seconds_per_1024_tokens"].get<double>(), line["factor_seconds"].get<double>(), line["solve_seconds"].get<double>(), line["refit_seconds"].get<double>(),
-                line["seconds"].get<double>(), line["threads_busy"].get<double>(), line["threads"].get<int>(), line["loss"].get<double>(),
-                line["loss_before_refit"].get<double>(), line["loss_round_to_nearest"].get<double>());
+    const auto value = [&](const char* key) { return line[key].get<double>(); };
+    std::printf("in %5ld out %5ld: H %.2f s per 1024 tokens (bf16 %.2f), factor %.2f, columns %.2f, refit %.2f, all %.2f s; "
+                "%.2f of %.0f threads busy; loss %.4g, before the refit %.4g, round to nearest %.4g\n",
+                in_features, out_features, value("hessian_seconds_per_1024_tokens"), value("hessian_bf16_seconds_per_1024_tokens"),
+                value("factor_seconds"), value("solve_seconds"), value("refit_seconds"), value("seconds"), value("threads_busy"),
+                value("threads"), value("loss"), value("loss_before_refit"), value("loss_round_to_nearest"));
     std::fflush(stdout);
   }
   if (options.json) std::printf("%s\n", all.dump(2).c_str());

@@ -37,7 +37,8 @@ double loss_of(const at::Tensor& weight, const PackedWeight& packed, const at::T
 // What rounding may make of the loss: in_features products in fp32 for each of its terms (DESIGN: a tolerance comes from dtype and length).
 double rounding_of(const at::Tensor& weight, const PackedWeight& packed, const at::Tensor& hessian) {
   const at::Tensor difference = (weight.to(at::kDouble) - packed.dequantize(at::kFloat).to(at::kDouble)).abs();
-  return (difference.mm(hessian.abs().to(at::kDouble)) * difference).sum().item<double>() * static_cast<double>(packed.in_features + 2) * std::ldexp(1.0, -24);
+  const double size = (difference.mm(hessian.abs().to(at::kDouble)) * difference).sum().item<double>();
+  return size * static_cast<double>(packed.in_features + 2) * std::ldexp(1.0, -24);
 }
 
 at::Tensor codes_of(const PackedWeight& packed) {
@@ -114,7 +115,8 @@ at::Tensor walk_in_double(const at::Tensor& weight, const at::Tensor& hessian, c
   const int64_t rows = w.size(0), columns = w.size(1);
   at::Tensor codes = at::zeros({rows, columns}, at::kByte);
   for (int64_t i = 0; i < columns; ++i) {
-    const at::Tensor scale = grids.scales.select(1, i / grids.group_size).to(at::kDouble), offset = grids.offsets.select(1, i / grids.group_size).to(at::kDouble);
+    const int64_t group = i / grids.group_size;
+    const at::Tensor scale = grids.scales.select(1, group).to(at::kDouble), offset = grids.offsets.select(1, group).to(at::kDouble);
     const at::Tensor code = ((w.select(1, i) - offset) / scale).round().clamp(0, (1 << grids.bits) - 1);
     const at::Tensor error = w.select(1, i) - (code * scale + offset);  // [rows]
     codes.select(1, i).copy_(code);
@@ -200,13 +202,15 @@ TEST(Gptq, TheUnitOfTheInputsDoesNotMatter) {
 double steepness(const at::Tensor& weight, const PackedWeight& packed, const at::Tensor& hessian) {
   const int64_t size = packed.group_size;
   const at::Tensor difference = weight.to(at::kDouble) - packed.dequantize(at::kFloat).to(at::kDouble);
-  const at::Tensor slope = difference.mm(hessian.to(at::kDouble)), codes = codes_of(packed).to(at::kDouble) - ((1 << packed.bits) - 1) / 2.0;
+  const at::Tensor slope = difference.mm(hessian.to(at::kDouble));
+  const at::Tensor codes = codes_of(packed).to(at::kDouble) - ((1 << packed.bits) - 1) / 2.0;
   double worst = 0;
   for (int64_t group = 0; group < packed.groups(); ++group) {
     const int64_t first = group * size, count = std::min(size, packed.in_features - first);
     const at::Tensor block = hessian.narrow(0, first, count).narrow(1, first, count).to(at::kDouble), c = codes.narrow(1, first, count);
     const at::Tensor r = slope.narrow(1, first, count), scale = packed.scales.select(1, group).to(at::kDouble);
-    const at::Tensor by_scale = (r * c).sum(1).abs() / ((c.mm(block) * c).sum(1) * scale), by_offset = r.sum(1).abs() / (block.sum() * scale);
+    const at::Tensor by_scale = (r * c).sum(1).abs() / ((c.mm(block) * c).sum(1) * scale);
+    const at::Tensor by_offset = r.sum(1).abs() / (block.sum() * scale);
     worst = std::max({worst, by_scale.max().item<double>(), by_offset.max().item<double>()});
   }
   return worst;
@@ -266,7 +270,8 @@ TEST(GptqRefit, IntegerZerosStay) {
     };
     EXPECT_LE(farthest(), 16 * std::ldexp(1.0, -23));  // a product and a quotient of numbers up to 15
     options.integer_zeros = false;
-    EXPECT_GT(at::Tensor(gptq("w", weight, hessian, options).weight.offsets.div(gptq("w", weight, hessian, options).weight.scales)).frac().abs().mean().item<double>(), 0.05);
+    const PackedWeight real = gptq("w", weight, hessian, options).weight;  // must differ
+    EXPECT_GT(real.offsets.div(real.scales).frac().abs().mean().item<double>(), 0.05);
   }
 }
 
