@@ -1,8 +1,12 @@
 #include "qalora/quant/gptq.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
+#include <algorithm>
 #include <chrono>
+#include <cmath>
+#include <optional>
 
 #include "gptq_columns.h"
 #include "gptq_refit.h"
@@ -31,20 +35,110 @@ void check_hessian(const std::string& name, const at::Tensor& weight, const at::
                  "float32, or with other data");
 }
 
-// Inputs that were always zero: their weight is 0, and H gets the mean of the other inputs there, so that it can be factored.
+// Inputs that were always zero: H gets the mean of the other inputs there, so that it can be factored. Their weights count as 0.
 // Differs from the packages: they put 1 whatever H's size is, so that what a dead input does to the damping depends on the unit of X.
-int64_t fill_dead(at::Tensor& weight, at::Tensor& hessian) {
-  const at::Tensor diagonal = hessian.diagonal(), dead = diagonal.le(0);
-  const auto count = dead.sum().item<int64_t>();
-  if (count == 0) return 0;
-  const int64_t live = diagonal.numel() - count;
+// dead: [in_features] bool
+at::Tensor without_dead(const at::Tensor& hessian, const at::Tensor& dead) {
+  const at::Tensor diagonal = hessian.diagonal();
+  const int64_t live = diagonal.numel() - dead.sum().item<int64_t>();
+  if (live == diagonal.numel()) return hessian;
   const double sum = at::where(dead, at::zeros_like(diagonal), diagonal).sum(at::kDouble).item<double>();
-  const double mean = live == 0 ? 1.0 : sum / static_cast<double>(live);
-  hessian = hessian.clone();
-  hessian.diagonal().masked_fill_(dead, mean);
-  weight = weight.masked_fill(dead.unsqueeze(0), 0);
-  return count;
+  at::Tensor filled = hessian.clone();
+  filled.diagonal().masked_fill_(dead, live == 0 ? 1.0 : sum / static_cast<double>(live));
+  return filled;
 }
+
+// What came out for some rows.
+struct Sums {
+  double loss = 0, loss_before_refit = 0, loss_round_to_nearest = 0, difference = 0, norm = 0;  // the last two are sums of squares
+  double solve_seconds = 0, refit_seconds = 0;
+};
+
+double square_sum(const at::Tensor& values) { return values.to(at::kDouble).square_().sum().item<double>(); }
+
+// All that the rows of a matrix share. Rows do not know of each other: on the CPU each thread takes some of them all the way, and never
+// waits for another; a device takes all at once.
+class RowSolver {
+ public:
+  RowSolver(const std::string& name, const at::Tensor& weight, const at::Tensor& hessian, const PackedWeight& nearest,
+            const GptqOptions& options)
+      : weight_(weight), hessian_(hessian), nearest_(nearest), options_(options), group_size_(nearest.group_size),
+        importance_(hessian.diagonal().to(at::kCPU).clamp_min(0).contiguous()), order_(column_order(importance_, group_size_, options)),
+        places_(at::tensor(order_, at::kLong).to(hessian.device())), dead_(hessian.diagonal().le(0)),
+        factor_(inverse_factor(name, without_dead(hessian, dead_), order_, options.damping)) {
+    if (options.refit) equations_.emplace(hessian, nearest.groups(), group_size_, !options.integer_zeros);
+  }
+
+  double damping() const { return factor_.damping; }
+  int64_t dead_inputs() const { return dead_.sum().item<int64_t>(); }
+
+  // Rows [begin, begin + count) of `packed`.
+  Sums run(int64_t begin, int64_t count, PackedWeight& packed) const {
+    Sums sums;
+    const at::Tensor dense = weight_.narrow(0, begin, count).to(hessian_.device(), at::kFloat);
+    const double start = now();
+    Rounded rounded = walk(dense.masked_fill(dead_.unsqueeze(0), 0));
+    const double walked = now();
+    Residual residual;
+    if (options_.refit) {
+      residual = residual_of(dense, rounded, hessian_);
+      sums.loss_before_refit = residual.loss();
+      if (options_.sweeps > 0) improve_codes(dense, hessian_, options_, residual, rounded);
+      fit_scales(dense, hessian_, *equations_, options_.integer_zeros, residual, rounded);
+    } else {
+      residual.difference = dense.sub(rounded.dense().to(dense.device()));
+      residual.losses = losses_of(residual.difference, hessian_);
+      sums.loss_before_refit = residual.loss();
+    }
+    sums.loss = residual.loss();
+    sums.solve_seconds = walked - start, sums.refit_seconds = now() - walked;
+    sums.loss_round_to_nearest = losses_of(dense.sub(nearest_rows(begin, count).to(dense.device())), hessian_).sum().item<double>();
+    sums.difference = square_sum(residual.difference), sums.norm = square_sum(dense);
+    put(rounded, begin, packed);
+    return sums;
+  }
+
+ private:
+  // dense: [rows, in_features] f32 on the device
+  Rounded walk(const at::Tensor& dense) const {
+    Rounded rounded = static_grids(dense.to(at::kCPU).contiguous(), importance_, group_size_, options_);
+    round_columns(dense.index_select(1, places_), factor_.upper, order_, importance_, options_, rounded);
+    return rounded;
+  }
+
+  at::Tensor nearest_rows(int64_t begin, int64_t count) const {
+    PackedWeight rows = nearest_;
+    rows.codes = rows.codes.narrow(0, begin, count), rows.scales = rows.scales.narrow(0, begin, count);
+    rows.offsets = rows.offsets.narrow(0, begin, count);
+    return rows.dequantize(at::kFloat);
+  }
+
+  static void put(const Rounded& rounded, int64_t begin, PackedWeight& packed) {
+    packed.scales.narrow(0, begin, rounded.rows()).copy_(rounded.scales);
+    packed.offsets.narrow(0, begin, rounded.rows()).copy_(rounded.offsets);
+    const at::Tensor codes = rounded.codes.contiguous();
+    const uint8_t* from = codes.const_data_ptr<uint8_t>();
+    auto* to = reinterpret_cast<uint32_t*>(packed.codes.data_ptr<int32_t>()) + begin * packed.codes.size(1);
+    for (int64_t row = 0; row < rounded.rows(); ++row) {
+      kernels::pack_row(from + row * rounded.columns(), rounded.columns(), rounded.bits, to + row * packed.codes.size(1));
+    }
+  }
+
+  const at::Tensor &weight_, &hessian_;
+  const PackedWeight& nearest_;
+  const GptqOptions& options_;
+  int64_t group_size_;
+  at::Tensor importance_;  // [in_features] f32 CPU
+  std::vector<int64_t> order_;
+  at::Tensor places_;  // the same on the device
+  at::Tensor dead_;    // [in_features] bool
+  InverseFactor factor_;
+  std::optional<NormalEquations> equations_;
+};
+
+// Rows that a thread takes at once: enough for products at full speed, few enough for every thread to get some. The result does not
+// depend on the number of threads.
+constexpr int64_t kRows = 128;
 
 }  // namespace
 
@@ -60,44 +154,38 @@ GptqOptions GptqOptions::reference_rule(int bits, int64_t group_size) {
 
 GptqResult gptq(const std::string& name, const at::Tensor& weight, const at::Tensor& hessian, const GptqOptions& options) {
   check_options(options);
-  GptqResult result;
+  const double start = now();
   const QuantizeResult nearest = round_to_nearest(name, weight, options.bits, options.group_size);  // refuses a weight that is not finite
   check_hessian(name, weight, hessian);
-  const auto device = hessian.device();
-  const at::Tensor dense = weight.to(device, at::kFloat);
-  result.loss_round_to_nearest = losses_of(dense.sub(nearest.weight.dequantize(at::kFloat).to(device)), hessian).sum().item<double>();
+  const RowSolver solver(name, weight, hessian, nearest.weight, options);
+  GptqResult result;
+  result.damping = solver.damping(), result.dead_inputs = solver.dead_inputs();
+  result.factor_seconds = now() - start;
 
-  const double start = now();
-  at::Tensor target = dense, filled = hessian;
-  result.dead_inputs = fill_dead(target, filled);
-  const at::Tensor importance = hessian.diagonal().to(at::kCPU).clamp_min(0).contiguous(), on_cpu = target.to(at::kCPU).contiguous();
-  const int64_t group_size = nearest.weight.group_size;
-  const std::vector<int64_t> order = column_order(importance, group_size, options);
-  InverseFactor factor = inverse_factor(name, filled, order, options.damping);
-  result.damping = factor.damping;
-  const double factored = now();
-  Rounded rounded = static_grids(on_cpu, importance, group_size, options);
-  const at::Tensor places = at::tensor(order, at::kLong).to(device);
-  round_columns(target.index_select(1, places), factor.upper, order, importance, options, rounded);
-  factor.upper.reset();
-  const double solved = now();
+  result.weight = nearest.weight;
+  result.weight.codes = at::empty_like(nearest.weight.codes), result.weight.scales = at::empty_like(nearest.weight.scales);
+  result.weight.offsets = at::empty_like(nearest.weight.offsets);
+  const int64_t rows = weight.size(0), step = hessian.is_cpu() ? kRows : rows, parts = (rows + step - 1) / step;
+  std::vector<Sums> sums(static_cast<size_t>(parts));
+  const auto run = [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) sums[part] = solver.run(part * step, std::min(step, rows - part * step), result.weight);
+  };
+  const double solving = now();
+  hessian.is_cpu() ? at::parallel_for(0, parts, 1, run) : run(0, parts);
+  const double taken = now() - solving;
 
-  if (options.refit) {
-    Residual residual = residual_of(dense, rounded, hessian);
-    result.loss_before_refit = residual.loss();
-    if (options.sweeps > 0) improve_codes(dense, hessian, options, residual, rounded);
-    fit_scales(dense, hessian, options.integer_zeros, residual, rounded);
-    result.loss = residual.loss();
-  } else {
-    result.loss = result.loss_before_refit = losses_of(dense.sub(rounded.dense().to(device)), hessian).sum().item<double>();
+  Sums sum;
+  for (const Sums& part : sums) {
+    sum.loss += part.loss, sum.loss_before_refit += part.loss_before_refit, sum.loss_round_to_nearest += part.loss_round_to_nearest;
+    sum.difference += part.difference, sum.norm += part.norm;
+    sum.solve_seconds += part.solve_seconds, sum.refit_seconds += part.refit_seconds;
   }
-  result.factor_seconds = factored - start, result.solve_seconds = solved - factored, result.refit_seconds = now() - solved;
-  QALORA_REQUIRE(at::isfinite(rounded.scales).all().item<bool>() && at::isfinite(rounded.offsets).all().item<bool>(), DataError, name,
-                 ": the weights with the errors of those before them are more than fp32 can hold");
-  result.weight = rounded.packed();
-  const double norm = dense.norm(at::Scalar(2), at::kDouble).item<double>();
-  const at::Tensor difference = dense.sub(rounded.dense().to(device));
-  result.error = norm > 0 ? difference.norm(at::Scalar(2), at::kDouble).item<double>() / norm : 0;
+  result.loss = sum.loss, result.loss_before_refit = sum.loss_before_refit, result.loss_round_to_nearest = sum.loss_round_to_nearest;
+  result.error = sum.norm > 0 ? std::sqrt(sum.difference / sum.norm) : 0;
+  const double share = sum.solve_seconds / std::max(1e-9, sum.solve_seconds + sum.refit_seconds);  // of threads that ran side by side
+  result.solve_seconds = taken * share, result.refit_seconds = taken * (1 - share);
+  const bool finite = at::isfinite(result.weight.scales).logical_and_(at::isfinite(result.weight.offsets)).all().item<bool>();
+  QALORA_REQUIRE(finite, DataError, name, ": the weights with the errors of those before them are more than fp32 can hold");
   return result;
 }
 

@@ -131,19 +131,6 @@ at::Tensor Rounded::dense() const {
   return codes.to(at::kFloat).mul_(scales.index_select(1, group_of)).add_(offsets.index_select(1, group_of));
 }
 
-PackedWeight Rounded::packed() const {
-  PackedWeight weight;
-  weight.in_features = columns(), weight.group_size = group_size, weight.bits = bits;
-  weight.codes = at::empty({rows(), kernels::words_per_row(columns(), bits)}, at::kInt);
-  weight.scales = scales, weight.offsets = offsets;
-  const uint8_t* from = codes.const_data_ptr<uint8_t>();
-  auto* to = reinterpret_cast<uint32_t*>(weight.codes.data_ptr<int32_t>());
-  at::parallel_for(0, rows(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) kernels::pack_row(from + row * columns(), columns(), bits, to + row * weight.codes.size(1));
-  });
-  return weight;
-}
-
 std::vector<int64_t> column_order(const at::Tensor& diagonal, int64_t group_size, const GptqOptions& options) {
   const int64_t count = diagonal.numel();
   std::vector<int64_t> order(static_cast<size_t>(count));

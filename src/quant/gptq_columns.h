@@ -21,7 +21,6 @@ struct Rounded {
   int64_t columns() const { return codes.size(1); }
   int64_t groups() const { return scales.size(1); }
   at::Tensor dense() const;  // [out_features, in_features] f32
-  PackedWeight packed() const;
 };
 
 // The order in which columns are rounded. diagonal: [in_features] f32, of H, on the CPU.
@@ -35,8 +34,8 @@ struct InverseFactor {
 // up to a hundred times the mean diagonal gives a factor. At most two more matrices of H's size at once.
 InverseFactor inverse_factor(const std::string& name, const at::Tensor& hessian, const std::vector<int64_t>& order, double damping);
 
-// Grids of all groups from the weights as they are. weight: [out_features, in_features] f32 CPU; importance: [in_features] f32 CPU.
-// Codes are left at zero.
+// Grids of all groups from the weights as they are, where options.static_groups. weight: [out_features, in_features] f32 CPU; importance:
+// [in_features] f32 CPU. Codes are left at zero.
 Rounded static_grids(const at::Tensor& weight, const at::Tensor& importance, int64_t group_size, const GptqOptions& options);
 
 // weight: [out_features, in_features] f32 on the factor's device, columns in the order of rounding; it is used up. `rounded` brings the

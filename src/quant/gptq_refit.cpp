@@ -42,61 +42,6 @@ at::Tensor padded(const at::Tensor& matrix, int64_t rows, int64_t columns) {
   return at::constant_pad_nd(matrix, {0, columns - matrix.size(1), 0, rows - matrix.size(0)});
 }
 
-// The normal equations of some rows.
-class NormalEquations {
- public:
-  // hessian: [in_features, in_features] f32
-  NormalEquations(const at::Tensor& hessian, int64_t groups, int64_t group_size, bool offsets)
-      : groups_(groups), size_(group_size), offsets_(offsets), hessian_(padded(hessian, groups * group_size, groups * group_size)) {
-    if (!offsets) return;
-    sums_ = hessian_.reshape({-1, groups, size_}).sum(-1);                                   // [columns, groups]
-    offset_block_ = sums_.reshape({groups, size_, groups}).sum(1, false, at::kDouble);       // [groups, groups] f64
-  }
-
-  // codes: [rows, in_features] f32 from the origin; gradient: [rows, in_features] f32 -> [rows, unknowns] f64: changes of the scales, and
-  // of the offsets behind them
-  at::Tensor solve(const at::Tensor& codes, const at::Tensor& gradient) const {
-    const int64_t rows = codes.size(0), columns = groups_ * size_;
-    const at::Tensor d = padded(codes, rows, columns), r = padded(gradient, rows, columns);
-    // Above the diagonal by rows: below it by columns, which is what LAPACK reads.
-    at::Tensor left = at::zeros({rows, unknowns(), unknowns()}, d.options().dtype(at::kDouble));
-    fill_scale_block(d, left);
-    at::Tensor right = d.mul(r).reshape({rows, groups_, size_}).sum(-1, false, at::kDouble);  // [rows, groups]
-    if (offsets_) {
-      // C_a H_ab 1_b: [groups, rows, size] x [groups, size, groups]
-      const at::Tensor across = d.reshape({rows, groups_, size_}).transpose(0, 1).bmm(sums_.reshape({groups_, size_, groups_}));
-      left.narrow(1, 0, groups_).narrow(2, groups_, groups_).copy_(across.transpose(0, 1));
-      left.narrow(1, groups_, groups_).narrow(2, groups_, groups_).copy_(offset_block_.expand({rows, groups_, groups_}));
-      right = at::cat({right, r.reshape({rows, groups_, size_}).sum(-1, false, at::kDouble)}, 1);
-    }
-    // The products have fp32's rounding: a ridge of that order keeps what they do not determine where it is (right is a residual).
-    constexpr double kRidge = 1e-6;
-    at::Tensor diagonal = left.diagonal(0, 1, 2);
-    diagonal.mul_(1 + kRidge).add_(diagonal.mean(1, true).mul_(kRidge * 1e-3).add_(1e-300));
-    const auto [lower, info] = at::linalg_cholesky_ex(left.mT());
-    const at::Tensor solved = at::cholesky_solve(right.unsqueeze(2), lower).squeeze(2);
-    return at::where(info.eq(0).unsqueeze(1).logical_and(at::isfinite(solved)), solved, at::zeros_like(solved));
-  }
-
- private:
-  int64_t unknowns() const { return offsets_ ? 2 * groups_ : groups_; }
-
-  // C_a H_ab C_b of every pair of groups a <= b. left: [rows, unknowns, unknowns] f64
-  void fill_scale_block(const at::Tensor& d, at::Tensor& left) const {
-    const int64_t rows = d.size(0);
-    for (int64_t a = 0; a < groups_; ++a) {
-      const int64_t first = a * size_, rest = groups_ - a;
-      const at::Tensor across = hessian_.narrow(0, first, size_).narrow(1, first, rest * size_);
-      const at::Tensor part = d.narrow(1, first, size_).mm(across);  // [rows, rest * size]
-      left.select(1, a).narrow(1, a, rest).copy_(part.mul(d.narrow(1, first, rest * size_)).reshape({rows, rest, size_}).sum(-1));
-    }
-  }
-
-  int64_t groups_, size_;
-  bool offsets_;
-  at::Tensor hessian_, sums_, offset_block_;
-};
-
 // The part of each row's change that keeps every scale positive: on the way to the optimum the loss falls all along.
 // scales, changes: [rows, groups] f64 -> [rows, 1] f64 in (0, 1]
 at::Tensor step_of(const at::Tensor& scales, const at::Tensor& changes) {
@@ -232,6 +177,47 @@ class Window {
 
 }  // namespace
 
+NormalEquations::NormalEquations(const at::Tensor& hessian, int64_t groups, int64_t group_size, bool offsets)
+    : groups_(groups), size_(group_size), offsets_(offsets), hessian_(padded(hessian, groups * group_size, groups * group_size)) {
+  if (!offsets) return;
+  sums_ = hessian_.reshape({-1, groups, size_}).sum(-1);                              // [columns, groups]
+  offset_block_ = sums_.reshape({groups, size_, groups}).sum(1, false, at::kDouble);  // [groups, groups] f64
+}
+
+at::Tensor NormalEquations::solve(const at::Tensor& codes, const at::Tensor& gradient) const {
+  const int64_t rows = codes.size(0), columns = groups_ * size_;
+  const at::Tensor d = padded(codes, rows, columns), r = padded(gradient, rows, columns);
+  // Above the diagonal by rows: below it by columns, which is what LAPACK reads.
+  at::Tensor left = at::zeros({rows, unknowns(), unknowns()}, d.options().dtype(at::kDouble));
+  fill_scale_block(d, left);
+  at::Tensor right = d.mul(r).reshape({rows, groups_, size_}).sum(-1, false, at::kDouble);  // [rows, groups]
+  if (offsets_) {
+    // C_a H_ab 1_b: [groups, rows, size] x [groups, size, groups]
+    const at::Tensor across = d.reshape({rows, groups_, size_}).transpose(0, 1).bmm(sums_.reshape({groups_, size_, groups_}));
+    left.narrow(1, 0, groups_).narrow(2, groups_, groups_).copy_(across.transpose(0, 1));
+    left.narrow(1, groups_, groups_).narrow(2, groups_, groups_).copy_(offset_block_.expand({rows, groups_, groups_}));
+    right = at::cat({right, r.reshape({rows, groups_, size_}).sum(-1, false, at::kDouble)}, 1);
+  }
+  // The products have fp32's rounding: a ridge of that order keeps what they do not determine where it is (right is a residual).
+  constexpr double kRidge = 1e-6;
+  at::Tensor diagonal = left.diagonal(0, 1, 2);
+  diagonal.mul_(1 + kRidge).add_(diagonal.mean(1, true).mul_(kRidge * 1e-3).add_(1e-300));
+  const auto [lower, info] = at::linalg_cholesky_ex(left.mT());
+  const at::Tensor solved = at::cholesky_solve(right.unsqueeze(2), lower).squeeze(2);
+  return at::where(info.eq(0).unsqueeze(1).logical_and(at::isfinite(solved)), solved, at::zeros_like(solved));
+}
+
+// C_a H_ab C_b of every pair of groups a <= b. codes: [rows, columns] f32; left: [rows, unknowns, unknowns] f64
+void NormalEquations::fill_scale_block(const at::Tensor& codes, at::Tensor& left) const {
+  const int64_t rows = codes.size(0);
+  for (int64_t a = 0; a < groups_; ++a) {
+    const int64_t first = a * size_, rest = groups_ - a;
+    const at::Tensor across = hessian_.narrow(0, first, size_).narrow(1, first, rest * size_);
+    const at::Tensor part = codes.narrow(1, first, size_).mm(across);  // [rows, rest * size]
+    left.select(1, a).narrow(1, a, rest).copy_(part.mul(codes.narrow(1, first, rest * size_)).reshape({rows, rest, size_}).sum(-1));
+  }
+}
+
 double Residual::loss() const { return losses.sum().item<double>(); }
 
 Residual residual_of(const at::Tensor& weight, const Rounded& rounded, const at::Tensor& hessian) {
@@ -281,15 +267,14 @@ void improve_codes(const at::Tensor& weight, const at::Tensor& hessian, const Gp
   residual.losses = at::where(better.squeeze(1), losses, residual.losses);
 }
 
-void fit_scales(const at::Tensor& weight, const at::Tensor& hessian, bool integer_zeros, Residual& residual, Rounded& rounded) {
+void fit_scales(const at::Tensor& weight, const at::Tensor& hessian, const NormalEquations& equations, bool integer_zeros,
+                Residual& residual, Rounded& rounded) {
   const int64_t rows = rounded.rows(), groups = rounded.groups();
   const auto device = hessian.device();
   const at::Tensor origins = origins_of(rounded, integer_zeros);
-  const NormalEquations equations(hessian, groups, rounded.group_size, !integer_zeros);
   at::Tensor scale_changes = at::zeros_like(rounded.scales), offset_changes = at::zeros_like(rounded.offsets);
-  const int64_t unknowns = integer_zeros ? groups : 2 * groups;
-  // As many rows at once as keep the equations and a product of codes and H in some tens of megabytes.
-  const int64_t chunk = std::clamp<int64_t>((int64_t{1} << 22) / (unknowns * unknowns), 8, 256);
+  // As many rows at once as keep the equations in some tens of megabytes.
+  const int64_t chunk = std::clamp<int64_t>((int64_t{1} << 22) / (equations.unknowns() * equations.unknowns()), 8, 256);
   const at::Tensor group_of = at::arange(rounded.columns(), at::kLong).div_(rounded.group_size, "floor");
   for (int64_t begin = 0; begin < rows; begin += chunk) {
     const int64_t count = std::min(chunk, rows - begin);
@@ -303,9 +288,9 @@ void fit_scales(const at::Tensor& weight, const at::Tensor& hessian, bool intege
   residual.gradient.reset();
   Rounded next = rounded;
   move(next, origins, scale_changes, offset_changes, integer_zeros);
-  residual.difference.reset();
-  const at::Tensor losses = losses_of(weight.sub(next.dense().to(device)), hessian);
+  const at::Tensor difference = weight.sub(next.dense().to(device)), losses = losses_of(difference, hessian);
   const at::Tensor better = take_better(losses, residual.losses, next, rounded).to(device);
+  residual.difference = at::where(better, difference, residual.difference);
   residual.losses = at::where(better.squeeze(1), losses, residual.losses);
 }
 
