@@ -94,7 +94,8 @@ std::string base_fingerprint(const Checkpoint& checkpoint) {
 std::string base_state_fingerprint(const Checkpoint& checkpoint) {
   std::vector<std::string> names;
   for (const auto& name : checkpoint.names()) {
-    const bool in_base = (name.ends_with(".weight") || name.ends_with(".scales") || name.ends_with(".g_idx")) && is_packed_module(checkpoint, module_of(name));
+    const bool part = name.ends_with(".weight") || name.ends_with(".scales") || name.ends_with(".g_idx");
+    const bool in_base = part && is_packed_module(checkpoint, module_of(name));
     if (!in_base) names.push_back(name);
   }
   return digest_of_all(names, [&](const std::string& name) { return tensor_digest(checkpoint, name); });

@@ -52,8 +52,8 @@ class Settings {
         const json& value = place.object[key];
         const std::string here = message(place.name, ": '", key, "'");
         // Whole objects (how it was made) may differ in what does not matter here.
-        QALORA_REQUIRE(by.empty() || value.is_object() || lower(value) == lower(*found), DataError, here, " is ", shown(value), ", but ", by, " is ", shown(*found),
-                       "; remove the one that is wrong");
+        QALORA_REQUIRE(by.empty() || value.is_object() || lower(value) == lower(*found), DataError, here, " is ", shown(value),
+                       ", but ", by, " is ", shown(*found), "; remove the one that is wrong");
         if (by.empty()) found = &value, by = here;
       }
     }

@@ -85,6 +85,54 @@ void fill(const ForeignCodes& from, int64_t first, int64_t inputs, int64_t begin
   }
 }
 
+// What is stored for outputs [begin, begin + columns) of one group, row: its words.
+void load_fields(const ForeignZeros& from, const std::byte* row, int64_t begin, int64_t columns, Lane& fields) {
+  const int bits = from.bits;
+  const uint32_t mask = (1u << bits) - 1;
+  // One in every field of a word.
+  const uint32_t ones = from.rule != ZeroRule::kWordPlusOne || bits == 3 ? 0 : 0xFFFFFFFFu / mask;
+  const std::byte* words = row + begin * bits / 8;  // a multiple of 32 outputs is a whole number of words
+  if (bits != 3) {
+    const int64_t in_word = 32 / bits;
+    for (int64_t w = 0; w < columns / in_word; ++w) {
+      const uint32_t word = load(words, w) + ones;
+      for (int64_t j = 0; j < in_word; ++j) {
+        const int place = from.layout == ForeignLayout::kAwq ? kAwqPlace[static_cast<size_t>(j)] : static_cast<int>(j);
+        fields[static_cast<size_t>(w * in_word + j)] = word >> (place * bits) & mask;
+      }
+    }
+    return;
+  }
+  for (int64_t o = 0; o < columns; ++o) {
+    const int64_t block = o / 32 * 3, place = o % 32;
+    uint32_t& field = fields[static_cast<size_t>(o)];
+    if (from.layout == ForeignLayout::kPlanar) {
+      field = (load(words, block + place / 16) >> (2 * (place % 16)) & 3) | (load(words, block + 2) >> place & 1) << 2;
+      continue;
+    }
+    const int64_t position = o * 3, shift = position % 32;
+    field = load(words, position / 32) >> shift;
+    if (shift > 29) field |= load(words, position / 32 + 1) << (32 - shift);
+    field &= 7;
+  }
+}
+
+// offsets: [columns]
+int64_t group_offsets(const ForeignZeros& from, int64_t group, int64_t begin, int64_t columns, float* offsets) {
+  const uint32_t mask = (1u << from.bits) - 1;
+  const uint32_t modulo_one = from.rule == ZeroRule::kWordPlusOne && from.bits == 3, plus_one = from.rule == ZeroRule::kFieldPlusOne;
+  const float* scales = from.scales + group * from.out_features + begin;
+  Lane fields{};
+  load_fields(from, from.words + group * (from.out_features * from.bits / 8), begin, columns, fields);
+  int64_t beyond = 0;
+  for (int64_t c = 0; c < columns; ++c) {
+    const uint32_t stored = (fields[static_cast<size_t>(c)] + modulo_one) & mask;
+    beyond += plus_one & (stored == mask);
+    offsets[c] = -(scales[c] * static_cast<float>(static_cast<int32_t>(stored + plus_one)));
+  }
+  return beyond;
+}
+
 }  // namespace
 
 void turn_codes(const ForeignCodes& from, int64_t begin, int64_t end, uint32_t* packed) {
@@ -103,29 +151,22 @@ void turn_codes(const ForeignCodes& from, int64_t begin, int64_t end, uint32_t* 
   }
 }
 
-int64_t read_zeros(ForeignLayout layout, ZeroRule rule, int bits, const std::byte* row, int64_t out_features, uint16_t* zeros) {
-  const uint32_t mask = (1u << bits) - 1;
-  // One in every field of a word.
-  const uint32_t ones = rule != ZeroRule::kWordPlusOne || bits == 3 ? 0 : 0xFFFFFFFFu / mask;
-  const bool modulo = rule == ZeroRule::kWordPlusOne && bits == 3, plus_one = rule == ZeroRule::kFieldPlusOne;
+int64_t turn_zeros(const ForeignZeros& from, int64_t begin, int64_t end, float* offsets) {
+  constexpr int64_t kGroups = 16;  // turned at a time: a line of memory for each output
+  std::array<std::array<float, kTileColumns>, kGroups> tile;
   int64_t beyond = 0;
-  for (int64_t o = 0; o < out_features; ++o) {
-    uint32_t stored;
-    if (layout == ForeignLayout::kAwq) {
-      stored = load(row, o / 8) >> (4 * kAwqPlace[static_cast<size_t>(o % 8)]) & mask;
-    } else if (layout == ForeignLayout::kPlanar && bits == 3) {
-      const int64_t block = o / 32 * 3, place = o % 32;
-      stored = (load(row, block + place / 16) >> (2 * (place % 16)) & 3) | (load(row, block + 2) >> place & 1) << 2;
-    } else {
-      const int64_t position = o * bits, word = position / 32;
-      const int shift = static_cast<int>(position % 32);
-      stored = (load(row, word) + ones) >> shift;
-      if (32 - shift < bits) stored |= load(row, word + 1) << (32 - shift);
-      stored &= mask;
+  for (; begin < end; begin += kTileColumns) {
+    const int64_t columns = std::min(kTileColumns, end - begin);
+    for (int64_t first = 0; first < from.groups; first += kGroups) {
+      const int64_t groups = std::min(kGroups, from.groups - first);
+      for (int64_t g = 0; g < groups; ++g) {
+        beyond += group_offsets(from, first + g, begin, columns, tile[static_cast<size_t>(g)].data());
+      }
+      for (int64_t c = 0; c < columns; ++c) {
+        float* to = offsets + (begin + c) * from.groups + first;
+        for (int64_t g = 0; g < groups; ++g) to[g] = tile[static_cast<size_t>(g)][static_cast<size_t>(c)];
+      }
     }
-    if (modulo) stored = (stored + 1) & mask;
-    if (plus_one && stored == mask) ++beyond;
-    zeros[o] = static_cast<uint16_t>(stored + (plus_one ? 1 : 0));
   }
   return beyond;
 }

@@ -22,8 +22,17 @@ constexpr int64_t kTileColumns = 64;  // outputs that are turned at a time
 // little-endian bit stream (the canonical form).
 void turn_codes(const ForeignCodes& from, int64_t begin, int64_t end, uint32_t* packed);
 
-// The zero points of one group. row: out_features * bits / 32 words of qzeros -> zeros [out_features]. -> how many are stored as 2^bits - 1
-// where ZeroRule::kFieldPlusOne reads 2^bits.
-int64_t read_zeros(ForeignLayout layout, ZeroRule rule, int bits, const std::byte* row, int64_t out_features, uint16_t* zeros);
+struct ForeignZeros {
+  ForeignLayout layout = ForeignLayout::kGptq;
+  ZeroRule rule = ZeroRule::kStored;
+  int bits = 0;
+  int64_t groups = 0, out_features = 0;  // the latter a multiple of 32
+  const std::byte* words = nullptr;      // qzeros [groups, out_features * bits / 32]
+  const float* scales = nullptr;         // [groups, out_features]
+};
+
+// Outputs [begin, end), begin a multiple of kTileColumns -> their rows of `offsets` [out_features, groups]: -(scale * zero), one product in fp32.
+// -> how many zero points are stored as 2^bits - 1 where ZeroRule::kFieldPlusOne reads 2^bits.
+int64_t turn_zeros(const ForeignZeros& from, int64_t begin, int64_t end, float* offsets);
 
 }  // namespace qalora::io

@@ -166,23 +166,21 @@ at::Tensor GptqView::read_scales(const std::string& name) const {
 
 at::Tensor GptqView::read_offsets(const std::string& name, const Module& module) const {
   const TensorBytes stored = raw_->bytes(name + kZeros);
-  const int64_t row_bytes = module.out_features * module.bits / 8;
-  const at::Tensor zeros = at::empty({module.groups, module.out_features}, at::kUInt16);
-  auto* out = static_cast<uint16_t*>(zeros.data_ptr());
+  const at::Tensor scales = raw_->read(name + kScales).to(at::kFloat);  // [groups, out_features]
+  const ForeignZeros from{quantization_.layout, quantization_.zeros, module.bits, module.groups, module.out_features, bytes_of(stored),
+                          scales.const_data_ptr<float>()};
+  at::Tensor offsets = at::empty({module.out_features, module.groups}, at::kFloat);
+  auto* out = offsets.data_ptr<float>();
   std::atomic<int64_t> beyond = 0;
-  at::parallel_for(0, module.groups, 4, [&](int64_t begin, int64_t end) {
-    for (int64_t g = begin; g < end; ++g) {
-      beyond += read_zeros(quantization_.layout, quantization_.zeros, module.bits, bytes_of(stored) + g * row_bytes, module.out_features,
-                           out + g * module.out_features);
-    }
+  at::parallel_for(0, ceil_div(module.out_features, kTileColumns), 1, [&](int64_t begin, int64_t end) {
+    beyond += turn_zeros(from, begin * kTileColumns, std::min(end * kTileColumns, module.out_features), out);
   });
   if (beyond > 0 && !warned_.exchange(true)) {
     log::warn(message(raw_->file_of(name + kZeros).string(), ": tensor '", name, kZeros, "': ", beyond.load(), " zero points are stored as ",
                       (1 << module.bits) - 1, " and read as ", 1 << module.bits, ", as AutoGPTQ does; its packer writes that beside a zero point "
                       "of 0, and what stood there is lost"));
   }
-  const at::Tensor scales = raw_->read(name + kScales).to(at::kFloat);
-  return scales.mul_(zeros.to(at::kFloat)).neg_().t().contiguous();
+  return offsets;
 }
 
 TensorBytes GptqView::bytes(const std::string& name) const {

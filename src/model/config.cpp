@@ -371,7 +371,9 @@ json derived_config(const json& source, const LlamaConfig& config, const std::op
   result.erase("quantization_config");
   if (quantization) {
     json entry = {{"bits", quantization->bits}, {"group_size", quantization->group_size}, {"mode", "affine"}};
-    for (const auto& [module, own] : quantization->modules) entry[module] = {{"bits", own.bits}, {"group_size", own.group_size}, {"mode", "affine"}};
+    for (const auto& [module, own] : quantization->modules) {
+      entry[module] = {{"bits", own.bits}, {"group_size", own.group_size}, {"mode", "affine"}};
+    }
     result["quantization"] = entry;
     result["quantization_config"] = entry;
   }

@@ -149,6 +149,11 @@ int64_t merge_checkpoint(const io::Checkpoint& base, const fs::path& adapter_fol
     log::warn("this base's scales are 16-bit numbers and stay so; MLX computes in the scales' dtype and would round the merged fp32 "
               "offsets. qalora does not");
   }
+  const auto sorted = [](const auto& tensor) { return tensor.name.ends_with(".g_idx"); };
+  if (std::ranges::any_of(plan, sorted)) {
+    log::warn("the groups of this base are of inputs that do not lie side by side (act-order); their order is kept in tensors '.g_idx', which "
+              "qalora reads and MLX does not");
+  }
   nlohmann::json derived = derived_config(source, config, config.quantization);
   if (!derived.contains(kMergedKey)) derived[kMergedKey] = nlohmann::json::array();
   derived[kMergedKey].push_back(adapter_digest(adapter_folder));

@@ -45,8 +45,9 @@ Workload expected_workload(const model::LlamaConfig& model, const TrainConfig& c
     if (config.full()) workload.trained_elements += elements;
     if (tensor.linear) {
       const std::string module = io::module_of(tensor.name);
-      const int64_t inputs = model.quantization ? kernels::groups_per_row(tensor.shape[1], model.quantization->group_size_of(module, tensor.shape[1]))
-                                                : tensor.shape[1];
+      const int64_t in_features = tensor.shape[1];
+      const int64_t inputs =
+          model.quantization ? kernels::groups_per_row(in_features, model.quantization->group_size_of(module, in_features)) : in_features;
       workload.weight_bytes += model.quantization ? packed_bytes(model.quantization->of(module).bits, tensor.shape[0], tensor.shape[1], inputs)
                                               : static_cast<uint64_t>(elements) * (config.full() ? 4 : c10::elementSize(compute));
       if (!config.full() && is_target(config, tensor.name)) workload.trained_elements += config.rank * (inputs + tensor.shape[0]);

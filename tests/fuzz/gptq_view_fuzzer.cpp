@@ -57,7 +57,8 @@ void run(const uint8_t* data, size_t size) {
     if (tensor.defined()) tensors["model.layers." + std::to_string(part / 6 % 3) + ".mlp.up_proj" + kParts[part % 6]] = tensor;
   }
   const io::ForeignQuantization quantization = io::read_foreign_quantization(folder.path(), nullptr);
-  const io::GptqView view(std::make_unique<test::MemorySource>(tensors), quantization, [](const std::string& module) { return module.find('1') != module.npos; });
+  const auto has_bias = [](const std::string& module) { return module.find('1') != module.npos; };
+  const io::GptqView view(std::make_unique<test::MemorySource>(tensors), quantization, has_bias);
   read_all(view);
   view.quantization().dump();
 }

@@ -78,8 +78,8 @@ TEST_P(GptqFolder, GivesTheRecordedLogitsCodesAndWeights) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Checkpoints, GptqFolder,
-                         ::testing::Values("auto_gptq_w2g32_bin", "auto_gptq_w4g32", "w2g64_v2", "w3g32_planar", "w3g32_v1", "w4g32_v1", "w4g32_v1_act_order",
-                                           "w4g32_v2"));
+                         ::testing::Values("auto_gptq_w2g32_bin", "auto_gptq_w4g32", "w2g64_v2", "w3g32_planar", "w3g32_v1", "w4g32_v1",
+                                           "w4g32_v1_act_order", "w4g32_v2"));
 
 // What a folder gives, written as a folder of our own.
 void write_folder(const io::Checkpoint& from, const fs::path& to) {
@@ -154,10 +154,13 @@ struct Written {
 std::pair<at::Tensor, at::Tensor> view_of(const io::SafetensorsFile& file, const std::string& prefix, const std::string& scales, int bits,
                                           io::ForeignLayout layout, io::ZeroRule zeros) {
   auto raw = std::make_unique<test::MemorySource>(std::map<std::string, at::Tensor>{
-      {"p.qweight", file.read(prefix + ".qweight")}, {"p.qzeros", file.read(prefix + ".qzeros")}, {"p.scales", file.read(scales).t().contiguous()}});
+      {"p.qweight", file.read(prefix + ".qweight")},
+      {"p.qzeros", file.read(prefix + ".qzeros")},
+      {"p.scales", file.read(scales).t().contiguous()}});
   const io::GptqView view(std::move(raw), {.layout = layout, .zeros = zeros, .bits = bits, .group_size = 32, .overrides = false, .name = "test"},
                           [](const std::string&) { return false; });
-  const quant::PackedWeight weight = quant::make_packed_weight("p", view.read("p.weight"), view.read("p.scales"), view.read("p.biases"), 128, 32, bits);
+  const quant::PackedWeight weight =
+      quant::make_packed_weight("p", view.read("p.weight"), view.read("p.scales"), view.read("p.biases"), 128, 32, bits);
   return {codes_of(weight).to(at::kFloat), zeros_of(weight)};
 }
 
@@ -212,8 +215,8 @@ TEST(MlxMatrices, PackingValuesAndProducts) {
     const std::string prefix = io::module_of(name);
     const int bits = prefix[1] - '0';
     const int64_t group_size = std::stoll(prefix.substr(3));
-    const quant::PackedWeight packed = quant::make_packed_weight(name, file.read(name), file.read(prefix + ".scales"), file.read(prefix + ".biases"),
-                                                                 weight.size(1), group_size, bits);
+    const quant::PackedWeight packed = quant::make_packed_weight(name, file.read(name), file.read(prefix + ".scales"),
+                                                                 file.read(prefix + ".biases"), weight.size(1), group_size, bits);
     // Known codes packed here give MLX's words.
     const at::Tensor codes = codes_of(packed);
     at::Tensor again = at::zeros_like(packed.codes);

@@ -75,8 +75,8 @@ void copy_sidecars(const fs::path& from, const fs::path& to);
 // Room on the disk for them, for config.json and for the headers of the weights' files.
 uint64_t sidecar_bytes(const fs::path& folder);
 
-// SHA-256 over the names, shapes, codes, scales (by value) and order of inputs of every quantised matrix; "" when there is none. Offsets are left
-// out: a merge moves them, yet codes and scales identify the base.
+// SHA-256 over the names, shapes, codes, scales (by value) and order of inputs of every quantised matrix; "" when there is none. Offsets are
+// left out: a merge moves them, yet codes and scales identify the base.
 std::string base_fingerprint(const Checkpoint& checkpoint);
 // SHA-256 over what base_fingerprint leaves out, by value: offsets and dense tensors. An adapter is trained on these too: merged into
 // the same codes with other offsets it is another model.

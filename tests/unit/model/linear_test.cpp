@@ -63,13 +63,14 @@ TEST(Linear, SortsItsInputs) {
     const at::Tensor y = linear.forward(inputs, {});
     const bool pooled = pooling != io::Pooling::kNone;
     const at::Tensor golden_inputs = x.to(at::kDouble).requires_grad_(true), sorted = golden_inputs.index_select(1, order);
-    const at::Tensor golden = pooled ? expected(sorted, in_groups, {}, linear.adapter.get()) : expected(golden_inputs, dense, {}, linear.adapter.get());
+    const auto with = [&](const at::Tensor& input, const at::Tensor& weights) { return expected(input, weights, {}, linear.adapter.get()); };
+    const at::Tensor golden = pooled ? with(sorted, in_groups) : with(golden_inputs, dense);
     EXPECT_LE(distance(y, golden.detach()), tolerance);
     y.backward(dy);
     golden.backward(dy.to(at::kDouble));
     EXPECT_LE(distance(inputs.grad(), golden_inputs.grad()), 2 * tolerance);
     // Must differ: the adapter on the inputs in the other order.
-    const at::Tensor other = pooled ? expected(x, dense, {}, linear.adapter.get()) : expected(x.index_select(1, order), in_groups, {}, linear.adapter.get());
+    const at::Tensor other = pooled ? with(x, dense) : with(x.index_select(1, order), in_groups);
     EXPECT_GT(distance(y, other), 0.01);
   }
 }

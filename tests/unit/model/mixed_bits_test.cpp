@@ -21,7 +21,8 @@ void add_packed(std::map<std::string, at::Tensor>& tensors, const std::string& n
   at::Tensor words = at::zeros({out, kernels::words_per_row(in, bits)}, at::kInt);
   const at::Tensor codes = (tensor::RandomStream(4, name).uniform_tensor({out, in}, 0, 1) * std::ldexp(1.0, bits)).to(at::kByte);
   for (int64_t row = 0; row < out; ++row) {
-    kernels::pack_row(codes.const_data_ptr<uint8_t>() + row * in, in, bits, reinterpret_cast<uint32_t*>(words.data_ptr<int32_t>()) + row * words.size(1));
+    auto* packed = reinterpret_cast<uint32_t*>(words.data_ptr<int32_t>()) + row * words.size(1);
+    kernels::pack_row(codes.const_data_ptr<uint8_t>() + row * in, in, bits, packed);
   }
   const int64_t groups = kernels::groups_per_row(in, group_size);
   const double step = 0.5 / std::ldexp(1.0, bits);
