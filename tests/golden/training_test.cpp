@@ -17,7 +17,7 @@ namespace {
 using nlohmann::json;
 using std::filesystem::path;
 
-// A GPTQ layer (4 bits, version 1: the zero points are stored less one) in our layout. Both pack eight codes of consecutive inputs
+// A GPTQ layer (4 bits, version 1: the zero points are stored less one) in our layout, by other means than the program's. Both pack eight codes of consecutive inputs
 // into a word, lowest first; GPTQ's words run down the inputs, ours along them.
 std::map<std::string, at::Tensor> convert_layer(const io::SafetensorsFile& file, const std::string& module) {
   const at::Tensor scales = file.read(module + ".scales").to(at::kFloat).t().contiguous();  // [out, groups]
@@ -57,7 +57,7 @@ class TrainingGolden : public ::testing::TestWithParam<const char*> {
   void prepare() {
     golden_ = std::make_unique<io::SafetensorsFile>(peft_ / (std::string(GetParam()) + ".safetensors"));
     about_ = io::read_json_file(peft_ / (std::string(GetParam()) + ".json"));
-    convert_base(peft_.parent_path() / about_.at("base").get<std::string>(), dir_ / "base");
+    base_ = peft_.parent_path() / about_.at("base").get<std::string>();
     write_adapter(about_.at("pooling"), dir_ / "initial");
     const at::Tensor ids = golden_->read("input_ids"), labels = golden_->read("labels");  // [steps, rows, length]
     std::string lines;
@@ -100,7 +100,7 @@ class TrainingGolden : public ::testing::TestWithParam<const char*> {
   Distances train(const char* initial, double learning_rate, const std::string& out) {
     const int64_t micro = about_.at("rows_per_micro_batch"), rows = micro * about_.at("micro_batches_per_step").get<int64_t>();
     const auto run = test::run_qalora(
-        {"finetune", "--model", dir_ / "base", "--data", dir_ / "data.jsonl", "--out", dir_ / out, "--initial-adapter", dir_ / initial,
+        {"finetune", "--model", base_, "--data", dir_ / "data.jsonl", "--out", dir_ / out, "--initial-adapter", dir_ / initial,
          "--data-format", "tokens", "--sequence-length", "20", "--shuffle", "false", "--steps", "6",
          "--batch-size", std::to_string(rows), "--micro-batch-size", std::to_string(micro),
          "--learning-rate", message(learning_rate), "--schedule", "constant", "--warmup-steps", "0",
@@ -131,7 +131,7 @@ class TrainingGolden : public ::testing::TestWithParam<const char*> {
     return result;
   }
 
-  path peft_ = test::shared_dir() / "goldens/peft";
+  path peft_ = test::shared_dir() / "goldens/peft", base_;
   test::TempDir dir_;
   std::unique_ptr<io::SafetensorsFile> golden_;
   json about_;
@@ -140,6 +140,10 @@ class TrainingGolden : public ::testing::TestWithParam<const char*> {
 TEST_P(TrainingGolden, StepsLossesAndNormsEqualPefts) {
   REQUIRE_SHARED("goldens/peft");
   prepare();
+  convert_base(base_, dir_ / "base");
+  const io::Checkpoint imported(base_), converted(dir_ / "base");
+  EXPECT_EQ(io::base_fingerprint(imported), io::base_fingerprint(converted));
+  EXPECT_EQ(io::base_state_fingerprint(imported), io::base_state_fingerprint(converted));
   const double rate = about_.at("learning_rate");
   // The tolerances of the goldens' README; both files' fp32 runs lie within 6.2e-6 of double, so 5e-5 is the larger bound.
   const Distances ours = train("initial", rate, "run");

@@ -45,7 +45,7 @@ struct Shape {
 const Shape kShapes[] = {{4, 256, 32}, {3, 256, 64}, {5, 512, 128}, {2, 512, 256}, {4, 256, 256}, {3, 100, 32},   {3, 99, 32},
                          {3, 101, 64}, {7, 33, 32},  {5, 31, 32},   {4, 1, 32},    {6, 7, 128},   {3, 8, 8},      {3, 72, 24},
                          {3, 70, 20},  {3, 50, 7},   {3, 40, 1},    {2, 333, 333}, {1, 4096, 32}, {2, 1000, 128}, {9, 24, 16}};
-const int kWidths[] = {2, 3, 4, 6, 8};
+const int kWidths[] = {2, 3, 4, 5, 6, 8};
 
 // Not std::vector<float>::operator==: that one says that NaN differs from NaN and that -0 is 0.
 template <typename T>

@@ -40,7 +40,7 @@ TEST(Packed, KnownBytes) {
 }
 
 TEST(Packed, RoundTripOfEveryWidthAndLength) {
-  for (int bits : {2, 3, 4, 6, 8}) {
+  for (int bits : {2, 3, 4, 5, 6, 8}) {
     for (int64_t length = 1; length <= 130; ++length) {
       const auto codes = random_codes(length, bits, static_cast<unsigned>(length));
       constexpr uint32_t kGuard = 0xDEADBEEF;
@@ -63,7 +63,7 @@ TEST(Packed, RoundTripOfEveryWidthAndLength) {
 }
 
 TEST(Packed, UnpackTakesAnyAddress) {
-  for (int bits : {2, 3, 4, 6, 8}) {
+  for (int bits : {2, 3, 4, 5, 6, 8}) {
     const auto codes = random_codes(37, bits, 5);
     std::vector<uint32_t> packed(static_cast<size_t>(words_per_row(37, bits)));
     pack_row(codes.data(), 37, bits, packed.data());

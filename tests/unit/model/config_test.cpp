@@ -267,10 +267,17 @@ TEST(Config, QuantisationIsReadAndForeignMethodsAreRefused) {
   const json whole_rows = {{"bits", 4}, {"group_size", -1}, {"mode", "affine"}};
   EXPECT_EQ(parse({{"quantization_config", whole_rows}}).quantization->group_size, quant::kWholeRow);
   expect_refused({{"quantization_config", {{"quant_method", "gptq"}, {"bits", 4}, {"group_size", 128}}}}, "quant_method 'gptq'");
-  expect_refused({{"quantization", {{"bits", 5}, {"group_size", 64}}}}, "'bits' is 5");
+  expect_refused({{"quantization", {{"bits", 7}, {"group_size", 64}}}}, "'bits' is 7");
   expect_refused({{"quantization", {{"bits", 4}}}}, "'group_size' is missing");
   expect_refused({{"quantization", {{"bits", 4}, {"group_size", 64}, {"mode", "mxfp4"}}}}, "mode 'mxfp4'");
-  expect_refused({{"quantization", {{"bits", 4}, {"group_size", 64}, {"lm_head", false}}}}, "'lm_head'");
+  expect_refused({{"quantization", {{"bits", 4}, {"group_size", 64}, {"lm_head", 3}}}}, "'lm_head'");
+  // Settings of single modules: an object, false where it is dense, true where it is as all others.
+  const QuantizationConfig own = *parse({{"quantization", {{"bits", 4}, {"group_size", 64}, {"lm_head", {{"bits", 6}, {"group_size", 32}}},
+                                                            {"a", false}, {"b", true}, {"c", {{"bits", 4}, {"group_size", 64}}}}}}).quantization;
+  EXPECT_EQ(own.modules.size(), 1u);
+  EXPECT_EQ(own.of("lm_head").bits, 6);
+  EXPECT_EQ(own.group_size_of("lm_head", 256), 32);
+  EXPECT_EQ(own.group_size_of("c", 256), 64);
 }
 
 TEST(Config, DerivedConfigSaysTheSameInBothSpellings) {

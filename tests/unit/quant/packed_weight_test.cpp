@@ -151,7 +151,7 @@ TEST(PackedWeight, AWholeRowIsOneGroup) {
 TEST(PackedWeight, RefusesWhatDoesNotFit) {
   const at::Tensor codes = at::zeros({2, 8}, at::kInt), ones = at::ones({2, 2});
   make_packed_weight("m", codes, ones, ones, 64, 32, 4);
-  expect_refused("5 bits", codes, ones, ones, 64, 32, 5);
+  expect_refused("7 bits", codes, ones, ones, 64, 32, 7);
   expect_refused("group_size is 0", codes, ones, ones, 64, 0, 4);
   expect_refused("expected 6 words", codes, ones, ones, 64, 32, 3);
   expect_refused("scales have shape [2, 2], expected [2, 4]", codes, ones, ones, 64, 16, 4);
