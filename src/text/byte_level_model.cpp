@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <array>
 #include <mutex>
-#include <unordered_map>
 
 #include "byte_letters.h"
+#include "piece_table.h"
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
 #include "utf8.h"
@@ -13,22 +13,18 @@
 namespace qalora::text {
 namespace {
 
-constexpr size_t kLongestWord = 48;      // longer ones hardly come again
-constexpr size_t kKnownWords = 1 << 18;  // about 40 MB; then the table starts anew
-constexpr size_t kMostSymbols = size_t{1} << 30;  // of one word: places are 32 bits
-
-struct Hash {
-  using is_transparent = void;
-  size_t operator()(std::string_view text) const { return std::hash<std::string_view>()(text); }
-};
-template <typename T>
-using ByText = std::unordered_map<std::string, T, Hash, std::equal_to<>>;
-
 class ByteLevelModel final : public TokenModel {
  public:
-  explicit ByteLevelModel(ByteLevelParts parts) : parts_(std::move(parts)), words_(parts_.steps, parts_.name) {
-    read_pieces();
-    parts_.ranked ? rank_pairs() : read_merges();
+  explicit ByteLevelModel(ByteLevelParts parts)
+      : parts_(std::move(parts)), words_(parts_.steps, parts_.name), table_(parts_.name, parts_.pieces) {
+    for (int byte = 0; byte < 256; ++byte) byte_ids_[byte] = static_cast<int32_t>(find(byte_letters()[byte]));
+    QALORA_REQUIRE(std::any_of(byte_ids_.begin(), byte_ids_.end(), [](int32_t id) { return id >= 0; }), DataError, parts_.name,
+                   ": none of its pieces is a single byte; this is no byte-level vocabulary");
+    if (parts_.ranked) {
+      rank_pairs();
+    } else {
+      merges_ = table_.read_merges(parts_.name, parts_.merges);
+    }
   }
 
   TokenizerKind kind() const override { return TokenizerKind::kByteLevelBpe; }
@@ -47,10 +43,7 @@ class ByteLevelModel final : public TokenModel {
     return {from_letters(piece).value_or(piece), TokenKind::kText};
   }
 
-  int64_t find(std::string_view piece) const override {
-    const auto found = ids_.find(piece);
-    return found == ids_.end() ? -1 : found->second;
-  }
+  int64_t find(std::string_view piece) const override { return table_.find(piece); }
 
   void append(std::string_view text, bool prefix, std::vector<int64_t>& ids) const override {
     const std::lock_guard lock(mutex_);
@@ -68,32 +61,6 @@ class ByteLevelModel final : public TokenModel {
   Vocabulary vocabulary() const override;
 
  private:
-  // A piece and its rank, which is its id.
-  void read_pieces() {
-    QALORA_REQUIRE(parts_.pieces.size() < kMostSymbols, DataError, parts_.name, ": ", parts_.pieces.size(), " pieces are too many");
-    ids_.reserve(parts_.pieces.size());
-    for (size_t id = 0; id < parts_.pieces.size(); ++id) {
-      const std::string& piece = parts_.pieces[id];
-      if (piece.empty()) continue;
-      const auto [place, fresh] = ids_.emplace(piece, static_cast<int32_t>(id));
-      QALORA_REQUIRE(fresh, DataError, parts_.name, ": the piece '", piece, "' has the ids ", place->second, " and ", id);
-    }
-    for (int byte = 0; byte < 256; ++byte) byte_ids_[byte] = static_cast<int32_t>(find(byte_letters()[byte]));
-    QALORA_REQUIRE(std::any_of(byte_ids_.begin(), byte_ids_.end(), [](int32_t id) { return id >= 0; }), DataError, parts_.name,
-                   ": none of its pieces is a single byte; this is no byte-level vocabulary");
-  }
-
-  void read_merges() {
-    merges_.reserve(parts_.merges.size());
-    int32_t rank = 0;
-    for (const auto& [left, right] : parts_.merges) {
-      const int64_t a = find(left), b = find(right), both = find(left + right);
-      QALORA_REQUIRE(a >= 0 && b >= 0 && both >= 0, DataError, parts_.name, ": merge ", rank, " joins '", left, "' and '", right, "', but '",
-                     a < 0 ? left : b < 0 ? right : left + right, "' is no piece of the vocabulary");
-      merges_.add(static_cast<int32_t>(a), static_cast<int32_t>(b), rank++, static_cast<int32_t>(both));
-    }
-  }
-
   // Every way to cut a piece into two pieces.
   template <typename F>
   void each_cut(int32_t id, const F& cut) const {
@@ -112,20 +79,18 @@ class ByteLevelModel final : public TokenModel {
   }
 
   void append_word(std::string_view word, std::vector<int64_t>& ids) const {
-    if (const auto found = known_.find(word); found != known_.end()) {
-      ids.insert(ids.end(), found->second.begin(), found->second.end());
+    if (const auto* known = known_.find(word)) {
+      ids.insert(ids.end(), known->begin(), known->end());
       return;
     }
     const size_t before = ids.size();
     const int64_t whole = parts_.ignore_merges ? find(to_letters(word)) : -1;
     whole >= 0 ? ids.push_back(whole) : join_bytes(word, ids);
-    if (word.size() > kLongestWord) return;
-    if (known_.size() == kKnownWords) known_.clear();
-    known_.emplace(word, std::vector<int64_t>(ids.begin() + static_cast<std::ptrdiff_t>(before), ids.end()));
+    known_.add(word, ids, before);
   }
 
   void join_bytes(std::string_view word, std::vector<int64_t>& ids) const {
-    QALORA_REQUIRE(word.size() < kMostSymbols, DataError, parts_.name, ": a word of ", word.size(), " bytes is too long");
+    QALORA_REQUIRE(word.size() < kMostPieces, DataError, parts_.name, ": a word of ", word.size(), " bytes is too long");
     std::vector<int32_t> symbols;
     for (const char c : word) {
       const int32_t id = byte_ids_[static_cast<unsigned char>(c)];
@@ -139,11 +104,11 @@ class ByteLevelModel final : public TokenModel {
 
   ByteLevelParts parts_;
   PreTokenizer words_;
-  ByText<int32_t> ids_;
+  PieceTable table_;
   std::array<int32_t, 256> byte_ids_;
   Merges merges_;
   mutable std::mutex mutex_;  // of words_ and known_
-  mutable ByText<std::vector<int64_t>> known_;
+  mutable KnownWords known_;
 };
 
 Vocabulary ByteLevelModel::vocabulary() const {

@@ -100,7 +100,12 @@ void Tokenizer::Impl::load(const fs::path& where) {
     found.model = make_sentencepiece_model(path, bytes);
   }
   model = std::move(found.model);
+  const bool legacy = found.rules.legacy;
   rules = read_tokenizer_rules(folder, std::move(found.rules));
+  if (path == json) {  // it says itself where a prefix goes; what lies beside it speaks of the tokenizer that it was made from
+    rules.legacy = legacy;
+    rules.adds_prefix_space = true;
+  }
   finish(bytes);
 }
 

@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "blank_mark_model.h"
 #include "byte_level_model.h"
 #include "qalora/core/error.h"
 #include "qalora/io/json_file.h"
+#include "word_encoder.h"
 
 namespace qalora::text {
 namespace {
@@ -154,8 +156,11 @@ void read_added(const Part& root, int64_t limit, TokenizerRules& rules) {
   }
 }
 
-// Which special tokens go around a text: those of a template's "single" form.
-void read_template(const Part& part, ByteLevelParts& parts, TokenizerRules& rules, int64_t limit) {
+// The special tokens around a text: those of a template's "single" form.
+struct Ends {
+  int64_t bos = -1, eos = -1;
+};
+void read_template(const Part& part, Ends& ends, TokenizerRules& rules, int64_t limit) {
   bool text_came = false;
   for (const json& entry : part.list("single")) {
     const Part step(entry, part.where() + ": single");
@@ -166,7 +171,7 @@ void read_template(const Part& part, ByteLevelParts& parts, TokenizerRules& rule
     const std::string name = step.part("SpecialToken").text("id");
     const Part token = part.part("special_tokens").part(name.c_str());
     const json& ids = token.list("ids");
-    int64_t& place = text_came ? parts.eos : parts.bos;
+    int64_t& place = text_came ? ends.eos : ends.bos;
     if (ids.size() != 1 || place >= 0) part.refuse("more than one special token in front of a text or behind it is not supported");
     place = token_id(ids[0], limit, token.where());
     (text_came ? rules.adds_eos : rules.adds_bos) = true;
@@ -174,29 +179,34 @@ void read_template(const Part& part, ByteLevelParts& parts, TokenizerRules& rule
   if (!text_came) part.refuse("the text does not stand in the template");
 }
 
-void read_post_processor(const Part& root, ByteLevelParts& parts, TokenizerRules& rules, int64_t limit) {
-  if (!root.has("post_processor")) return;
+Ends read_post_processor(const Part& root, TokenizerRules& rules, int64_t limit) {
+  Ends ends;
+  if (!root.has("post_processor")) return ends;
   for (const Part& part : parts_of(root.part("post_processor"), "processors")) {
     const std::string type = part.text("type", "");
     if (type == "TemplateProcessing") {
-      read_template(part, parts, rules, limit);
+      read_template(part, ends, rules, limit);
     } else if (type != "ByteLevel") {  // which moves offsets only
       part.refuse("the post_processor '" + type + "' is not supported (known: ByteLevel, TemplateProcessing)");
     }
   }
+  return ends;
 }
 
-void read_vocabulary(const Part& model, int64_t limit, ByteLevelParts& parts) {
+// Pieces by id.
+std::vector<std::string> read_vocabulary(const Part& model, int64_t limit) {
   const json& vocabulary = model.at("vocab");
   QALORA_REQUIRE(vocabulary.is_object() && !vocabulary.empty(), DataError, model.where(), ": 'vocab' is ", vocabulary.type_name(),
                  ", expected an object with pieces and their ids");
+  std::vector<std::string> pieces;
   for (const auto& [piece, value] : vocabulary.items()) {
     const int64_t id = token_id(value, limit, model.where() + ": vocab: '" + piece + "'");
     QALORA_REQUIRE(!piece.empty(), DataError, model.where(), ": vocab: a piece without text");
-    if (id >= std::ssize(parts.pieces)) parts.pieces.resize(id + 1);
-    QALORA_REQUIRE(parts.pieces[id].empty(), DataError, model.where(), ": vocab: '", parts.pieces[id], "' and '", piece, "' have the same id ", id);
-    parts.pieces[id] = piece;
+    if (id >= std::ssize(pieces)) pieces.resize(id + 1);
+    QALORA_REQUIRE(pieces[id].empty(), DataError, model.where(), ": vocab: '", pieces[id], "' and '", piece, "' have the same id ", id);
+    pieces[id] = piece;
   }
+  return pieces;
 }
 
 // "a b", or a list of the two, as newer files have it (a piece may then hold a blank).
@@ -212,20 +222,89 @@ std::pair<std::string, std::string> read_merge(const json& entry, const std::str
   throw DataError(message(where, ": merge ", rank, " is ", shown(entry), "; expected two pieces: \"a b\" or [\"a\", \"b\"]"));
 }
 
-void read_bpe(const Part& model, int64_t limit, ByteLevelParts& parts) {
+std::vector<std::pair<std::string, std::string>> read_merges(const Part& model) {
+  const json& list = model.list("merges");
+  std::vector<std::pair<std::string, std::string>> merges;
+  merges.reserve(list.size());
+  for (const json& entry : list) merges.push_back(read_merge(entry, model.where(), merges.size()));
+  return merges;
+}
+
+int64_t read_unknown(const Part& model, const std::vector<std::string>& pieces) {
+  if (!model.has("unk_token")) return -1;
+  const auto found = std::find(pieces.begin(), pieces.end(), model.text("unk_token"));
+  QALORA_REQUIRE(found != pieces.end(), DataError, model.where(), ": unk_token '", model.text("unk_token"), "' is no piece of the vocabulary");
+  return found - pieces.begin();
+}
+
+void refuse_unsupported(const Part& model) {
   if (model.has("dropout") && model.at("dropout") != 0) model.refuse("dropout makes its ids random, which is not supported");
   if (!model.text("continuing_subword_prefix", "").empty()) model.refuse("continuing_subword_prefix is not supported");
   if (!model.text("end_of_word_suffix", "").empty()) model.refuse("end_of_word_suffix is not supported");
-  if (model.flag("byte_fallback")) model.refuse("byte_fallback does not belong to byte-level BPE");
+}
+
+std::unique_ptr<TokenModel> read_byte_level(const Part& root, const Part& model, int64_t limit, const Ends& ends) {
+  ByteLevelParts parts;
+  parts.name = root.where();
+  parts.normalization = read_normalizer(root);
+  parts.steps = read_steps(root);
+  require_byte_decoder(root);
   parts.ignore_merges = model.flag("ignore_merges");
-  read_vocabulary(model, limit, parts);
-  const json& merges = model.list("merges");
-  parts.merges.reserve(merges.size());
-  for (const json& entry : merges) parts.merges.push_back(read_merge(entry, model.where(), parts.merges.size()));
-  if (!model.has("unk_token")) return;
-  const auto found = std::find(parts.pieces.begin(), parts.pieces.end(), model.text("unk_token"));
-  QALORA_REQUIRE(found != parts.pieces.end(), DataError, model.where(), ": unk_token '", model.text("unk_token"), "' is no piece of the vocabulary");
-  parts.unknown = found - parts.pieces.begin();
+  parts.pieces = read_vocabulary(model, limit);
+  parts.merges = read_merges(model);
+  parts.unknown = read_unknown(model, parts.pieces);
+  parts.bos = ends.bos;
+  parts.eos = ends.eos;
+  return make_byte_level_model(std::move(parts));
+}
+
+// A normalizer that puts U+2581 in front and in place of blanks (older files), or the pre-tokenizer that does so (newer ones). The first
+// acts on every stretch of text between special tokens, the second, with "first", at the beginning of the whole.
+void read_blank_marks(const Part& root, BlankMarkParts& parts, TokenizerRules& rules) {
+  parts.adds_prefix = false;
+  bool replaces = false;
+  if (root.has("normalizer")) {
+    const Part whole = root.part("normalizer");
+    for (const Part& part : parts_of(whole, "normalizers")) {
+      const std::string type = part.text("type", "");
+      if (type == "Prepend" && part.text("prepend") == kBlankMark && !replaces) {
+        parts.adds_prefix = rules.legacy = true;
+      } else if (type == "Replace" && part.part("pattern").text("String", "") == " " && part.text("content") == kBlankMark) {
+        replaces = true;
+      } else {
+        part.refuse("the normalizer '" + type + "' is not supported with byte_fallback (known: Prepend and Replace with U+2581)");
+      }
+    }
+  }
+  if (root.has("pre_tokenizer")) {
+    const Part part = root.part("pre_tokenizer");
+    const std::string scheme = part.text("prepend_scheme", part.flag("add_prefix_space", true) ? "always" : "never");
+    const bool known = part.text("type", "") == "Metaspace" && part.text("replacement", "") == kBlankMark && !part.flag("split", true);
+    if (!known || replaces) part.refuse("the pre_tokenizer is not supported with byte_fallback (known: Metaspace without split)");
+    if (scheme != "first" && scheme != "always" && scheme != "never") part.refuse("prepend_scheme '" + scheme + "' is not known");
+    replaces = parts.prefix_only_without = true;
+    parts.adds_prefix = scheme != "never";
+    rules.legacy = scheme == "always";
+  }
+  if (!replaces) root.refuse("byte_fallback without U+2581 for blanks is not supported");
+}
+
+std::unique_ptr<TokenModel> read_blank_mark(const Part& root, const Part& model, int64_t limit, const Ends& ends, TokenizerRules& rules) {
+  BlankMarkParts parts;
+  parts.name = root.where();
+  read_blank_marks(root, parts, rules);
+  if (model.flag("ignore_merges")) model.refuse("ignore_merges is not supported with byte_fallback");
+  parts.pieces = read_vocabulary(model, limit);
+  parts.merges = read_merges(model);
+  parts.unknown = read_unknown(model, parts.pieces);
+  // By SentencePiece's names, where the file does not say.
+  const auto named = [&](const char* name) {
+    const auto found = std::find(parts.pieces.begin(), parts.pieces.end(), name);
+    return found == parts.pieces.end() ? -1 : found - parts.pieces.begin();
+  };
+  parts.bos = ends.bos >= 0 ? ends.bos : named("<s>");
+  parts.eos = ends.eos >= 0 ? ends.eos : named("</s>");
+  return make_blank_mark_model(std::move(parts));
 }
 
 }  // namespace
@@ -236,21 +315,17 @@ TokenizerJson read_tokenizer_json(const json& file, const std::string& name) {
   const Part root(file, name);
   const Part model = root.part("model");
   const std::string type = model.text("type", model.has("merges") ? "BPE" : "");
-  QALORA_REQUIRE(type == "BPE", DataError, model.where(), ": type '", type, "'; expected BPE (byte-level, as LLaMA 3, Qwen and GPT-2 have it)");
+  QALORA_REQUIRE(type == "BPE", DataError, model.where(), ": type '", type, "'; expected BPE");
   const size_t added = root.has("added_tokens") ? root.at("added_tokens").size() : 0;
   const int64_t limit = static_cast<int64_t>(model.at("vocab").size() + added) + kSpareIds;
 
   TokenizerJson result;
   result.rules.adds_bos = false;
-  ByteLevelParts parts;
-  parts.name = name;
-  parts.normalization = read_normalizer(root);
-  parts.steps = read_steps(root);
-  require_byte_decoder(root);
+  refuse_unsupported(model);
   read_added(root, limit, result.rules);
-  read_bpe(model, limit, parts);
-  read_post_processor(root, parts, result.rules, limit);
-  result.model = make_byte_level_model(std::move(parts));
+  const Ends ends = read_post_processor(root, result.rules, limit);
+  result.model = model.flag("byte_fallback") ? read_blank_mark(root, model, limit, ends, result.rules)
+                                             : read_byte_level(root, model, limit, ends);
   return result;
 }
 
