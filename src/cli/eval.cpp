@@ -177,7 +177,7 @@ void check(const EvalOptions& options) {
     require_output_file(flag, out, options.common->force, {options.model, options.adapter, options.data, options.token_ids});
   }
   QALORA_REQUIRE(ids || text::Tokenizer::exists(options.model), UserError, options.model,
-                 ": no tokenizer.model in it, and --task ", options.task,
+                 ": no tokenizer (tokenizer.model or tokenizer.json) in it, and --task ", options.task,
                  " needs one; copy the one that belongs to the model into the folder");
 }
 

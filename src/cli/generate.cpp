@@ -58,7 +58,7 @@ void run(PromptOptions& options) {
   require_model(options.model, "--model");
   if (!options.adapter.empty()) require_folder(options.adapter, "--adapter");
   QALORA_REQUIRE(text::Tokenizer::exists(options.model), UserError, options.model,
-                 ": no tokenizer.model in it; copy the one that belongs to the model into the folder");
+                 ": no tokenizer (tokenizer.model or tokenizer.json) in it; copy the one that belongs to the model into the folder");
   const text::Tokenizer tokenizer{fs::path(options.model)};
   const std::string prompt = read_prompt(options);
   const std::vector<int64_t> ids = text::make_prompt(tokenizer, kind, prompt);

@@ -66,6 +66,7 @@ json inspect_tokenizer(const fs::path& folder) {
   const text::Tokenizer tokenizer(folder);
   return {{"kind", "tokenizer"},
           {"path", folder.string()},
+          {"model", tokenizer.kind() == text::TokenizerKind::kSentencePiece ? "SentencePiece" : "byte-level BPE"},
           {"vocab_size", tokenizer.vocab_size()},
           {"bos_id", tokenizer.bos_id()},
           {"eos_id", tokenizer.eos_id()},
@@ -99,9 +100,10 @@ json inspect_folder(const fs::path& folder) {
   if (io::MetaFolder::exists(folder)) return inspect_checkpoint(folder);
   if (const fs::path gguf = io::gguf_file_of(folder); !gguf.empty()) return inspect_gguf(gguf);
   if (has("dev") && (has("test") || has("val"))) return inspect_mmlu(folder);
-  if (has("tokenizer.model")) return inspect_tokenizer(folder);
+  if (text::Tokenizer::exists(folder)) return inspect_tokenizer(folder);
   throw DataError(message(folder.string(), ": nothing known in this folder; expected a checkpoint (config.json), an adapter "
-                          "(adapter_config.json), a run (config.toml), MMLU (dev/ and test/) or a tokenizer (tokenizer.model)"));
+                          "(adapter_config.json), a run (config.toml), MMLU (dev/ and test/) or a tokenizer (tokenizer.model, "
+                          "tokenizer.json)"));
 }
 
 // By its ending, or by what is in it.
@@ -120,7 +122,7 @@ json inspect_any(const fs::path& path) {
   const std::string name = path.filename().string();
   const fs::path folder = path.has_parent_path() ? path.parent_path() : fs::path(".");
   if (name == "config.json" || name.ends_with(".index.json") || name == "params.json" || name == "adapter_config.json") return inspect_folder(folder);
-  if (name == "tokenizer.model") return inspect_tokenizer(folder);
+  if (name == "tokenizer.model" || name == "tokenizer.json") return inspect_tokenizer(folder);
   if (path.extension() == ".safetensors") return inspect_safetensors(path);
   if (is_torch(path)) return inspect_torch(path);
   if (path.extension() == ".gguf") return inspect_gguf(path);

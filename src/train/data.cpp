@@ -25,7 +25,7 @@ constexpr int64_t kCachedIds = int64_t{8} << 20;
 
 void require_tokenizer(const text::Dataset& dataset, const text::Tokenizer* tokenizer, const TrainConfig& config) {
   QALORA_REQUIRE(tokenizer != nullptr || dataset.format() == text::DataFormat::kTokens, UserError, config.model,
-                 ": has no tokenizer.model, which ", dataset.path().string(), " (data_format '", text::data_format_name(dataset.format()),
+                 ": has no tokenizer.model or tokenizer.json, which ", dataset.path().string(), " (data_format '", text::data_format_name(dataset.format()),
                  "') needs; only data_format 'tokens' goes without");
 }
 
