@@ -66,7 +66,11 @@ class RowSolver {
         importance_(hessian.diagonal().to(at::kCPU).clamp_min(0).contiguous()), order_(column_order(importance_, group_size_, options)),
         places_(at::tensor(order_, at::kLong).to(hessian.device())), dead_(hessian.diagonal().le(0)),
         factor_(inverse_factor(name, without_dead(hessian, dead_), order_, options.damping)) {
-    if (options.refit) equations_.emplace(hessian, nearest.groups(), group_size_, !options.integer_zeros);
+    if (!options.refit) return;
+    damped_ = hessian.clone();
+    const at::Tensor added = without_dead(hessian, dead_).diagonal().mean().mul(factor_.damping);
+    damped_.diagonal().add_(at::where(dead_, at::zeros_like(added), added));
+    equations_.emplace(damped_, nearest.groups(), group_size_, !options.integer_zeros);
   }
 
   double damping() const { return factor_.damping; }
@@ -81,10 +85,7 @@ class RowSolver {
     const double walked = now();
     Residual residual;
     if (options_.refit) {
-      residual = residual_of(dense, rounded, hessian_);
-      sums.loss_before_refit = residual.loss();
-      if (options_.sweeps > 0) improve_codes(dense, hessian_, options_, residual, rounded);
-      fit_scales(dense, hessian_, *equations_, options_.integer_zeros, residual, rounded);
+      residual = refit(dense, rounded, sums);
     } else {
       residual.difference = dense.sub(rounded.dense().to(dense.device()));
       residual.losses = losses_of(residual.difference, hessian_);
@@ -104,6 +105,26 @@ class RowSolver {
     Rounded rounded = static_grids(dense.to(at::kCPU).contiguous(), importance_, group_size_, options_);
     round_columns(dense.index_select(1, places_), factor_.upper, order_, importance_, options_, rounded);
     return rounded;
+  }
+
+  // Fitted to the damped H: where the calibration's inputs say little, the weights stay near what they were. Fitted to H itself they drift
+  // there, at no loss on these inputs and at a large one on others. Rows whose loss on H itself would rise stay as they are.
+  Residual refit(const at::Tensor& dense, Rounded& rounded, Sums& sums) const {
+    const Rounded before = rounded;
+    const auto difference_of = [&](const Rounded& rows) { return dense.sub(rows.dense().to(dense.device())); };
+    const at::Tensor losses_before = losses_of(difference_of(before), hessian_);
+    sums.loss_before_refit = losses_before.sum().item<double>();
+    Residual residual = residual_of(dense, rounded, damped_);
+    if (options_.sweeps > 0) improve_codes(dense, damped_, options_, residual, rounded);
+    fit_scales(dense, damped_, *equations_, options_.integer_zeros, residual, rounded);
+    const at::Tensor losses = losses_of(difference_of(rounded), hessian_);
+    const at::Tensor worse = losses.le(losses_before).logical_not().to(at::kCPU).unsqueeze(1);  // [rows, 1]; NaN is worse
+    rounded.codes = at::where(worse, before.codes, rounded.codes);
+    rounded.scales = at::where(worse, before.scales, rounded.scales);
+    rounded.offsets = at::where(worse, before.offsets, rounded.offsets);
+    residual.losses = at::minimum(losses, losses_before);
+    residual.difference = difference_of(rounded);
+    return residual;
   }
 
   at::Tensor nearest_rows(int64_t begin, int64_t count) const {
@@ -133,6 +154,7 @@ class RowSolver {
   at::Tensor places_;  // the same on the device
   at::Tensor dead_;    // [in_features] bool
   InverseFactor factor_;
+  at::Tensor damped_;  // H that the refit works with: [in_features, in_features] f32
   std::optional<NormalEquations> equations_;
 };
 

@@ -17,7 +17,7 @@ struct Residual {
   double loss() const;
 };
 
-// weight, hessian: f32 on one device; hessian symmetric and undamped.
+// weight, hessian: f32 on one device; hessian symmetric.
 Residual residual_of(const at::Tensor& weight, const Rounded& rounded, const at::Tensor& hessian);
 // The losses alone, for half the work. difference: [out_features, in_features] f32 on H's device -> [out_features] f64
 at::Tensor losses_of(const at::Tensor& difference, const at::Tensor& hessian);

@@ -45,7 +45,7 @@ struct GptqOptions {
   bool act_order = true;
   bool integer_zeros = false;    // offsets are -scale * (whole number), as GPTQ's files need; also after the refit
   ScaleSearch search = ScaleSearch::kMse;
-  bool refit = true;             // least squares for scales and offsets against H, once the codes are fixed
+  bool refit = true;             // least squares for scales and offsets against the damped H, once the codes are fixed
   int sweeps = 2;                // of the refit in which codes are chosen again as well, group after group
   int64_t block_columns = 128;
 

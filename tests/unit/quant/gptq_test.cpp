@@ -225,9 +225,10 @@ TEST(GptqRefit, EndsWhereTheLossIsFlat) {
       options.refit = true;
       const GptqResult after = gptq("w", weight, hessian, options);
       EXPECT_TRUE(after.weight.codes.equal(before.weight.codes));  // sweeps are 0
+      const at::Tensor damped = hessian + at::eye(columns) * hessian.diagonal().mean() * options.damping;
       // In units of a scale: fp32 products of some hundred terms, and the ridge's millionth of a step.
-      EXPECT_LE(steepness(weight, after.weight, hessian), 1e-4) << bits;
-      EXPECT_GT(steepness(weight, before.weight, hessian), 1e-2) << bits;  // must differ
+      EXPECT_LE(steepness(weight, after.weight, damped), 1e-4) << bits;
+      EXPECT_GT(steepness(weight, before.weight, damped), 1e-2) << bits;  // must differ
       EXPECT_LT(loss_of(weight, after.weight, hessian), loss_of(weight, before.weight, hessian));
       EXPECT_DOUBLE_EQ(after.loss_before_refit, before.loss);
     }
@@ -255,6 +256,21 @@ TEST(GptqRefit, NeverRaisesTheLoss) {
       }
     }
   }
+}
+
+// 24 tokens say nothing about most directions of 96 inputs: there a fit that only knows of the tokens may do what it likes.
+TEST(GptqRefit, LeavesAloneWhatTheInputsSayNothingOf) {
+  const at::Tensor weight = normal(16, 96, "weight", 0.02), hessian = hessian_of(activations(24, 96));
+  GptqOptions options;
+  options.bits = 4;
+  options.sweeps = 0;
+  const double refitted = gptq("w", weight, hessian, options).error;
+  options.refit = false;
+  const double plain_error = gptq("w", weight, hessian, options).error;
+  EXPECT_LT(refitted, 1.1 * plain_error);
+  options.refit = true;
+  options.damping = 1e-7;  // must differ
+  EXPECT_GT(gptq("w", weight, hessian, options).error, 1.5 * refitted);
 }
 
 TEST(GptqRefit, IntegerZerosStay) {
