@@ -74,6 +74,32 @@ TEST_F(BadInput, ConfigJson) {
   expect_refused(3, {"config.json"});
 }
 
+// A pickle that would run code, a damaged archive, what only looks like weights: exit code 3 and a sentence; a good one is read.
+TEST_F(BadInput, PyTorchFiles) {
+  const fs::path file = dir_ / "model/pytorch_model.bin", made = source_dir() / "tests/data/torch";
+  fs::remove(dir_ / "model/model.safetensors");
+  const auto put = [&](const std::string& content) { write_file(file, content); };
+  put(read_file(made / "whole_module.pt"));
+  expect_refused(3, {"pytorch_model.bin", "asks for torch.nn.modules.linear.Linear", "nothing in the file was executed"});
+  const std::string good = read_file(made / "module.pt");
+  put(good.substr(0, good.size() / 2));
+  expect_refused(3, {"pytorch_model.bin", "incomplete download"});
+  put(read_file(made / "deflated.pt"));
+  expect_refused(3, {"pytorch_model.bin", "compressed"});
+  put("version https://git-lfs.github.com/spec/v1\n");
+  expect_refused(3, {"pytorch_model.bin", "git lfs pull"});
+  put(good);  // a state_dict, but not of this model
+  expect_refused(3, {"weight"});
+  for (const char* name : {"zip.pt", "legacy.pt"}) {
+    const Outcome run = run_qalora({"inspect", made / name, "--json"});
+    ASSERT_EQ(run.exit_code, 0) << run.err;
+    const json document = json::parse(run.out);
+    EXPECT_EQ(document.at("kind"), "pytorch");
+    EXPECT_EQ(document.at("tensors").size(), 15u);
+  }
+  expect_error({"inspect", made / "whole_module.pt"}, 3, {"whole_module.pt", "torch.nn.modules.linear.Linear"});
+}
+
 TEST_F(BadInput, Weights) {
   const fs::path file = dir_ / "model/model.safetensors";
   const std::string good = read_file(file);
