@@ -1,11 +1,16 @@
 #include "qalora/io/gguf_checkpoint.h"
 
 #include <ATen/ATen.h>
+#include <c10/util/Half.h>
 #include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
 
 #include "qalora/core/error.h"
 #include "qalora/io/gguf_config.h"
 #include "qalora/io/gguf_names.h"
+#include "qalora/kernels/packed.h"
 #include "support/gguf_bytes.h"
 #include "support/support.h"
 
@@ -19,8 +24,8 @@ using test::raw;
 struct TinyModel {
   std::string architecture = "llama";
   uint32_t type = 3;
-  std::map<std::string, std::pair<std::vector<uint64_t>, std::pair<uint32_t, std::string>>> more = {};
   std::vector<std::string> without = {};
+  std::map<std::string, std::pair<std::vector<uint64_t>, std::pair<uint32_t, std::string>>> more = {};  // dimensions, type, bytes
 
   GgufBytes file() const {
     GgufBytes file;
@@ -122,18 +127,47 @@ TEST_F(GgufCheckpointTest, RowsOfQAndKAreSortedInLlamaOnly) {
   EXPECT_TRUE(at::equal(llama[16 + 9], qwen[16 + 3]));
 }
 
-// Every quantised type gives the weights that its blocks say, whether kept packed or widened.
+// Element `i` of a block, by the format's text.
+float element(uint32_t type, const std::byte* block, int i) {
+  const auto half = [&](size_t at) {
+    uint16_t bits;
+    std::memcpy(&bits, block + at, 2);
+    return static_cast<float>(c10::Half(bits, c10::Half::from_bits()));
+  };
+  if (type == 8) return half(0) * static_cast<float>(static_cast<int8_t>(block[2 + i]));
+  const size_t header = type == 3 || type == 7 ? 4 : 2;
+  uint32_t high = 0;
+  if (type >= 6) std::memcpy(&high, block + header, 4);
+  const auto both = static_cast<uint8_t>(block[header + (type >= 6 ? 4 : 0) + static_cast<size_t>(i % 16)]);
+  const uint32_t code = (i < 16 ? both & 15u : both >> 4) + (high >> i & 1) * 16;
+  return header == 4 ? half(0) * static_cast<float>(code) + half(2) : half(0) * (static_cast<float>(code) - (type == 2 ? 8 : 16));
+}
+
 TEST_F(GgufCheckpointTest, EveryTypeOfBlock) {
-  for (const auto& [type, zero] : std::map<uint32_t, float>{{2, 8}, {3, 0}, {6, 16}, {7, 0}, {8, 128}}) {
+  for (const auto& [type, bits] : std::map<uint32_t, int>{{2, 4}, {3, 4}, {6, 5}, {7, 5}, {8, 8}}) {
     const GgufCheckpoint checkpoint(write(TinyModel{.type = type}.file()));
+    EXPECT_EQ(checkpoint.config()["quantization"]["bits"], bits);
     const std::string module = "model.layers.0.mlp.down_proj";
-    const at::Tensor scales = checkpoint.read(module + ".scales"), offsets = checkpoint.read(module + ".biases");
-    if (zero > 0) EXPECT_TRUE(at::equal(offsets, scales * -zero)) << type;
-    EXPECT_EQ(checkpoint.info(module + ".weight").shape[1] % 4, type == 3 || type == 2 ? 0 : checkpoint.info(module + ".weight").shape[1] % 4);
-    const at::Tensor codes = checkpoint.read(module + ".weight");
-    EXPECT_EQ(codes.size(0), 32);
-    EXPECT_GT(scales.abs().max().item<float>(), 0);
+    const at::Tensor scales = checkpoint.read(module + ".scales"), offsets = checkpoint.read(module + ".biases"), codes = checkpoint.read(module + ".weight");
+    const GgufTensor& stored = checkpoint.file().contents().tensors.at("blk.0.ffn_down.weight");
+    for (int64_t row = 0; row < 32; ++row) {
+      std::vector<uint8_t> each(32);
+      kernels::unpack_row(reinterpret_cast<const uint32_t*>(codes[row].const_data_ptr<int32_t>()), 32, bits, each.data());
+      for (int i = 0; i < 32; ++i) {
+        const float expected = element(type, stored.bytes.data() + row * static_cast<int64_t>(stored.bytes.size() / 32), i);
+        const float read = scales[row][0].item<float>() * static_cast<float>(each[static_cast<size_t>(i)]) + offsets[row][0].item<float>();
+        ASSERT_NEAR(read, expected, 1e-6 * (std::abs(expected) + std::abs(offsets[row][0].item<float>()))) << type << " " << row << " " << i;
+      }
+    }
   }
+}
+
+TEST_F(GgufCheckpointTest, ModulesOfOtherBitsAreNamed) {
+  std::string bytes(32 * 34, '\1');
+  const GgufCheckpoint checkpoint(write(TinyModel{.without = {"blk.0.ffn_up.weight"}, .more = {{"blk.0.ffn_up.weight", {{32, 32}, {8, bytes}}}}}.file()));
+  EXPECT_EQ(checkpoint.config()["quantization"]["bits"], 4);
+  EXPECT_EQ(checkpoint.config()["quantization"]["model.layers.0.mlp.up_proj"]["bits"], 8);
+  EXPECT_EQ(checkpoint.info("model.layers.0.mlp.up_proj.weight").shape, (std::vector<int64_t>{32, 8}));
 }
 
 TEST(GgufNames, ThereAndBack) {
