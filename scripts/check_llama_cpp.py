@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-# fp32 on both sides, another order of summation: 7e-6 was measured against double. Q4_1 is multiplied by activations of 8 bits there: 0.1 to 0.2
-# of log-probability, largest over a vocabulary.
-FLOAT_TOLERANCE, BLOCK_TOLERANCE = 1e-4, 0.5
+# fp32 on both sides, another order of summation: 1.6e-5 was measured. Q4_1 is multiplied by activations of 8 bits there: in rms 3 % of the
+# log-probabilities' spread was measured on models like these; a wrong permutation, nibble or minimum is off by more than the spread itself.
+FLOAT_TOLERANCE, BLOCK_TOLERANCE = 1e-4, 0.06
 PREFIXES = (1, 2, 5, 11, 24)
 
 
@@ -159,43 +159,42 @@ class Check:
         shifted = logits - logits.max(-1, keepdims=True)
         return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
-    def compare(self, name, model, engine, tolerance, adapter=None, greedy=False):
+    def compare(self, name, model, engine, exact, adapter=None):
         vocab = self.our_log_probabilities(model, adapter, [[1, 3, 5]]).shape[-1]
         ids = np.random.default_rng(7).integers(3, vocab, (2, max(PREFIXES))).tolist()
         ours = self.our_log_probabilities(model, adapter, ids)
-        worst, same, spread = 0.0, True, 0.0
+        differences, spread, same = [], 0.0, 0
         for row, prefix in enumerate(ids):
             for length in PREFIXES:
                 theirs, here = engine.log_probabilities(prefix[:length], vocab), ours[row, length - 1]
-                # Beyond 16 nats below the best the engine's softmax over a whole vocabulary has no digits left that say anything.
-                near = here > here.max() - 16
-                worst = max(worst, float(np.nanmax(np.abs(theirs - here)[near])), 99.0 if np.isnan(theirs[near]).any() else 0.0)
-                same = same and int(np.nanargmax(theirs)) == int(here.argmax())
+                # Further than 16 nats below the best, an fp32 softmax over a whole vocabulary has no digits left that say anything.
+                differences.append(np.abs(np.nan_to_num(theirs, nan=-1e9) - here)[here > here.max() - 16])
+                same += int(np.nanargmax(theirs)) == int(here.argmax())
                 spread = max(spread, float(here.std()))
-        self.report(worst <= tolerance, f"{name}: log-probabilities differ by {worst:.2g} at most (allowed {tolerance:g}, spread {spread:.2g})")
-        if greedy:
-            self.report(same, f"{name}: the same greedy choice after {2 * len(PREFIXES)} prefixes")
-        return worst
+        worst = max(float(part.max()) for part in differences)
+        rms = float(np.sqrt(np.mean(np.concatenate(differences) ** 2)))
+        if exact:
+            self.report(worst <= FLOAT_TOLERANCE, f"{name}: log-probabilities differ by {worst:.2g} at most (allowed {FLOAT_TOLERANCE:g}, spread {spread:.2g})")
+            self.report(same == len(differences), f"{name}: the same greedy choice after {same} of {len(differences)} prefixes")
+        else:
+            self.report(rms <= BLOCK_TOLERANCE * spread, f"{name}: log-probabilities differ by {rms:.2g} in rms (allowed {BLOCK_TOLERANCE * spread:.2g}), "
+                        f"{worst:.2g} at most; spread {spread:.2g}; the same greedy choice after {same} of {len(differences)} prefixes")
 
 
 def check_model(check, name, model, adapter=None, dtype=None):
     out = check.work / (name.replace(" ", "_") + ".gguf")
     extra = (["--adapter", adapter] if adapter else []) + (["--dtype-of-weights", dtype] if dtype else [])
     said = json.loads(run(check.program, "export", "--model", model, "--to", "gguf", "--out", out, "--force", "--json", "-q", *extra))
-    quantised = '"quantization"' in (Path(model) / "config.json").read_text() if Path(model).is_dir() else True
+    config = Path(model) / "config.json"
+    quantised = '"quantization"' in config.read_text() if config.exists() else True
     engine = Engine(out, out.with_suffix(".lora.gguf") if adapter else None)
-    exact = not quantised and dtype == "float32"
-    check.compare(name, model, engine, FLOAT_TOLERANCE if exact else BLOCK_TOLERANCE, adapter, greedy=exact)
+    check.compare(name, model, engine, not quantised and dtype == "float32", adapter)
     if adapter:  # must differ: the base without it
-        plain = Check(check.program, check.work)
-        sys.stdout.flush()
-        without = Engine(out)
         ids = [[1, 7, 9, 11, 13]]
         here = check.our_log_probabilities(model, adapter, ids)[0, -1]
-        theirs = without.log_probabilities(ids[0], len(here))
+        theirs = Engine(out).log_probabilities(ids[0], len(here))
         check.report(float(np.nanmax(np.abs(theirs - here))) > 1, f"{name}: the base without its adapter is another model")
-        del plain
-    print(f"        largest error of a weight {said.get('largest_error', 0):.3g}", flush=True)
+    print(f"        largest error of a weight {said.get('largest_error', 0):.3g} (of its largest, or steps of its grid)", flush=True)
     return engine
 
 

@@ -3,7 +3,10 @@
 #include <c10/util/Half.h>
 #include <gtest/gtest.h>
 
+#include <set>
+
 #include "../model/random_checkpoint.h"
+#include "qalora/core/error.h"
 #include "qalora/export/export.h"
 #include "qalora/io/gguf_checkpoint.h"
 #include "support/gguf_bytes.h"
@@ -45,7 +48,9 @@ class GgufExport : public ::testing::Test {
     const Format& format = format_named("gguf");
     const Plan plan = format.plan(source, options);
     std::vector<TensorReport> reports = format.write(source, options, out, /*replace=*/false);
-    if (adapter.empty()) EXPECT_EQ(plan.bytes, fs::file_size(out));
+    if (adapter.empty()) {
+      EXPECT_EQ(plan.bytes, fs::file_size(out));
+    }
     return reports;
   }
 
