@@ -117,7 +117,7 @@ nlohmann::json inspect_checkpoint(const fs::path& folder) {
 
 nlohmann::json inspect_adapter(const fs::path& folder) {
   const io::AdapterFile adapter = io::read_adapter(folder);
-  const io::SafetensorsFile file(folder / "adapter_model.safetensors");
+  const io::SafetensorsFile file(io::adapter_tensor_file(folder));
   nlohmann::json tensors = nlohmann::json::array();
   uint64_t bytes = 0;
   int64_t parameters = 0;
@@ -137,6 +137,7 @@ nlohmann::json inspect_adapter(const fs::path& folder) {
           {"alpha", config.alpha},
           {"scaling", config.scaling},
           {"pooling", io::pooling_name(config.pooling)},
+          {"made_by", io::origin_name(config.origin)},
           {"group_size", config.group_size},
           {"modules", adapter.modules.size()},
           {"targets", config.targets},

@@ -8,6 +8,7 @@
 #include "qalora/core/format.h"
 #include "qalora/core/log.h"
 #include "qalora/eval/verified_merge.h"
+#include "qalora/model/adapter_base.h"
 
 namespace qalora::cli {
 namespace {
@@ -74,12 +75,12 @@ void run(MergeOptions& options) {
   }
   const auto start = std::chrono::steady_clock::now();
   const fs::path model_folder = options.model, adapter_folder = io::find_adapter(options.adapter);
-  const io::AdapterFile adapter = io::read_adapter(adapter_folder);
+  const model::LlamaConfig config = model::read_config(model_folder);
+  const io::AdapterFile adapter = model::read_adapter_for(adapter_folder, config);
   check_output(options, adapter_folder, adapter.config.training_data);
   const io::Checkpoint base(model_folder);
   model::check_mergeable(base, adapter_folder, adapter, options.accept_unknown_base);
   const uint64_t bytes = model::merged_bytes(base, adapter);
-  const model::LlamaConfig config = model::read_config(model_folder);
   const eval::ProofTokens tokens = options.data.empty() ? eval::proof_tokens(model_folder, config, adapter.config.training_data)
                                                         : eval::proof_tokens_of(model_folder, config, options.data);
   log::info(message("merging ", adapter_folder.string(), " (rank ", adapter.config.rank, ", ", io::pooling_name(adapter.config.pooling),

@@ -70,8 +70,8 @@ struct Module {
 at::Tensor as_float(const at::Tensor& tensor) { return tensor.to(at::kFloat).contiguous(); }
 
 // k of each group: the scaling, for mean pooling by the number of inputs in the group, of which the last may have fewer.
-std::vector<double> factors_of(const io::AdapterConfig& config, int64_t in_features, int64_t group_size, int64_t groups) {
-  std::vector<double> result(static_cast<size_t>(groups), config.scaling);
+std::vector<double> factors_of(const io::AdapterConfig& config, double scaling, int64_t in_features, int64_t group_size, int64_t groups) {
+  std::vector<double> result(static_cast<size_t>(groups), scaling);
   if (config.pooling != io::Pooling::kMean) return result;
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t length = std::min(group_size, in_features - g * group_size);
@@ -89,7 +89,7 @@ double worst_of_module(const io::Checkpoint& base, const io::AdapterFile& adapte
                     weights.a.size(1) == before.shape[1] && weights.b.size(0) == before.shape[0] && weights.b.size(1) == weights.a.size(0);
   if (!fits) return std::numeric_limits<double>::infinity();
   const Module parts{as_float(base.read(name)), merged.read(name), as_float(weights.a), as_float(weights.b),
-                     factors_of(adapter.config, in_features, group_size, before.shape[1])};
+                     factors_of(adapter.config, weights.scaling(adapter.config), in_features, group_size, before.shape[1])};
   return parts.worst();
 }
 

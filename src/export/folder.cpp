@@ -7,6 +7,7 @@
 
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
+#include "qalora/model/adapter_base.h"
 #include "qalora/tensor/device.h"
 #include "qalora/text/gguf_vocabulary.h"
 
@@ -16,7 +17,7 @@ Source::Source(const fs::path& model, const fs::path& adapter_path) : checkpoint
   model::check_tensors(checkpoint, config);
   if (adapter_path.empty()) return;
   adapter_folder = io::find_adapter(adapter_path);
-  adapter = io::read_adapter(adapter_folder);
+  adapter = model::read_adapter_for(adapter_folder, config);
 }
 
 std::vector<Matrix> packed_matrices(const Source& source) {

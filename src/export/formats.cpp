@@ -1,7 +1,10 @@
 #include "gguf.h"
+#include "gptq.h"
+#include "lora.h"
 #include "mlx.h"
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
+#include "qalora/export/dense.h"
 #include "qalora/export/export.h"
 
 namespace qalora::exporting {
@@ -20,6 +23,24 @@ const std::vector<Format>& formats() {
        .next_step = "mlx_lm.generate --model OUT --prompt TEXT",
        .plan = plan_mlx,
        .write = write_mlx},
+      {.name = "gptq",
+       .summary = "a folder for GPTQ's engines (format gptq_v2), of a base whose offsets are integer zero points",
+       .is_file = false,
+       .next_step = "vllm serve OUT",
+       .plan = plan_gptq,
+       .write = write_gptq},
+      {.name = "lora",
+       .summary = "the adapter alone, as an ordinary LoRA that PEFT and vLLM run beside its base",
+       .is_file = false,
+       .next_step = "vllm serve BASE --enable-lora --lora-modules tuned=OUT",
+       .plan = plan_lora,
+       .write = write_lora},
+      {.name = "safetensors",
+       .summary = "a dense folder for transformers and everything else; an adapter is merged into it",
+       .is_file = false,
+       .next_step = "python -c \"import transformers as t; t.AutoModelForCausalLM.from_pretrained('OUT')\"",
+       .plan = plan_dense,
+       .write = write_dense},
   };
   return all;
 }

@@ -13,9 +13,6 @@
 namespace qalora::exporting {
 namespace {
 
-// Rows a thread takes at once: two of them in fp32 stay in its cache.
-constexpr int64_t kRows = 1;
-
 // The largest of rows' values, NaN above all; rows are shared out to all threads.
 template <typename Row>
 double largest_of_rows(int64_t rows, const Row& row) {
@@ -57,10 +54,10 @@ void count_rounding(const at::Tensor& exact, const at::Tensor& rounded, TensorRe
   const float smallest_normal = type == at::kHalf ? std::ldexp(1.0f, -14) : std::numeric_limits<float>::min();
   const float *before = flat.const_data_ptr<float>(), *now = after.const_data_ptr<float>();
   for (int64_t i = 0; i < flat.numel(); ++i) {
-    const bool gone = before[i] != 0 && now[i] == 0;
-    report.flushed += gone ? 1 : 0;
-    report.subnormal += !gone && now[i] != 0 && std::abs(now[i]) < smallest_normal && now[i] != before[i] ? 1 : 0;
-    report.overflow += std::isfinite(before[i]) && !std::isfinite(now[i]) ? 1 : 0;
+    const float size = std::abs(now[i]);
+    report.flushed += (before[i] != 0) & (size == 0);
+    report.subnormal += (size != 0) & (size < smallest_normal) & (now[i] != before[i]);
+    report.overflow += !(size <= std::numeric_limits<float>::max());
   }
 }
 
@@ -71,7 +68,7 @@ void compare_packed(const quant::PackedWeight& exact, const quant::PackedWeight&
   const kernels::PackedView from = exact.view(), to = written.view();
   const int64_t columns = exact.in_features, groups = exact.groups();
   const double largest = largest_of_rows(exact.out_features(), [&](int64_t begin, int64_t end, double& here) {
-    std::vector<float> a(static_cast<size_t>(kRows * columns)), b(a.size());
+    std::vector<float> a(static_cast<size_t>(columns)), b(a.size());
     for (int64_t row = begin; row < end; ++row) {
       const bool ok = kernels::dequantize_rows(from, row, row + 1, a.data()) == kernels::Status::kOk &&
                       kernels::dequantize_rows(to, row, row + 1, b.data()) == kernels::Status::kOk;
@@ -86,20 +83,6 @@ void compare_packed(const quant::PackedWeight& exact, const quant::PackedWeight&
     }
   });
   raise(report.largest_error, largest);
-}
-
-void compare_dense(const at::Tensor& exact, const at::Tensor& written, TensorReport& report) {
-  QALORA_CHECK(exact.sizes() == written.sizes(), "comparing weights of different shapes: ", report.tensor);
-  const int64_t rows = exact.dim() > 1 ? exact.size(0) : 1, columns = exact.numel() / std::max<int64_t>(1, rows);
-  const at::Tensor a = exact.contiguous().view({rows, columns}), b = written.contiguous().view({rows, columns});
-  const double scale = exact.numel() == 0 ? 0 : exact.abs().max().item<double>();
-  const double largest = largest_of_rows(rows, [&](int64_t begin, int64_t end, double& here) {
-    for (int64_t row = begin; row < end; ++row) {
-      const at::Tensor read = b[row].to(at::kFloat);
-      raise(here, largest_difference(a.const_data_ptr<float>() + row * columns, read.const_data_ptr<float>(), columns));
-    }
-  });
-  raise(report.largest_error, largest == 0 ? 0 : largest / scale);
 }
 
 ReportTotals totals(const std::vector<TensorReport>& reports) {

@@ -9,6 +9,7 @@
 #include "qalora/core/progress.h"
 #include "qalora/core/signals.h"
 #include "qalora/io/input_order.h"
+#include "qalora/model/adapter_base.h"
 #include "qalora/model/merge_checkpoint.h"
 
 namespace qalora::model {
@@ -244,8 +245,10 @@ void attach_adapter(Llama& model, const io::AdapterFile& file, const BaseIdentit
   if (config.pooling != io::Pooling::kNone) {
     QALORA_REQUIRE(quantised, DataError, "the adapter pools its inputs for a quantised base, but this model is dense; give the quantised "
                    "checkpoint that it was trained on");
-    QALORA_REQUIRE(config.group_size == model.config.quantization->group_size, DataError, "the adapter's group_size ", config.group_size,
-                   " does not match the model's ", model.config.quantization->group_size, "; give the checkpoint that it was trained on");
+    // One made elsewhere may pool groups of its own beside any base; ours are made for the base's.
+    const bool fits = config.group_size == model.config.quantization->group_size || config.origin != io::AdapterOrigin::kOwn;
+    QALORA_REQUIRE(fits, DataError, "the adapter's group_size ", config.group_size, " does not match the model's ",
+                   model.config.quantization->group_size, "; give the checkpoint that it was trained on");
   }
   require_base(config, base);
   std::set<std::string> used;
@@ -261,9 +264,9 @@ void attach_adapter(Llama& model, const io::AdapterFile& file, const BaseIdentit
     const int64_t group_size = pooled ? model.config.quantization->group_size_of(linear->module(), in_features) : config.group_size;
     const int64_t inputs = pooled ? kernels::groups_per_row(in_features, group_size) : in_features;
     QALORA_REQUIRE(a.size(1) == inputs && b.size(0) == linear->out_features(), DataError, "adapter: '", linear->module(), "' has A ",
-                   a.sizes(), " and B ", b.sizes(), ", the model needs A [", config.rank, ", ", inputs, "] and B [",
-                   linear->out_features(), ", ", config.rank, "]");
-    linear->adapter = std::make_shared<Adapter>(Adapter{a, b, config.scaling, config.pooling, group_size, config.dropout});
+                   a.sizes(), " and B ", b.sizes(), ", the model needs A [", a.size(0), ", ", inputs, "] and B [",
+                   linear->out_features(), ", ", a.size(0), "]");
+    linear->adapter = std::make_shared<Adapter>(Adapter{a, b, found->second.scaling(config), config.pooling, group_size, config.dropout});
   }
   for (const auto& [module, weights] : file.modules) {
     QALORA_REQUIRE(used.contains(module), DataError, "adapter: module '", module, "' is not a linear layer of this model");
@@ -274,7 +277,7 @@ Llama load_model_with_adapter(const fs::path& folder, const fs::path& adapter, c
   Llama model = load_model(folder, options);
   if (adapter.empty()) return model;
   const fs::path found = io::find_adapter(adapter);
-  const io::AdapterFile file = io::read_adapter(found);
+  const io::AdapterFile file = read_adapter_for(found, model.config);
   require_not_merged(folder, found);
   const bool unknown = file.config.pooling != io::Pooling::kNone && file.config.base_state_fingerprint.empty();
   if (unknown) log::warn(found.string() + ": does not say on which offsets and dense tensors it was trained; whether " + folder.string() +

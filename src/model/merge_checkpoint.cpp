@@ -10,6 +10,7 @@
 #include "qalora/core/progress.h"
 #include "qalora/core/signals.h"
 #include "qalora/io/model_files.h"
+#include "qalora/model/adapter_base.h"
 #include "qalora/model/load.h"
 #include "qalora/quant/merge.h"
 #include "qalora/text/gguf_vocabulary.h"
@@ -21,7 +22,7 @@ namespace {
 constexpr const char* kMergedKey = "_qalora_merged_adapters";
 const std::string kOffsets = ".biases";
 
-std::string adapter_digest(const fs::path& adapter_folder) { return sha256(MappedFile(adapter_folder / "adapter_model.safetensors").bytes()); }
+std::string adapter_digest(const fs::path& adapter_folder) { return sha256(MappedFile(io::adapter_tensor_file(adapter_folder)).bytes()); }
 
 // The module whose offsets `name` holds, when the adapter changes them; else "".
 std::string merged_module(const io::AdapterFile& adapter, const std::string& name) {
@@ -40,20 +41,22 @@ std::vector<io::PlannedTensor> plan_tensors(const io::Checkpoint& base, const io
   return plan;
 }
 
-// Dense shapes of the linear layers by module.
-std::map<std::string, std::vector<int64_t>> linear_shapes(const LlamaConfig& config) {
-  std::map<std::string, std::vector<int64_t>> shapes;
-  for (const auto& tensor : expected_tensors(config)) {
-    if (tensor.linear) shapes[io::module_of(tensor.name)] = tensor.shape;
-  }
-  return shapes;
-}
-
 uint64_t count_changed(std::span<const std::byte> a, std::span<const std::byte> b) {
   if (a.size() != b.size()) return std::max(a.size(), b.size());
   uint64_t changed = 0;
   for (size_t i = 0; i < a.size(); ++i) changed += a[i] != b[i] ? 1 : 0;
   return changed;
+}
+
+// Groups of an adapter made elsewhere that are several of the base's were spread over them already (adapter_base.h).
+void refuse_other_groups(const io::AdapterConfig& adapter, const QuantizationConfig& base, const std::string& where, const std::string& folder) {
+  if (adapter.group_size == base.group_size) return;
+  const bool own = adapter.origin == io::AdapterOrigin::kOwn;
+  QALORA_REQUIRE(!own, DataError, where, ": group_size ", adapter.group_size, " does not match the model's ", base.group_size, " in ", folder,
+                 "; give the checkpoint that it was trained on");
+  throw DataError(message(where, ": pools groups of ", adapter.group_size, " inputs, but ", folder, " is quantised in groups of ",
+                          base.group_size, ", which have one offset each: what it adds does not fit into them. Keep it beside the model with "
+                          "--adapter, or quantise the model in groups that divide ", adapter.group_size));
 }
 
 }  // namespace
@@ -83,8 +86,7 @@ void check_mergeable(const io::Checkpoint& base, const fs::path& adapter_folder,
   QALORA_REQUIRE(config.quantization.has_value(), UserError, folder,
                  ": a dense model; merge moves the offsets of a quantised one. Give the checkpoint that 'qalora quantize' wrote and the adapter "
                  "was trained on");
-  QALORA_REQUIRE(settings.group_size == config.quantization->group_size, DataError, where, ": group_size ", settings.group_size,
-                 " does not match the model's ", config.quantization->group_size, " in ", folder, "; give the checkpoint that it was trained on");
+  refuse_other_groups(settings, *config.quantization, where, folder);
   require_not_merged(base.folder(), adapter_folder);
   QALORA_REQUIRE(!settings.base_fingerprint.empty() || accept_unknown_base, DataError, where,
                  ": does not say on which base it was trained (no base_fingerprint), and merged into another one it would be noise; if "

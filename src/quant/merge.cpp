@@ -22,7 +22,7 @@ at::Tensor change_in_double(const std::string& name, const io::AdapterConfig& co
                  ", expected ", groups, " columns, one for each group of inputs");
   QALORA_REQUIRE(adapter.b.dim() == 2 && adapter.b.size(1) == adapter.a.size(0), DataError, name, ": lora_B has shape ",
                  adapter.b.sizes(), " and lora_A ", adapter.a.sizes(), "; the ranks differ");
-  at::Tensor change = at::mm(adapter.b.to(at::kDouble), adapter.a.to(at::kDouble)).mul_(config.scaling);  // [out_features, groups]
+  at::Tensor change = at::mm(adapter.b.to(at::kDouble), adapter.a.to(at::kDouble)).mul_(adapter.scaling(config));  // [out_features, groups]
   if (config.pooling == io::Pooling::kMean) {
     at::Tensor lengths = at::full({groups}, static_cast<double>(group_size), at::kDouble);
     lengths[groups - 1] = static_cast<double>(in_features - (groups - 1) * group_size);

@@ -7,6 +7,7 @@
 #include "qalora/core/format.h"
 #include "qalora/io/checkpoint.h"
 #include "qalora/io/model_files.h"
+#include "qalora/model/adapter_base.h"
 #include "qalora/model/load.h"
 #include "qalora/quant/adapter.h"
 
@@ -17,7 +18,7 @@ namespace {
 // Of its numbers and of what they mean, not of the paths that its configuration mentions.
 std::string adapter_fingerprint(const fs::path& folder, const io::AdapterConfig& config) {
   Sha256 hash;
-  hash.update(MappedFile(folder / "adapter_model.safetensors").bytes());
+  hash.update(MappedFile(io::adapter_tensor_file(folder)).bytes());
   hash.update(message(" ", format_number(config.scaling), " ", io::pooling_name(config.pooling), " ", config.group_size));
   return hash.hex();
 }
@@ -58,11 +59,14 @@ void TrainingSubject::prepare_adapter(const TrainConfig& config) {
   const int64_t group_size = pooled ? model_.config.quantization->group_size : 0;
   if (!config.initial_adapter.empty()) {
     const fs::path folder = io::find_adapter(config.initial_adapter);
-    adapter_ = io::read_adapter(folder);
+    adapter_ = model::read_adapter_for(folder, model_.config);
     initial_fingerprint_ = adapter_fingerprint(folder, adapter_.config);
     const std::string pooling = io::pooling_name(adapter_.config.pooling);
     QALORA_REQUIRE(pooled == (adapter_.config.pooling != io::Pooling::kNone), UserError, config.initial_adapter, ": its pooling is '", pooling,
                    "', which method '", config.method, "' cannot continue");
+    QALORA_REQUIRE(!pooled || adapter_.config.group_size == group_size, UserError, config.initial_adapter, ": pools groups of ",
+                   adapter_.config.group_size, " inputs, the model is quantised in groups of ", group_size, "; what it learns could not be merged");
+    adapter_.config.origin = io::AdapterOrigin::kOwn;  // it is written by our rules, with the scalings that it had
     // What the adapter is belongs to its file; of the configuration only dropout, a matter of training, is taken.
     adapter_.config.dropout = config.dropout;
   } else {

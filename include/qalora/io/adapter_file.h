@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,10 +15,21 @@ enum class Pooling { kNone, kSum, kMean };  // kNone: an ordinary LoRA on the fu
 std::string pooling_name(Pooling pooling);  // "none", "sum", "mean"
 Pooling parse_pooling(std::string_view name);  // UserError
 
+// Who wrote an adapter, and with it what its numbers mean. All of them are read as y += scaling * B A pool(x):
+enum class AdapterOrigin {
+  kOwn,       // scaling = alpha / rank; pooling as the file says
+  kLora,      // an ordinary LoRA: alpha / rank, with rsLoRA alpha / sqrt(rank); no pooling
+  kPeft,      // PEFT's use_qalora averages over the group and multiplies by the NUMBER of groups: mean pooling, each module's own scaling
+              // alpha / rank * in_features / group_size
+  kOfficial,  // the official QA-LoRA code: mean pooling, alpha / rank
+};
+std::string origin_name(AdapterOrigin origin);
+
 struct AdapterConfig {
-  int64_t rank = 0;
+  AdapterOrigin origin = AdapterOrigin::kOwn;
+  int64_t rank = 0;         // of a module that has none of its own (AdapterWeights::a)
   double alpha = 0;
-  double scaling = 0;       // alpha / rank: what multiplies B A pool(x)
+  double scaling = 0;       // alpha / rank: what multiplies B A pool(x), in modules that have none of their own
   double dropout = 0;
   Pooling pooling = Pooling::kSum;
   int64_t group_size = 0;   // 0 for an ordinary LoRA; -1 for whole-row groups
@@ -32,6 +44,9 @@ struct AdapterConfig {
 struct AdapterWeights {
   at::Tensor a;  // [rank, groups] f32 (ordinary LoRA: [rank, in_features])
   at::Tensor b;  // [out_features, rank] f32
+  std::optional<double> own_scaling = {};  // the module's, where it is not the configuration's
+
+  double scaling(const AdapterConfig& config) const { return own_scaling.value_or(config.scaling); }
 };
 
 struct AdapterFile {
@@ -41,8 +56,12 @@ struct AdapterFile {
 
 // folder: an adapter folder, a checkpoint folder, or a run folder (its adapter/ is taken, else its newest checkpoint).
 fs::path find_adapter(const fs::path& folder);  // UserError that says what was looked for
+// Its file of tensors: adapter_model.safetensors. DataError when there is none.
+fs::path adapter_tensor_file(const fs::path& folder);
 AdapterFile read_adapter(const fs::path& folder);
 // Byte-for-byte a function of its arguments. Writes into `folder` (usually a staging folder), which exists.
 void write_adapter(const fs::path& folder, const AdapterFile& adapter);
+// An ordinary LoRA (pooling kNone) as PEFT itself writes it, without our fields and in the dtype of its tensors.
+void write_peft_lora(const fs::path& folder, const AdapterFile& adapter);
 
 }  // namespace qalora::io

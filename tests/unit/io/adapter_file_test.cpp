@@ -129,7 +129,55 @@ TEST(AdapterFile, ReadsPeftsOwnFiles) {
   EXPECT_DOUBLE_EQ(lora.config.scaling, 2.0);
   EXPECT_EQ(lora.modules.size(), 14u);
   EXPECT_EQ(lora.modules.at(kModule).a.sizes(), at::IntArrayRef({8, 64}));
-  expect_part(refusal<DataError>(test::shared_dir() / "goldens/peft/qalora"), "use_qalora");
+  EXPECT_EQ(lora.config.origin, AdapterOrigin::kLora);
+  EXPECT_FALSE(lora.modules.at(kModule).own_scaling.has_value());
+}
+
+// PEFT averages and multiplies by the number of groups: 64 / 32 in q_proj, 192 / 32 in down_proj.
+TEST(AdapterFile, PeftsQaLoraHasAScalingForEveryWidth) {
+  REQUIRE_SHARED("goldens/peft/qalora");
+  const AdapterFile read = read_adapter(test::shared_dir() / "goldens/peft/qalora");
+  EXPECT_EQ(read.config.origin, AdapterOrigin::kPeft);
+  EXPECT_EQ(read.config.pooling, Pooling::kMean);
+  EXPECT_EQ(read.config.group_size, 32);
+  const auto scaling = [&](const std::string& module) { return read.modules.at(module).scaling(read.config); };
+  EXPECT_DOUBLE_EQ(scaling(kModule), 2.0 * 2);
+  EXPECT_DOUBLE_EQ(scaling("model.layers.1.mlp.down_proj"), 2.0 * 6);
+  const AdapterFile some = read_adapter(test::shared_dir() / "goldens/peft/qalora_rslora_some");
+  EXPECT_DOUBLE_EQ(some.modules.at("model.layers.0.mlp.down_proj").scaling(some.config), 8 / std::sqrt(4.0) * 6);
+  // What is written back keeps each module's scaling, by our own rules.
+  TempDir one, two;
+  write_adapter(one.path(), read);
+  const AdapterFile again = read_adapter(one.path());
+  EXPECT_EQ(again.config.origin, AdapterOrigin::kOwn);
+  for (const auto& [module, weights] : read.modules) EXPECT_EQ(again.modules.at(module).scaling(again.config), scaling(module)) << module;
+  write_adapter(two.path(), again);
+  EXPECT_EQ(test::read_file(one / "adapter_config.json"), test::read_file(two / "adapter_config.json"));
+}
+
+TEST(AdapterFile, PatternsGiveModulesTheirOwnRankAndAlpha) {
+  TempDir dir;
+  write_changed(dir.path(), {{"qalora", nullptr}, {"alpha_pattern", {{"q_proj", 8}}}});
+  EXPECT_DOUBLE_EQ(read_adapter(dir.path()).modules.at(kModule).scaling(read_adapter(dir.path()).config), 4);
+  write_changed(dir.path(), {{"qalora", nullptr}, {"alpha_pattern", {{"k_proj", 8}}}});
+  EXPECT_FALSE(read_adapter(dir.path()).modules.at(kModule).own_scaling.has_value());
+  write_changed(dir.path(), {{"qalora", nullptr}, {"r", 4}, {"rank_pattern", {{"layers\\.0\\.self_attn\\.[qk]_proj", 2}}}});
+  EXPECT_DOUBLE_EQ(read_adapter(dir.path()).modules.at(kModule).scaling(read_adapter(dir.path()).config), 1.5);
+  write_changed(dir.path(), {{"qalora", nullptr}, {"r", 4}, {"use_rslora", true}, {"rank_pattern", {{"q_proj", 2}}}});
+  EXPECT_DOUBLE_EQ(read_adapter(dir.path()).modules.at(kModule).scaling(read_adapter(dir.path()).config), 3 / std::sqrt(2.0));
+  // Must differ: a pattern that ends in the middle of a name, and two that disagree.
+  expect_part(refusal_of_change({{"rank_pattern", {{"q_pro", 4}}}, {"r", 4}, {"lora_alpha", 6}}), "the rank is 4");
+  expect_part(refusal_of_change({{"rank_pattern", {{"q_proj", 2}, {".*_proj", 4}}}}), "depends on their order");
+  expect_part(refusal_of_change({{"rank_pattern", {{"q_proj", 0}}}}), "'q_proj' is 0");
+  expect_part(refusal_of_change({{"rank_pattern", {{"(?!x)q_proj", 4}}}}), "regular expression");
+}
+
+TEST(AdapterFile, ARankStabilisedAdapterIsWrittenSoThatItReadsBack) {
+  TempDir dir, out;
+  write_changed(dir.path(), {{"qalora", nullptr}, {"use_rslora", true}});
+  const AdapterFile read = read_adapter(dir.path());
+  write_adapter(out.path(), read);
+  EXPECT_EQ(read_adapter(out.path()).config.scaling, read.config.scaling);
 }
 
 TEST(AdapterFile, NumbersThatDoNotFitAreNotOthers) {
@@ -161,13 +209,13 @@ TEST(AdapterFile, RefusesWhatItCannotHonourByName) {
   expect_part(refusal_of_change({{"lora_bias", true}}), "'lora_bias'");
   expect_part(refusal_of_change({{"layer_replication", {{0, 1}}}}), "'layer_replication'");
   expect_part(refusal_of_change({{"modules_to_save", {"lm_head"}}}), "'modules_to_save'");
-  expect_part(refusal_of_change({{"rank_pattern", {{"q_proj", 4}}}}), "'rank_pattern'");
-  expect_part(refusal_of_change({{"alpha_pattern", {{"q_proj", 4}}}}), "'alpha_pattern'");
+  expect_part(refusal_of_change({{"rank_pattern", {{"q_proj", 4}}}}), "the rank is 4");
+  expect_part(refusal_of_change({{"qalora", {{"scalings", {{kModule, 7}}}}}}), "'scalings' gives module '" + kModule + "' 7");
   expect_part(refusal_of_change({{"fan_in_fan_out", true}}), "'fan_in_fan_out'");
   expect_part(refusal_of_change({{"bias", "all"}}), "\"all\"");
   expect_part(refusal_of_change({{"peft_type", "IA3"}}), "\"IA3\"");
   expect_part(refusal_of_change({{"init_lora_weights", "pissa"}}), "\"pissa\"");
-  expect_part(refusal_of_change({{"qalora", nullptr}, {"use_qalora", true}}), "differs from layer to layer");
+  expect_part(refusal_of_change({{"qalora", nullptr}, {"use_qalora", true}, {"qalora_group_size", 0}}), "'qalora_group_size' is 0");
 }
 
 TEST(AdapterFile, RefusesWrongNumbers) {

@@ -1,0 +1,61 @@
+#include "expand.h"
+
+#include <ATen/ATen.h>
+
+#include "folder.h"
+#include "qalora/core/error.h"
+#include "qalora/model/adapter_base.h"
+#include "qalora/model/merge_checkpoint.h"
+
+namespace qalora::exporting {
+namespace {
+
+int64_t pool_length(const io::AdapterConfig& config, int64_t in_features) {
+  if (config.pooling == io::Pooling::kNone) return 1;
+  return config.group_size == quant::kWholeRow ? in_features : config.group_size;
+}
+
+void check_shapes(const Source& source, const std::string& where) {
+  const auto shapes = model::linear_shapes(source.config);
+  for (const auto& [module, weights] : source.adapter->modules) {
+    const auto shape = shapes.find(module);
+    QALORA_REQUIRE(shape != shapes.end(), DataError, where, ": module '", module, "' is not a linear layer of ", source.checkpoint.folder().string());
+    const int64_t out_features = shape->second[0], in_features = shape->second[1];
+    const int64_t columns = kernels::groups_per_row(in_features, pool_length(source.adapter->config, in_features));
+    QALORA_REQUIRE(weights.a.size(1) == columns && weights.b.size(0) == out_features, DataError, where, ": module '", module, "' has A ",
+                   weights.a.sizes(), " and B ", weights.b.sizes(), ", the model needs A [", weights.a.size(0), ", ", columns, "] and B [",
+                   out_features, ", ", weights.a.size(0), "]");
+  }
+}
+
+}  // namespace
+
+void check_adapter(const Source& source) {
+  const std::string where = source.adapter_folder.string();
+  QALORA_REQUIRE(source.quantised() || source.adapter->config.pooling == io::Pooling::kNone, DataError, where,
+                 ": pools its inputs for a quantised base, but ", source.checkpoint.folder().string(), " is dense; give the quantised checkpoint that "
+                 "it was trained on");
+  check_shapes(source, where);
+  model::require_not_merged(source.checkpoint.folder(), source.adapter_folder);
+  try {
+    model::require_base(source.adapter->config, source.quantised() ? model::base_identity(source.checkpoint) : model::BaseIdentity{});
+  } catch (const DataError& error) {
+    throw DataError(where + ": " + error.what());
+  }
+}
+
+at::Tensor expanded_a(const Source& source, const std::string& module, int64_t in_features) {
+  const io::AdapterConfig& config = source.adapter->config;
+  const io::AdapterWeights& weights = source.adapter->modules.at(module);
+  const int64_t length = pool_length(config, in_features);
+  const at::Tensor inputs = at::arange(in_features, at::kLong), groups = inputs.floor_divide(length);
+  at::Tensor a = weights.a.to(at::kDouble).index_select(1, groups).mul_(weights.scaling(config));
+  if (config.pooling == io::Pooling::kMean) {
+    // The last group may be shorter than the others.
+    const at::Tensor counts = at::bincount(groups).to(at::kDouble);
+    a.div_(counts.index_select(0, groups));
+  }
+  return a;
+}
+
+}  // namespace qalora::exporting
