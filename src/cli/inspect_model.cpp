@@ -117,11 +117,11 @@ nlohmann::json inspect_checkpoint(const fs::path& folder) {
 
 nlohmann::json inspect_adapter(const fs::path& folder) {
   const io::AdapterFile adapter = io::read_adapter(folder);
-  const io::SafetensorsFile file(io::adapter_tensor_file(folder));
+  const std::unique_ptr<io::TensorSource> file = io::open_adapter_tensors(folder);
   nlohmann::json tensors = nlohmann::json::array();
   uint64_t bytes = 0;
   int64_t parameters = 0;
-  for (const auto& [name, info] : file.tensors()) {
+  for (const auto& [name, info] : file->tensors()) {
     tensors.push_back(tensor_entry(name, info));
     bytes += info.bytes();
     parameters += *checked_elements(info.shape);  // checked when the file was opened

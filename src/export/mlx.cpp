@@ -86,7 +86,7 @@ Plan plan_mlx(const Source& source, const Options& options) {
     refuse_option(options.offsets_dtype, "--dtype-of-offsets", "mlx of a dense model");
   }
   const std::vector<io::PlannedTensor> tensors = plan_tensors(source, options);
-  Plan plan{.bytes = folder_bytes(source, tensors), .peak_bytes = peak_bytes(tensors, 2)};
+  Plan plan{.bytes = folder_bytes(source, tensors), .peak_bytes = peak_bytes(tensors, 2), .notes = {}};
   if (source.quantised() && offsets_dtype(options) == io::Dtype::kF16) {
     plan.notes = {"scales and offsets are rounded to float16, and MLX then computes in float16"};
   }

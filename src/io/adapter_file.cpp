@@ -10,12 +10,14 @@
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
 #include "qalora/io/checkpoint.h"
+#include "qalora/io/torch_file.h"
 
 namespace qalora::io {
 namespace {
 
 constexpr const char* kConfigFile = "adapter_config.json";
 constexpr const char* kTensorFile = "adapter_model.safetensors";
+constexpr const char* kTorchFile = "adapter_model.bin";
 const std::string kPrefix = "base_model.model.";
 const std::string kSuffixA = ".lora_A.weight", kSuffixB = ".lora_B.weight";
 
@@ -129,21 +131,25 @@ std::string origin_name(AdapterOrigin origin) {
 }
 
 fs::path adapter_tensor_file(const fs::path& folder) {
-  const auto there = [&](const char* name) { return kind_of(folder / name) != fs::file_type::not_found; };
-  const bool torch_only = !there(kTensorFile) && there("adapter_model.bin");
-  QALORA_REQUIRE(!torch_only, DataError, folder.string(),
-                 ": holds adapter_model.bin, a Python pickle, which is never opened; save the adapter as safetensors (PEFT: save_pretrained)");
-  QALORA_REQUIRE(there(kTensorFile), DataError, folder.string(), ": there is no ", kTensorFile, " beside ", kConfigFile);
-  return folder / kTensorFile;
+  for (const char* name : {kTensorFile, kTorchFile}) {
+    if (kind_of(folder / name) != fs::file_type::not_found) return folder / name;
+  }
+  throw DataError(message(folder.string(), ": there is no ", kTensorFile, " beside ", kConfigFile, ", and no ", kTorchFile));
+}
+
+std::unique_ptr<TensorSource> open_adapter_tensors(const fs::path& folder) {
+  const fs::path path = adapter_tensor_file(folder);
+  if (path.filename() == kTorchFile) return std::make_unique<TorchFile>(path);
+  return std::make_unique<SafetensorsFile>(path);
 }
 
 AdapterFile read_adapter(const fs::path& folder) {
   const fs::path found = find_adapter(folder);
   const AdapterSettings settings = read_adapter_settings(found / kConfigFile);
-  const fs::path tensors = adapter_tensor_file(found);
+  const std::unique_ptr<TensorSource> tensors = open_adapter_tensors(found);
   AdapterFile adapter;
   adapter.config = settings.config;
-  adapter.modules = read_modules(SafetensorsFile(tensors), tensors.string(), settings);
+  adapter.modules = read_modules(*tensors, adapter_tensor_file(found).string(), settings);
   if (adapter.config.targets.empty()) {
     std::set<std::string> targets;
     for (const auto& [module, weights] : adapter.modules) targets.insert(module.substr(module.rfind('.') + 1));

@@ -103,67 +103,6 @@ TEST(LlamaGoldenText, CachedForwardEqualsTheWholeForward) {
   EXPECT_GT(difference(1), 100 * tolerance);  // must differ: a cache that lost its last token
 }
 
-// PEFT's ordinary LoRA beside a dense model: logits, loss and the gradient of every A and B.
-class LoraGolden : public ::testing::Test {
- protected:
-  // With `scale` times the scaling that the adapter's files say.
-  void load(double scale) {
-    model_ = load_model_with_adapter(test::shared_dir() / "goldens/llama/mha", folder_, {});
-    for (Linear* linear : model_.linears()) {
-      ASSERT_NE(linear->adapter, nullptr) << linear->module();
-      linear->adapter->scaling *= scale;
-      linear->adapter->a.requires_grad_(true);
-      linear->adapter->b.requires_grad_(true);
-    }
-  }
-
-  // Mean loss of the counted labels; each is predicted by the position before it.
-  double backward(const io::SafetensorsFile& expected) {
-    const at::Tensor labels = expected.read("labels").to(at::kLong);
-    const at::Tensor targets = at::full_like(labels, text::kIgnore);
-    targets.slice(1, 0, labels.size(1) - 1).copy_(labels.slice(1, 1));
-    const at::Tensor hidden = model_.forward(batch_of(expected.read("input_ids").to(at::kLong)));
-    const at::Tensor loss = model_.loss_sum(hidden, targets.reshape({-1})) / targets.ne(text::kIgnore).sum().item<double>();
-    loss.backward();
-    return loss.item<double>();
-  }
-
-  // Largest distance of a gradient from PEFT's, relative to the largest entry of its tensor.
-  double gradient_distance(const io::SafetensorsFile& expected) {
-    double worst = 0;
-    for (const Linear* linear : model_.linears()) {
-      for (const auto& [part, value] : {std::pair{"lora_A", linear->adapter->a}, {"lora_B", linear->adapter->b}}) {
-        const at::Tensor golden = expected.read(message("gradient.base_model.model.", linear->module(), ".", part, ".weight"));
-        worst = std::max(worst, distance(value.grad(), golden) / golden.abs().max().item<double>());
-      }
-    }
-    return worst;
-  }
-
-  fs::path folder_ = test::shared_dir() / "goldens/peft/lora";
-  Llama model_;
-};
-
-TEST_F(LoraGolden, LogitsLossAndGradientsEqualPefts) {
-  REQUIRE_SHARED("goldens/peft/lora");
-  const io::SafetensorsFile expected(folder_ / "expected.safetensors");
-  const at::Tensor ids = expected.read("input_ids").to(at::kLong), logits = expected.read("logits");
-  const double loss = expected.read("loss").item<double>();
-  // The tolerances of the goldens' README.
-  load(1);
-  EXPECT_LE(distance(logits_of(model_, ids), logits), 2e-4);
-  EXPECT_NEAR(backward(expected), loss, 1e-5);
-  EXPECT_LE(gradient_distance(expected), 1e-4);
-  // Must differ: no adapter, and one scaled by a hundredth more.
-  load(0);
-  EXPECT_LE(distance(logits_of(model_, ids), expected.read("logits_without_adapter")), 2e-4);
-  EXPECT_GT(distance(logits_of(model_, ids), logits), 1);
-  load(1.01);
-  EXPECT_GT(distance(logits_of(model_, ids), logits), 2e-3);
-  EXPECT_GT(std::abs(backward(expected) - loss), 1e-4);
-  EXPECT_GT(gradient_distance(expected), 1e-3);
-}
-
 TEST(LlamaGoldenText, Bfloat16StaysNearFloat32) {
   REQUIRE_SHARED("goldens/llama/mha");
   const fs::path folder = test::shared_dir() / "goldens/llama/mha";

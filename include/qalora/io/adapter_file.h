@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -56,8 +57,9 @@ struct AdapterFile {
 
 // folder: an adapter folder, a checkpoint folder, or a run folder (its adapter/ is taken, else its newest checkpoint).
 fs::path find_adapter(const fs::path& folder);  // UserError that says what was looked for
-// Its file of tensors: adapter_model.safetensors. DataError when there is none.
+// Its file of tensors: adapter_model.safetensors, else adapter_model.bin as torch.save wrote it. DataError when there is neither.
 fs::path adapter_tensor_file(const fs::path& folder);
+std::unique_ptr<TensorSource> open_adapter_tensors(const fs::path& folder);
 AdapterFile read_adapter(const fs::path& folder);
 // Byte-for-byte a function of its arguments. Writes into `folder` (usually a staging folder), which exists.
 void write_adapter(const fs::path& folder, const AdapterFile& adapter);

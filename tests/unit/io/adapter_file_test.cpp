@@ -244,11 +244,26 @@ TEST(AdapterFile, RefusesWrongTensors) {
   expect_part(refusal_of_tensors({}), "no tensor");
 }
 
-TEST(AdapterFile, APickleIsNeverOpened) {
+// Saved by torch itself: A = 0, 1, 2, .. / 8 of [2, 3] and B = 0, 1, .. / 4 of [4, 2], with the adapter's name in the keys.
+TEST(AdapterFile, ReadsATorchFile) {
+  TempDir dir;
+  write_changed(dir.path(), {{"qalora", nullptr}});
+  fs::remove(dir / "adapter_model.safetensors");
+  fs::copy_file(test::source_dir() / "tests/data/adapter_torch/adapter_model.bin", dir / "adapter_model.bin");
+  const AdapterFile read = read_adapter(dir.path());
+  ASSERT_TRUE(read.modules.contains(kModule));
+  EXPECT_TRUE(at::equal(read.modules.at(kModule).a, at::arange(0, 6, at::kFloat).reshape({2, 3}) / 8));
+  EXPECT_TRUE(at::equal(read.modules.at(kModule).b, at::arange(0, 8, at::kFloat).reshape({4, 2}) / 4));
+  // The other file goes first where both are there.
+  write_safetensors(dir / "adapter_model.safetensors", {{"x", at::ones({2, 2})}});
+  expect_part(refusal<DataError>(dir.path()), "'x' is not known");
+}
+
+TEST(AdapterFile, OtherFilesUnderATorchNameAreRefused) {
   TempDir dir;
   write_adapter(dir.path(), small_adapter());
   fs::rename(dir / "adapter_model.safetensors", dir / "adapter_model.bin");
-  expect_part(refusal<DataError>(dir.path()), "never opened");
+  expect_part(refusal<DataError>(dir.path()), "adapter_model.bin");
   fs::remove(dir / "adapter_model.bin");
   expect_part(refusal<DataError>(dir.path()), "there is no adapter_model.safetensors");
 }

@@ -41,14 +41,16 @@ inline io::AdapterFile random_adapter(const fs::path& base, io::Pooling pooling,
   settings.alpha = 8;
   settings.scaling = 2;
   settings.pooling = pooling;
-  settings.group_size = config.quantization->group_size;
+  const bool pooled = pooling != io::Pooling::kNone;
+  settings.group_size = pooled ? config.quantization->group_size : 0;
   settings.targets = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
   settings.base_fingerprint = io::base_fingerprint(io::Checkpoint(base));
   settings.base_state_fingerprint = io::base_state_fingerprint(io::Checkpoint(base));
   std::vector<quant::LinearShape> shapes;
   for (const auto& tensor : model::expected_tensors(config)) {
     if (!tensor.linear) continue;
-    const int64_t in_features = tensor.shape[1], group_size = settings.group_size == quant::kWholeRow ? in_features : settings.group_size;
+    const int64_t in_features = tensor.shape[1];
+    const int64_t group_size = !pooled ? 1 : settings.group_size == quant::kWholeRow ? in_features : settings.group_size;
     shapes.push_back({tensor.name.substr(0, tensor.name.rfind('.')), tensor.shape[0], in_features, (in_features + group_size - 1) / group_size});
   }
   io::AdapterFile adapter = quant::new_adapter(settings, shapes, seed);
