@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 ROWS, LENGTH = 2, 24
-# fp32 sums in another order, through a few layers; embedding and head may be 16-bit numbers in both. Relative to the logits' spread.
-TOLERANCE = 2e-5
+# fp32 sums in another order: 2e-6 to 2e-5 of the logits' spread on small models. Relative to the spread.
+TOLERANCE = 3e-5
 # A change that must be noticed has to be this many tolerances large.
 NOTICED = 20
 
@@ -74,9 +74,9 @@ def mlx_logits(folder, ids, damage=False):
     from mlx_lm.utils import load_model
     mx.set_default_device(mx.cpu)
     model, _ = load_model(folder)
-    if damage:  # the first layer's offsets in one step of bf16, as a file that does not keep them in fp32 would have them
+    if damage:  # one layer's offsets off by half a unit of bf16: what a file that does not keep them in fp32 may do
         layer = model.model.layers[0].self_attn.q_proj
-        layer.biases = layer.biases.astype(mx.bfloat16).astype(layer.biases.dtype)
+        layer.biases = layer.biases * (1 + 2.0**-9)
     return np.array(model(mx.array(ids)).astype(mx.float32))
 
 
@@ -98,10 +98,10 @@ def check_mlx(qalora, models):
             ours, theirs = qalora.logits(base, ids), mlx_logits(out, ids)
             if dense and base == model:
                 # A dense model runs in its own dtype there: 16-bit activations are no proof of anything but that it loads.
-                print(f"ok    {model}, dense: mlx-lm loads it, logits within {np.abs(ours - theirs).max() / ours.std():.1e} of the spread")
+                print(f"      {model}, dense: mlx-lm loads it; its own dtype leaves {np.abs(ours - theirs).max() / ours.std():.1e} of the spread")
                 continue
             compare(f"{model}, {name}", ours, theirs, faults)
-            must_differ(f"{model}, {name}, one layer's offsets in bf16", ours, mlx_logits(out, ids, damage=True), faults)
+            must_differ(f"{model}, {name}, one layer's offsets off by 2^-9", ours, mlx_logits(out, ids, damage=True), faults)
     return faults
 
 
@@ -112,7 +112,7 @@ def make_adapter(qalora, dense):
     rows = np.random.default_rng(3).integers(0, qalora.config(dense)["vocab_size"], (16, LENGTH)).tolist()
     data.write_text("".join(json.dumps({"input_ids": row, "labels": row}) + "\n" for row in rows))
     qalora.run("finetune", "--model", base, "--data", data, "--out", run, "--data-format", "tokens", "--sequence-length", LENGTH, "--steps", 6,
-               "--batch-size", 4, "--learning-rate", 0.02, "--rank", 4, "--alpha", 8, "--device", "cpu", "--dtype", "float32", "-q")
+               "--batch-size", 4, "--learning-rate", 0.01, "--rank", 4, "--alpha", 8, "--device", "cpu", "--dtype", "float32", "-q")
     return base, run
 
 
@@ -150,7 +150,7 @@ def main():
     parser.add_argument("--qalora", required=True)
     parser.add_argument("--work", required=True)
     parser.add_argument("paths", nargs="*")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     qalora = Qalora(arguments.qalora, arguments.work)
     if arguments.what == "mlx":
         faults = check_mlx(qalora, arguments.paths)

@@ -10,6 +10,7 @@
 #include "qalora/core/error.h"
 #include "qalora/core/progress.h"
 #include "qalora/core/signals.h"
+#include "qalora/io/input_order.h"
 #include "qalora/quant/merge.h"
 #include "rounding.h"
 
@@ -34,10 +35,9 @@ std::vector<io::PlannedTensor> plan_tensors(const Source& source, const Options&
 }
 
 // An adapter whose groups are the base's merges into the offsets, as `merge` does it; any other one is added to the dense weight.
-bool merges(const Source& source, const quant::PackedWeight& packed) {
+bool merges(const Source& source) {
   const io::AdapterConfig& config = source.adapter->config;
-  if (config.pooling == io::Pooling::kNone) return false;
-  return config.group_size == packed.group_size || (config.group_size == quant::kWholeRow && packed.group_size == packed.in_features);
+  return config.pooling != io::Pooling::kNone && config.group_size == source.config.quantization->group_size;
 }
 
 class Writer {
@@ -50,8 +50,10 @@ class Writer {
       quant::PackedWeight packed = read_packed(source_, {module, planned.shape[0], planned.shape[1]});
       at::Tensor a, b;
       if (adapted(source_, module)) {
-        if (merges(source_, packed)) {
-          packed = quant::merge(message(source_.adapter_folder.string(), ": module '", module, "'"), packed, source_.adapter->config,
+        if (merges(source_)) {
+          io::AdapterConfig config = source_.adapter->config;
+          config.group_size = packed.group_size;  // a module may have groups of its own
+          packed = quant::merge(message(source_.adapter_folder.string(), ": module '", module, "'"), packed, config,
                                 source_.adapter->modules.at(module));
         } else {
           std::tie(a, b) = low_rank(module, planned.shape[1]);
@@ -82,9 +84,13 @@ class Writer {
     const RowSource rows = [&](int64_t begin, int64_t end, float* out) {
       const kernels::Status status = kernels::dequantize_rows(view, begin, end, out);
       QALORA_CHECK(status == kernels::Status::kOk, "dequantising ", report.tensor);
-      if (a.defined()) at::from_blob(out, {end - begin, packed.in_features}, at::kFloat).addmm_(b.narrow(0, begin, end - begin), a);
+      at::Tensor block = at::from_blob(out, {end - begin, packed.in_features}, at::kFloat);
+      if (packed.input_order.defined()) block.copy_(io::in_input_order(block, packed.input_order));
+      if (a.defined()) block.addmm_(b.narrow(0, begin, end - begin), a);
     };
-    const RoundOptions options{packed.scales.const_data_ptr<float>(), packed.group_size};
+    // Sorted groups are no stretches of a row; the loss then counts beside the largest weight.
+    const bool sorted = packed.input_order.defined();
+    const RoundOptions options{sorted ? nullptr : packed.scales.const_data_ptr<float>(), packed.group_size};
     return round_rows(rows, packed.out_features(), packed.in_features, type_, options, report);
   }
 

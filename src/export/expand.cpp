@@ -10,9 +10,21 @@
 namespace qalora::exporting {
 namespace {
 
-int64_t pool_length(const io::AdapterConfig& config, int64_t in_features) {
+// Inputs that share a column of A.
+int64_t pool_length(const Source& source, const std::string& module, int64_t in_features) {
+  const io::AdapterConfig& config = source.adapter->config;
   if (config.pooling == io::Pooling::kNone) return 1;
+  if (config.group_size == source.config.quantization->group_size) return source.config.quantization->group_size_of(module, in_features);
   return config.group_size == quant::kWholeRow ? in_features : config.group_size;
+}
+
+// The column of A for each input: [in_features] i64.
+at::Tensor columns_of(const Source& source, const std::string& module, int64_t in_features) {
+  const std::string sorted = module + ".g_idx";  // groups of inputs that do not lie side by side
+  if (source.adapter->config.pooling != io::Pooling::kNone && source.checkpoint.contains(sorted)) {
+    return source.checkpoint.read(sorted, {in_features}).to(at::kLong);
+  }
+  return at::arange(in_features, at::kLong).floor_divide_(pool_length(source, module, in_features));
 }
 
 void check_shapes(const Source& source, const std::string& where) {
@@ -20,8 +32,9 @@ void check_shapes(const Source& source, const std::string& where) {
   for (const auto& [module, weights] : source.adapter->modules) {
     const auto shape = shapes.find(module);
     QALORA_REQUIRE(shape != shapes.end(), DataError, where, ": module '", module, "' is not a linear layer of ", source.checkpoint.folder().string());
+    model::require_known_order(source.adapter->config, module, source.checkpoint.contains(module + ".g_idx"));
     const int64_t out_features = shape->second[0], in_features = shape->second[1];
-    const int64_t columns = kernels::groups_per_row(in_features, pool_length(source.adapter->config, in_features));
+    const int64_t columns = kernels::groups_per_row(in_features, pool_length(source, module, in_features));
     QALORA_REQUIRE(weights.a.size(1) == columns && weights.b.size(0) == out_features, DataError, where, ": module '", module, "' has A ",
                    weights.a.sizes(), " and B ", weights.b.sizes(), ", the model needs A [", weights.a.size(0), ", ", columns, "] and B [",
                    out_features, ", ", weights.a.size(0), "]");
@@ -35,8 +48,8 @@ void check_adapter(const Source& source) {
   QALORA_REQUIRE(source.quantised() || source.adapter->config.pooling == io::Pooling::kNone, DataError, where,
                  ": pools its inputs for a quantised base, but ", source.checkpoint.folder().string(), " is dense; give the quantised checkpoint that "
                  "it was trained on");
-  check_shapes(source, where);
   model::require_not_merged(source.checkpoint.folder(), source.adapter_folder);
+  check_shapes(source, where);
   try {
     model::require_base(source.adapter->config, source.quantised() ? model::base_identity(source.checkpoint) : model::BaseIdentity{});
   } catch (const DataError& error) {
@@ -47,8 +60,7 @@ void check_adapter(const Source& source) {
 at::Tensor expanded_a(const Source& source, const std::string& module, int64_t in_features) {
   const io::AdapterConfig& config = source.adapter->config;
   const io::AdapterWeights& weights = source.adapter->modules.at(module);
-  const int64_t length = pool_length(config, in_features);
-  const at::Tensor inputs = at::arange(in_features, at::kLong), groups = inputs.floor_divide(length);
+  const at::Tensor groups = columns_of(source, module, in_features);
   at::Tensor a = weights.a.to(at::kDouble).index_select(1, groups).mul_(weights.scaling(config));
   if (config.pooling == io::Pooling::kMean) {
     // The last group may be shorter than the others.

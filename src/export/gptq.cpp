@@ -71,9 +71,9 @@ std::vector<io::PlannedTensor> matrix_tensors(const Matrix& matrix, const quant:
 quant::PackedWeight shape_of(const Source& source, const Matrix& matrix) {
   quant::PackedWeight shape;
   const model::QuantizationConfig& quantization = *source.config.quantization;
-  shape.bits = quantization.bits;
+  shape.bits = quantization.of(matrix.module).bits;
   shape.in_features = matrix.in_features;
-  shape.group_size = quantization.group_size == quant::kWholeRow ? matrix.in_features : quantization.group_size;
+  shape.group_size = quantization.group_size_of(matrix.module, matrix.in_features);
   return shape;
 }
 
@@ -204,6 +204,8 @@ Plan plan_gptq(const Source& source, const Options& options) {
   refuse_option(options.offsets_dtype, "--dtype-of-offsets", "gptq, whose scales are float16");
   refuse_permuted(source, "this export");
   QALORA_REQUIRE(source.quantised(), UserError, where, ": is dense; quantise it first (qalora quantize), or use --to safetensors");
+  QALORA_REQUIRE(source.config.quantization->modules.empty(), UserError, where, ": bits or group sizes differ from layer to layer ('",
+                 source.config.quantization->modules.begin()->first, "'), which few of GPTQ's engines read; use --to mlx or --to safetensors");
   for (const Matrix& matrix : packed_matrices(source)) {
     const quant::PackedWeight shape = shape_of(source, matrix);
     check_matrix(source, matrix, shape);

@@ -39,7 +39,8 @@ struct Steps {
 };
 
 Steps steps_of(const Source& source, const std::string& module, int64_t out_features, int64_t in_features) {
-  if (!model::is_packed(source.checkpoint, module + ".weight")) return {};
+  const bool sorted = source.checkpoint.contains(module + ".g_idx");  // no stretch of a row shares a scale
+  if (sorted || !model::is_packed(source.checkpoint, module + ".weight")) return {};
   const quant::PackedWeight packed = read_packed(source, {module, out_features, in_features});
   return {packed.scales, packed.group_size};
 }
@@ -94,7 +95,6 @@ uint64_t adapter_bytes(const Source& source, const Options& options) {
 Plan plan_lora(const Source& source, const Options& options) {
   refuse_option(options.offsets_dtype, "--dtype-of-offsets", "lora");
   QALORA_REQUIRE(source.adapter.has_value(), UserError, "--adapter: --to lora writes an adapter; give it with --adapter, and its base with --model");
-  refuse_permuted(source, "an ordinary LoRA");
   check_adapter(source);
   const uint64_t bytes = adapter_bytes(source, options);
   return {.bytes = bytes, .peak_bytes = peak_bytes({}, 0) + 2 * bytes, .notes = {}};

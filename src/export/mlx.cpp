@@ -39,11 +39,11 @@ std::vector<io::PlannedTensor> plan_tensors(const Source& source, const Options&
 
 void check_groups(const Source& source) {
   const std::string where = source.checkpoint.folder().string();
-  const int64_t group_size = source.config.quantization->group_size;
-  QALORA_REQUIRE(group_size == 32 || group_size == 64 || group_size == 128, UserError, where, ": is quantised in ",
-                 group_size == quant::kWholeRow ? "whole rows" : message("groups of ", group_size), "; MLX reads groups of 32, 64 and 128. ",
-                 "--to gguf takes any multiple of 32, --to safetensors everything");
   for (const Matrix& matrix : packed_matrices(source)) {
+    const int64_t group_size = source.config.quantization->of(matrix.module).group_size;
+    QALORA_REQUIRE(group_size == 32 || group_size == 64 || group_size == 128, UserError, where, ": '", matrix.module, "' is quantised in ",
+                   group_size == quant::kWholeRow ? "whole rows" : message("groups of ", group_size), "; MLX reads groups of 32, 64 and 128. ",
+                   "--to gguf takes any multiple of 32, --to safetensors everything");
     QALORA_REQUIRE(matrix.in_features % group_size == 0, UserError, where, ": '", matrix.module, "' has ", matrix.in_features,
                    " inputs, not a multiple of the group size ", group_size, ", which MLX asks for; use --to safetensors");
   }

@@ -61,7 +61,7 @@ bool can_spread(const io::AdapterFile& adapter, const LlamaConfig& base) {
     const auto shape = shapes.find(module);
     if (shape == shapes.end()) return false;
     const int64_t in_features = shape->second[1];
-    const int64_t coarse = whole_group(adapter.config.group_size, in_features), fine = whole_group(base.quantization->group_size, in_features);
+    const int64_t coarse = whole_group(adapter.config.group_size, in_features), fine = base.quantization->group_size_of(module, in_features);
     if (coarse % fine != 0 || weights.a.size(1) != kernels::groups_per_row(in_features, coarse)) return false;
     // The mean over a shorter last group has a divisor of its own.
     if (adapter.config.pooling == io::Pooling::kMean && in_features % coarse != 0) return false;
@@ -72,13 +72,17 @@ bool can_spread(const io::AdapterFile& adapter, const LlamaConfig& base) {
 void spread_over_groups(io::AdapterFile& adapter, const LlamaConfig& base, const std::string& where) {
   io::AdapterConfig& config = adapter.config;
   const bool own = config.origin == io::AdapterOrigin::kOwn;  // made for one group size; another one is another base
-  if (own || config.pooling == io::Pooling::kNone || !base.quantization || config.group_size == base.quantization->group_size) return;
-  if (!can_spread(adapter, base)) return;
+  if (own || config.pooling == io::Pooling::kNone || !base.quantization || !can_spread(adapter, base)) return;
   const auto shapes = linear_shapes(base);
+  bool spread = false;
   for (auto& [module, weights] : adapter.modules) {
-    const int64_t in_features = shapes.at(module)[1];
-    spread_module(weights, config, in_features, whole_group(config.group_size, in_features), whole_group(base.quantization->group_size, in_features));
+    const int64_t in_features = shapes.at(module)[1], coarse = whole_group(config.group_size, in_features);
+    const int64_t fine = base.quantization->group_size_of(module, in_features);
+    if (coarse == fine) continue;
+    spread_module(weights, config, in_features, coarse, fine);
+    spread = true;
   }
+  if (!spread) return;
   log::info(message(where, ": pools groups of ", config.group_size, " inputs, several of the base's groups of ", base.quantization->group_size,
                     ": its columns are repeated, which is the same function"));
   config.group_size = base.quantization->group_size;

@@ -261,7 +261,8 @@ void attach_adapter(Llama& model, const io::AdapterFile& file, const BaseIdentit
     const int64_t in_features = linear->in_features();
     const bool pooled = config.pooling != io::Pooling::kNone;
     QALORA_REQUIRE(!pooled || linear->quantised(), DataError, "adapter: '", linear->module(), "' is dense in this model and has no groups to pool");
-    const int64_t group_size = pooled ? model.config.quantization->group_size_of(linear->module(), in_features) : config.group_size;
+    const bool same_groups = pooled && config.group_size == model.config.quantization->group_size;
+    const int64_t group_size = same_groups ? model.config.quantization->group_size_of(linear->module(), in_features) : config.group_size;
     const int64_t inputs = pooled ? kernels::groups_per_row(in_features, group_size) : in_features;
     QALORA_REQUIRE(a.size(1) == inputs && b.size(0) == linear->out_features(), DataError, "adapter: '", linear->module(), "' has A ",
                    a.sizes(), " and B ", b.sizes(), ", the model needs A [", a.size(0), ", ", inputs, "] and B [",
