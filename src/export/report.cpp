@@ -85,6 +85,20 @@ void compare_packed(const quant::PackedWeight& exact, const quant::PackedWeight&
   raise(report.largest_error, largest);
 }
 
+void compare_dense(const at::Tensor& exact, const at::Tensor& written, TensorReport& report) {
+  QALORA_CHECK(exact.sizes() == written.sizes(), "comparing weights of different shapes: ", report.tensor);
+  const int64_t rows = exact.dim() > 1 ? exact.size(0) : 1, columns = exact.numel() / std::max<int64_t>(1, rows);
+  const at::Tensor a = exact.contiguous().view({rows, columns}), b = written.contiguous().view({rows, columns});
+  const double scale = exact.numel() == 0 ? 0 : exact.abs().max().item<double>();
+  const double largest = largest_of_rows(rows, [&](int64_t begin, int64_t end, double& here) {
+    for (int64_t row = begin; row < end; ++row) {
+      const at::Tensor read = b[row].to(at::kFloat);
+      raise(here, largest_difference(a.const_data_ptr<float>() + row * columns, read.const_data_ptr<float>(), columns));
+    }
+  });
+  raise(report.largest_error, largest == 0 ? 0 : largest / scale);
+}
+
 ReportTotals totals(const std::vector<TensorReport>& reports) {
   ReportTotals sum;
   for (const TensorReport& report : reports) {

@@ -27,6 +27,9 @@ void count_rounding(const at::Tensor& exact, const at::Tensor& rounded, TensorRe
 // Raises report.largest_error to that of `written` beside `exact`: the same codes' shape and group size, other scales or offsets.
 void compare_packed(const quant::PackedWeight& exact, const quant::PackedWeight& written, TensorReport& report);
 
+// The same of dense weights, both [out_features, in_features]; exact is f32.
+void compare_dense(const at::Tensor& exact, const at::Tensor& written, TensorReport& report);
+
 struct ReportTotals {
   double largest_error = 0;
   int64_t subnormal = 0, flushed = 0, overflow = 0, lossless = 0;
