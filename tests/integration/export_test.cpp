@@ -1,0 +1,90 @@
+// The export command from outside: what it refuses before any work, what it says, what it leaves behind.
+#include <gtest/gtest.h>
+
+#include <nlohmann/json.hpp>
+
+#include "support/support.h"
+
+namespace qalora::test {
+namespace {
+
+class ExportCommand : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    base_ = dir_ / "base";
+    const auto made = run_qalora({"quantize", "--model", (source_dir() / "models/miniature").string(), "--out", base_, "--bits", "3", "-q"});
+    ASSERT_EQ(made.exit_code, 0) << made.err;
+  }
+
+  Outcome run(const std::string& to, const fs::path& out, std::vector<std::string> more = {}) {
+    std::vector<std::string> arguments = {"export", "--model", base_, "--to", to, "--out", out.string()};
+    arguments.insert(arguments.end(), more.begin(), more.end());
+    return run_qalora(arguments);
+  }
+
+  static void expect_part(const std::string& text, const std::string& part) {
+    EXPECT_NE(text.find(part), std::string::npos) << "'" << part << "' is not in: " << text;
+  }
+
+  TempDir dir_;
+  std::string base_;
+};
+
+TEST_F(ExportCommand, WritesAFolderThatIsAModelWithItsTokenizer) {
+  const auto outcome = run("mlx", dir_ / "out", {"--json"});
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const auto json = nlohmann::json::parse(outcome.out);
+  EXPECT_EQ(json.at("to"), "mlx");
+  EXPECT_EQ(json.at("largest_error"), 0.0);
+  EXPECT_EQ(json.at("tensors").size(), 28u);
+  expect_part(outcome.err, "mlx_lm.generate --model " + (dir_ / "out").string());
+  for (const char* name : {"config.json", "model.safetensors", "tokenizer.model"}) EXPECT_TRUE(fs::exists(dir_ / "out" / name)) << name;
+  const auto text = run_qalora({"generate", "--model", (dir_ / "out").string(), "--prompt", "The", "--temperature", "0", "--max-tokens", "4", "-q"});
+  EXPECT_EQ(text.exit_code, 0) << text.err;
+}
+
+TEST_F(ExportCommand, ADryRunSaysTheSizeAndWritesNothing) {
+  const auto outcome = run("safetensors", dir_ / "out", {"--dry-run", "--json"});
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const auto json = nlohmann::json::parse(outcome.out);
+  EXPECT_TRUE(json.at("dry_run"));
+  EXPECT_FALSE(fs::exists(dir_ / "out"));
+  ASSERT_EQ(run("safetensors", dir_ / "out").exit_code, 0);
+  // The estimate holds what was written, with room for headers and the files beside the weights.
+  uint64_t bytes = 0;
+  for (const auto& entry : fs::directory_iterator(dir_ / "out")) bytes += entry.file_size();
+  EXPECT_GE(json.at("bytes").get<uint64_t>(), bytes);
+  EXPECT_LE(json.at("bytes").get<uint64_t>(), bytes + 10'000'000);
+}
+
+TEST_F(ExportCommand, KeepsWhatIsThereUnlessForced) {
+  ASSERT_EQ(run("mlx", dir_ / "out").exit_code, 0);
+  const auto again = run("safetensors", dir_ / "out");
+  EXPECT_EQ(again.exit_code, 2);
+  expect_part(again.err, "--force");
+  EXPECT_EQ(run("safetensors", dir_ / "out", {"--force"}).exit_code, 0);
+  const auto inside = run("mlx", fs::path(base_) / "out", {"--force"});
+  EXPECT_EQ(inside.exit_code, 2);
+  expect_part(inside.err, "lies inside the input");
+  EXPECT_EQ(run("mlx", base_, {"--force"}).exit_code, 2);
+  EXPECT_TRUE(fs::exists(fs::path(base_) / "model.safetensors"));
+}
+
+TEST_F(ExportCommand, EveryRefusalNamesAWay) {
+  const auto zeros = run("gptq", dir_ / "out");
+  EXPECT_EQ(zeros.exit_code, 2);
+  expect_part(zeros.err, "--to mlx");
+  const auto adapter = run("lora", dir_ / "out");
+  EXPECT_EQ(adapter.exit_code, 2);
+  expect_part(adapter.err, "give it with --adapter");
+  const auto format = run("mlz", dir_ / "out");
+  EXPECT_EQ(format.exit_code, 2);
+  expect_part(format.err, "did you mean 'mlx'");
+  const auto option = run("safetensors", dir_ / "out", {"--dtype-of-weights", "float17"});
+  EXPECT_EQ(option.exit_code, 2);
+  expect_part(option.err, "did you mean 'float16'");
+  EXPECT_FALSE(fs::exists(dir_ / "out"));
+}
+
+}  // namespace
+}  // namespace qalora::test
