@@ -158,8 +158,8 @@ class RowSolver {
   std::optional<NormalEquations> equations_;
 };
 
-// Rows that a thread takes at once: enough for products at full speed, few enough for every thread to get some. The result does not
-// depend on the number of threads.
+// Rows that a thread takes at once: enough for products at full speed, few enough for every thread to get some. Not a share of the
+// threads there are, so that products of the same shapes give the same result on any number of them.
 constexpr int64_t kRows = 128;
 
 }  // namespace
