@@ -11,6 +11,7 @@
 #include <mutex>
 #include <optional>
 
+#include "expand.h"
 #include "folder.h"
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
@@ -298,7 +299,7 @@ void check_source(const Source& source, const Options& options) {
   refuse_option(options.offsets_dtype, "--dtype-of-offsets", "gguf, whose blocks have 16-bit scales and offsets");
   refuse_permuted(source, "GGUF");
   check_gguf_rope(source);
-  refuse_adapter(source, "a GGUF model", "merge it first");
+  if (source.adapter) check_adapter(source);
 }
 
 }  // namespace
@@ -309,7 +310,7 @@ Plan plan_gguf(const Source& source, const Options& options) {
   const std::vector<io::GgufPlanned> tensors = plan_tensors(source, items);
   Plan plan;
   const io::GgufMetadata metadata = gguf_metadata(source, file_type(items), any_blocks(items), plan.notes);
-  plan.bytes = io::gguf_file_bytes(metadata, tensors);
+  plan.bytes = io::gguf_file_bytes(metadata, tensors) + (source.adapter ? gguf_adapter_bytes(source) : 0);
   uint64_t largest = 0;
   for (const auto& item : items) {
     largest = std::max(largest, item.there.bytes() + source.checkpoint.info(item.name).bytes());
@@ -320,8 +321,14 @@ Plan plan_gguf(const Source& source, const Options& options) {
   return plan;
 }
 
-std::vector<TensorReport> write_gguf(const Source& source, const Options& options, const fs::path& out, bool) {
+std::vector<TensorReport> write_gguf(const Source& source, const Options& options, const fs::path& out, bool replace) {
   const std::vector<Item> items = plan_items(source, options);
+  if (source.adapter) {
+    const fs::path beside = gguf_adapter_path(out);
+    QALORA_REQUIRE(replace || kind_of(beside) == fs::file_type::not_found, UserError, "--out: the adapter's file ", beside.string(),
+                   " exists already; choose another place or give --force to replace it");
+    write_gguf_adapter(source, beside);
+  }
   std::vector<std::string> notes;
   Exporter exporter(source, out, gguf_metadata(source, file_type(items), any_blocks(items), notes), plan_tensors(source, items));
   if (const auto divisors = gguf_rope_divisors(source.config); !divisors.empty()) exporter.write_divisors(divisors);

@@ -191,6 +191,43 @@ TEST_F(GgufExport, RefusesWhatTheContainerCannotHold) {
   EXPECT_FALSE(fs::exists(dir_ / "large.gguf"));
 }
 
+// alpha / rank times B A of the adapter's file is what the adapter adds to each weight, rows of q in the file's order.
+TEST_F(GgufExport, AnAdapterLiesBesideItsBase) {
+  const fs::path model = quantised(4, 32);
+  for (const io::Pooling pooling : {io::Pooling::kSum, io::Pooling::kMean}) {
+    const io::AdapterFile adapter = test::random_adapter(model, pooling, 0.1);
+    const std::string name = io::pooling_name(pooling);
+    test::write_adapter_to(dir_ / name, adapter);
+    write(model, dir_ / (name + "-model.gguf"), {}, dir_ / name);
+    const test::PlainGguf file = plain(dir_ / (name + "-model.lora.gguf"));
+    EXPECT_EQ(file.scalars.at("general.type"), "string:adapter");
+    EXPECT_EQ(file.scalars.at("adapter.type"), "string:lora");
+    EXPECT_EQ(file.scalars.at("general.architecture"), "string:llama");
+    const double alpha = std::stod(file.scalars.at("adapter.lora.alpha").substr(4));
+    const auto matrix = [&](const std::string& tensor) {
+      const test::PlainGguf::Tensor& stored = file.tensors.at(tensor);
+      const at::Tensor result = at::empty({static_cast<int64_t>(stored.dims[1]), static_cast<int64_t>(stored.dims[0])});
+      std::memcpy(result.data_ptr(), stored.bytes.data(), stored.bytes.size());
+      return result.to(at::kDouble);
+    };
+    for (const auto& [there, here] : {std::pair{"blk.0.attn_q.weight", "self_attn.q_proj"}, {"blk.1.ffn_down.weight", "mlp.down_proj"}}) {
+      const at::Tensor a = matrix(std::string(there) + ".lora_a"), b = matrix(std::string(there) + ".lora_b");
+      const at::Tensor added = b.mm(a) * (alpha / static_cast<double>(a.size(0)));
+      const io::AdapterWeights& weights = adapter.modules.at((there[4] == '0' ? "model.layers.0." : "model.layers.1.") + std::string(here));
+      const double factor = adapter.config.scaling / (pooling == io::Pooling::kMean ? 32 : 1);
+      const at::Tensor exact = weights.b.to(at::kDouble).mm(weights.a.to(at::kDouble)).mul(factor).repeat_interleave(32, 1);
+      const bool permuted = there[4] == '0';
+      at::Tensor sorted = at::empty_like(added);
+      for (int64_t row = 0; row < added.size(0); ++row) sorted[row] = added[permuted ? row_there(row, 16) : row];
+      const double size = exact.abs().max().item<double>();
+      EXPECT_LT((sorted - exact).abs().max().item<double>(), 1e-6 * size) << name << there;
+      if (permuted) {
+        EXPECT_GT((added - exact).abs().max().item<double>(), 0.1 * size);  // must differ: rows as they lie
+      }
+    }
+  }
+}
+
 TEST_F(GgufExport, ScaledRopeComesBack) {
   nlohmann::json json = test::random_config_json();
   json["rope_theta"] = 500000.0;
