@@ -3,7 +3,9 @@
 #include <c10/core/GradMode.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <cmath>
+#include <functional>
 #include <nlohmann/json.hpp>
 
 #include "qalora/core/error.h"
@@ -140,6 +142,57 @@ TEST_P(GptqFolder, MergesAnAdapterExactly) {
       EXPECT_NE(test::refusal<DataError>([&] { attach_adapter(plain, adapter, {}); }).find("act-order"), std::string::npos);
     }
   }
+}
+
+class GptqDamage : public ::testing::Test {
+ protected:
+  // A copy of a golden with one tensor changed.
+  void copy(const std::string& tensor, const std::function<at::Tensor(const at::Tensor&)>& change) {
+    const fs::path from = test::shared_dir() / "goldens/gptq/w4g32_v1";
+    const io::SafetensorsFile file(from / "model.safetensors");
+    std::map<std::string, at::Tensor> tensors;
+    for (const auto& [name, info] : file.tensors()) tensors[name] = file.read(name);
+    tensors.at(tensor) = change(tensors.at(tensor));
+    io::write_safetensors(dir_ / "model.safetensors", tensors);
+    for (const char* name : {"config.json", "quantize_config.json"}) {
+      fs::copy_file(from / name, dir_ / name, fs::copy_options::overwrite_existing);
+    }
+  }
+  std::string refusal() const {
+    return test::refusal<DataError>([&] { load_model(dir_.path(), {}); });
+  }
+
+  test::TempDir dir_;
+  const std::string module_ = "model.layers.1.mlp.up_proj";
+};
+
+TEST_F(GptqDamage, IsNamed) {
+  REQUIRE_SHARED("goldens/gptq/w4g32_v1");
+  const auto with = [](std::array<int64_t, 2> place, double value) {
+    return [=](const at::Tensor& tensor) {
+      at::Tensor changed = tensor.clone();
+      changed[place[0]][place[1]] = value;
+      return changed;
+    };
+  };
+  copy(module_ + ".scales", with({1, 3}, NAN));
+  test::expect_part(refusal(), "'" + module_ + "': scales of row 3, group 1 is not finite");
+  copy(module_ + ".scales", with({1, 3}, INFINITY));
+  test::expect_part(refusal(), "scales of row 3, group 1 is not finite");
+  copy(module_ + ".g_idx", [](const at::Tensor& groups) { return groups - 1; });
+  test::expect_part(refusal(), "'" + module_ + ".g_idx': input 0 is said to be of group -1");
+}
+
+TEST_F(GptqDamage, AFolderThatDoesNotSayHowItIsPacked) {
+  REQUIRE_SHARED("goldens/gptq/w4g32_v1");
+  copy(module_ + ".scales", [](const at::Tensor& scales) { return scales; });
+  EXPECT_NO_THROW(load_model(dir_.path(), {}));
+  fs::remove(dir_ / "quantize_config.json");
+  EXPECT_NO_THROW(load_model(dir_.path(), {}));  // config.json says it too
+  nlohmann::json config = io::read_json_file(dir_ / "config.json");
+  config.erase("quantization_config");
+  io::write_json_file(dir_ / "config.json", config);
+  test::expect_part(refusal(), "nothing says how");
 }
 
 // ---- Known codes and zero points in every layout.
