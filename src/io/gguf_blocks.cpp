@@ -65,8 +65,15 @@ void block_codes(GgufType type, const BlockParts& parts, const std::byte* block,
     for (int i = 0; i < kGgufBlock; ++i) codes[i] = static_cast<uint8_t>(stored[i] ^ std::byte{0x80});
     return;
   }
+  if (parts.high_bits == 0) {
+    for (int i = 0; i < 16; ++i) {
+      codes[i] = static_cast<uint8_t>(stored[i] & std::byte{0xf});
+      codes[i + 16] = static_cast<uint8_t>(stored[i] >> 4);
+    }
+    return;
+  }
   uint32_t high = 0;
-  if (parts.high_bits != 0) std::memcpy(&high, block + parts.high_bits, sizeof high);
+  std::memcpy(&high, block + parts.high_bits, sizeof high);
   for (int i = 0; i < 16; ++i) {
     const auto both = static_cast<uint8_t>(stored[i]);
     codes[i] = static_cast<uint8_t>((both & 0xf) | (high >> i & 1) << 4);
