@@ -49,11 +49,14 @@ def random_model(folder, generator, **changes):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     hidden, inner, dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
-    rows = {"self_attn.q_proj": (config["num_attention_heads"] * dim, hidden), "self_attn.k_proj": (config["num_key_value_heads"] * dim, hidden),
-            "self_attn.v_proj": (config["num_key_value_heads"] * dim, hidden), "self_attn.o_proj": (hidden, config["num_attention_heads"] * dim),
+    rows = {"self_attn.q_proj": (config["num_attention_heads"] * dim, hidden), "self_attn.k_proj": (config["num_key_value_heads"] * dim,
+        hidden),
+            "self_attn.v_proj": (config["num_key_value_heads"] * dim, hidden), "self_attn.o_proj": (hidden,
+                config["num_attention_heads"] * dim),
             "mlp.gate_proj": (inner, hidden), "mlp.up_proj": (inner, hidden), "mlp.down_proj": (hidden, inner)}
     normal = lambda *shape, scale: generator.normal(0, scale, shape)
-    tensors = {"model.embed_tokens.weight": normal(config["vocab_size"], hidden, scale=0.3), "model.norm.weight": 1 + normal(hidden, scale=0.1)}
+    tensors = {"model.embed_tokens.weight": normal(config["vocab_size"], hidden, scale=0.3), "model.norm.weight": 1 + normal(hidden,
+        scale=0.1)}
     if not config["tie_word_embeddings"]:
         tensors["lm_head.weight"] = normal(config["vocab_size"], hidden, scale=0.3)
     for layer in range(config["num_hidden_layers"]):
@@ -117,12 +120,14 @@ class Engine:
         self.server = xl.Server(params)
 
     def post(self, path, document):
-        request = urllib.request.Request(self.server.listening_address + path, json.dumps(document).encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(self.server.listening_address + path, json.dumps(document).encode(),
+            {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=120) as answer:
             return json.load(answer)
 
     def log_probabilities(self, ids, vocab):
-        # The probabilities are those before sampling, and the server leaves them out when the token that it sampled is a part of a character:
+        # The probabilities are those before sampling, and the server leaves them out when the token that it sampled is a part of a
+        # character:
         # the bias makes it sample a full stop (byte 0x2E of a SentencePiece vocabulary).
         answer = self.post("/completion", {"prompt": ids, "n_predict": 1, "temperature": -1, "n_probs": vocab, "cache_prompt": False,
                                            "logit_bias": [[3 + 0x2E, 1000.0]]})
@@ -137,7 +142,8 @@ class Engine:
         return self.post("/tokenize", {"content": text, "add_special": add_bos, "parse_special": False})["tokens"]
 
     def greedy(self, prompt, count):
-        return self.post("/completion", {"prompt": prompt, "n_predict": count, "temperature": -1, "cache_prompt": False, "return_tokens": True})
+        return self.post("/completion", {"prompt": prompt, "n_predict": count, "temperature": -1, "cache_prompt": False,
+            "return_tokens": True})
 
 
 class Check:
@@ -152,7 +158,8 @@ class Check:
         (self.work / "ids.json").write_text(json.dumps(ids))
         out = self.work / "logits.safetensors"
         extra = [] if adapter is None else ["--adapter", adapter]
-        run(self.program, "eval", "--model", model, *extra, "--task", "perplexity", "--token-ids", self.work / "ids.json", "--save-logits", out,
+        run(self.program, "eval", "--model", model, *extra, "--task", "perplexity", "--token-ids", self.work / "ids.json", "--save-logits",
+            out,
             "--dtype", "float32", "--device", "cpu", "--force" if out.exists() else "-q", "-q")
         logits = read_safetensors(out)["logits"].astype(np.float64)
         out.unlink()
@@ -174,10 +181,12 @@ class Check:
         worst = max(float(part.max()) for part in differences)
         rms = float(np.sqrt(np.mean(np.concatenate(differences) ** 2)))
         if exact:
-            self.report(worst <= FLOAT_TOLERANCE, f"{name}: log-probabilities differ by {worst:.2g} at most (allowed {FLOAT_TOLERANCE:g}, spread {spread:.2g})")
+            self.report(worst <= FLOAT_TOLERANCE,
+                f"{name}: log-probabilities differ by {worst:.2g} at most (allowed {FLOAT_TOLERANCE:g}, spread {spread:.2g})")
             self.report(same == len(differences), f"{name}: the same greedy choice after {same} of {len(differences)} prefixes")
         else:
-            self.report(rms <= BLOCK_TOLERANCE * spread, f"{name}: log-probabilities differ by {rms:.2g} in rms (allowed {BLOCK_TOLERANCE * spread:.2g}), "
+            self.report(rms <= BLOCK_TOLERANCE * spread,
+                f"{name}: log-probabilities differ by {rms:.2g} in rms (allowed {BLOCK_TOLERANCE * spread:.2g}), "
                         f"{worst:.2g} at most; spread {spread:.2g}; the same greedy choice after {same} of {len(differences)} prefixes")
 
 
@@ -207,12 +216,15 @@ def check_tokens(check, tokenizer, vectors, work, generator):
     texts = vectors.with_suffix(".inp").read_text().split("\n__ggml_vocab_test__\n")
     expected = [[int(i) for i in line.split()] for line in vectors.with_suffix(".out").read_text().splitlines()]
     wrong = sum(engine.tokenize(text) != ids for text, ids in zip(texts, expected))
-    check.report(wrong == 0 and len(expected) > 10, f"tokenisation: {len(expected) - wrong} of {len(expected)} recorded texts get their ids")
+    check.report(wrong == 0 and len(expected) > 10,
+        f"tokenisation: {len(expected) - wrong} of {len(expected)} recorded texts get their ids")
     prompt = "The quick brown fox"
-    ours = json.loads(run(check.program, "generate", "--model", folder, "--prompt", prompt, "--template", "none", "--max-tokens", "12", "--temperature", "0",
+    ours = json.loads(run(check.program, "generate", "--model", folder, "--prompt", prompt, "--template", "none", "--max-tokens", "12",
+        "--temperature", "0",
                           "--dtype", "float32", "--device", "cpu", "--json", "-q"))["text"]
     theirs = engine.greedy(prompt, 12)["content"]
-    check.report(ours.strip() == theirs.strip(), f"greedy text: {ours!r}" + ("" if ours.strip() == theirs.strip() else f" beside {theirs!r}"))
+    check.report(ours.strip() == theirs.strip(),
+        f"greedy text: {ours!r}" + ("" if ours.strip() == theirs.strip() else f" beside {theirs!r}"))
 
 
 def main():
@@ -227,7 +239,8 @@ def main():
         check_model(check, Path(model).name, model)
     if not options.models:
         made = options.work / "models"
-        llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+        llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64}
         kinds = {"llama": {}, "llama tied with scaled rope": {"tie_word_embeddings": True, "rope_theta": 500000.0, "rope_scaling": llama3},
                  "llama with biases and linear rope": {"attention_bias": True, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
                  "mistral": {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None},
@@ -237,7 +250,8 @@ def main():
             check_model(check, name, made / name, dtype="float32")
         for bits in (2, 3, 4):
             quantised = made / f"int{bits}"
-            run(options.program, "quantize", "--model", made / "llama", "--out", quantised, "--bits", bits, "--group-size", 32, "--force", "-q", "--method", "rtn")
+            run(options.program, "quantize", "--model", made / "llama", "--out", quantised, "--bits", bits, "--group-size", 32, "--force",
+                "-q", "--method", "rtn")
             check_model(check, f"llama in {bits} bits", quantised)
         random_adapter(made / "adapter", made / "llama", generator, "sum", 32)
         check_model(check, "llama in 4 bits with an adapter", made / "int4", adapter=made / "adapter")

@@ -57,7 +57,8 @@ json inspect_gguf(const fs::path& path) {
     result.update(model);
     if (text::has_gguf_vocabulary(file)) result["tokens"] = text::read_gguf_vocabulary(file).pieces.size();
   } catch (const DataError& error) {  // a sound file that is no model which can be run here
-    result.update({{"architecture", file.text("general.architecture").value_or("unknown")}, {"parameters", elements}, {"not_read", error.what()}});
+    result.update({{"architecture", file.text("general.architecture").value_or("unknown")}, {"parameters", elements}, {"not_read",
+        error.what()}});
   }
   result["bytes"] = bytes;
   result["bits_per_weight"] = elements == 0 ? 0.0 : 8.0 * static_cast<double>(bytes) / static_cast<double>(elements);

@@ -37,7 +37,8 @@ struct Item {
   bool permuted = false;
 };
 
-std::string where(const Source& source, const std::string& name) { return message(source.checkpoint.file_of(name).string(), ": tensor '", name, "'"); }
+std::string where(const Source& source, const std::string& name) { return message(source.checkpoint.file_of(name).string(), ": tensor '",
+    name, "'"); }
 
 GgufType stored_type(io::Dtype dtype) {
   return dtype == io::Dtype::kF16 ? GgufType::kF16 : dtype == io::Dtype::kBF16 ? GgufType::kBF16 : GgufType::kF32;
@@ -49,7 +50,8 @@ std::optional<GgufType> chosen_type(const Options& options) {
       {"float32", GgufType::kF32}, {"float16", GgufType::kF16}, {"bfloat16", GgufType::kBF16}, {"q8_0", GgufType::kQ8_0}};
   if (options.weights_dtype.empty()) return std::nullopt;
   const auto found = names.find(options.weights_dtype);
-  QALORA_REQUIRE(found != names.end(), UserError, "--dtype-of-weights: expected float32, float16, bfloat16 or q8_0, got '", options.weights_dtype,
+  QALORA_REQUIRE(found != names.end(), UserError, "--dtype-of-weights: expected float32, float16, bfloat16 or q8_0, got '",
+      options.weights_dtype,
                  "'", did_you_mean(options.weights_dtype, {"float32", "float16", "bfloat16", "q8_0"}));
   return found->second;
 }
@@ -57,7 +59,8 @@ std::optional<GgufType> chosen_type(const Options& options) {
 // Why Q4_1 cannot hold these codes; "" when it can.
 std::string misfit(const quant::PackedWeight& weight) {
   if (weight.bits > 4) return message("has codes of ", weight.bits, " bits, and Q4_1's have 4");
-  if (weight.in_features % io::kGgufBlock != 0) return message("has ", weight.in_features, " inputs, not a multiple of Q4_1's blocks of 32");
+  if (weight.in_features % io::kGgufBlock != 0) return message("has ", weight.in_features,
+      " inputs, not a multiple of Q4_1's blocks of 32");
   if (weight.group_size != weight.in_features && weight.group_size % io::kGgufBlock != 0) {
     return message("is quantised in groups of ", weight.group_size, ", not a multiple of Q4_1's blocks of 32");
   }
@@ -80,7 +83,8 @@ GgufType type_for(const Source& source, const Options& options, const model::Exp
     const std::string why = misfit(outline(source, tensor));
     way = why.empty() ? Way::kPacked : Way::kDequantised;
     if (why.empty()) return GgufType::kQ4_1;
-    QALORA_REQUIRE(chosen, UserError, where(source, tensor.name), " ", why, "; choose what it becomes with --dtype-of-weights (float16 and q8_0 "
+    QALORA_REQUIRE(chosen, UserError, where(source, tensor.name), " ", why,
+        "; choose what it becomes with --dtype-of-weights (float16 and q8_0 "
                    "round it), or export it with --to safetensors");
     return *chosen;
   }
@@ -163,8 +167,8 @@ class RowCheck {
       : weight_(weight), blocks_(weight.in_features / io::kGgufBlock), codes_(static_cast<size_t>(weight.in_features)),
         packed_(static_cast<size_t>(weight.codes.size(1))), scales_(static_cast<size_t>(blocks_)), offsets_(scales_.size()) {}
 
-  // The codes must be the same. The error of a block is largest at its smallest or its largest code, because it is linear in the code; returned
-  // in steps of the grid.
+  // The codes must be the same. The error of a block is largest at its smallest or its largest code, because it is linear in the code;
+  // returned in steps of the grid.
   double error(int64_t row, const std::byte* written) {
     const int64_t words = weight_.codes.size(1), groups = weight_.groups();
     io::gguf_row_codes(GgufType::kQ4_1, written, blocks_, 8, reinterpret_cast<uint32_t*>(codes_.data()));
@@ -226,9 +230,11 @@ class Exporter {
     const at::Tensor scales = weight.scales.to(at::kHalf), offsets = weight.offsets.to(at::kHalf);
     count_rounding(weight.scales, scales, report);
     count_rounding(weight.offsets, offsets, report);
-    QALORA_REQUIRE(report.overflow == 0, UserError, where(source_, item.name), ": ", report.overflow, " of its scales and offsets are above 65504, "
+    QALORA_REQUIRE(report.overflow == 0, UserError, where(source_, item.name), ": ", report.overflow,
+        " of its scales and offsets are above 65504, "
                    "the largest number of Q4_1's 16 bits; export the model with --to mlx or --to safetensors");
-    const int64_t rows = weight.out_features(), blocks = weight.in_features / io::kGgufBlock, words = weight.codes.size(1), groups = weight.groups();
+    const int64_t rows = weight.out_features(), blocks = weight.in_features / io::kGgufBlock, words = weight.codes.size(1),
+        groups = weight.groups();
     std::vector<std::byte> bytes(item.there.bytes());
     const size_t row_bytes = bytes.size() / static_cast<size_t>(rows);
     const auto* codes = reinterpret_cast<const uint32_t*>(weight.codes.const_data_ptr<int32_t>());
@@ -307,7 +313,8 @@ class Exporter {
         if (!good) fits = false;
       }
     });
-    QALORA_REQUIRE(fits, UserError, where(source_, item.name), " has numbers that are too large for q8_0; choose --dtype-of-weights float32");
+    QALORA_REQUIRE(fits, UserError, where(source_, item.name),
+        " has numbers that are too large for q8_0; choose --dtype-of-weights float32");
     return bytes;
   }
 
@@ -317,7 +324,8 @@ class Exporter {
     const int64_t columns = shape[1], row_bytes = bytes.size(1);
     at::parallel_for(0, shape[0], 16, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
-        io::gguf_row_values(type, reinterpret_cast<const std::byte*>(bytes.const_data_ptr<uint8_t>() + row * row_bytes), columns / io::kGgufBlock,
+        io::gguf_row_values(type, reinterpret_cast<const std::byte*>(bytes.const_data_ptr<uint8_t>() + row * row_bytes),
+            columns / io::kGgufBlock,
                             values.data_ptr<float>() + row * columns);
       }
     });
@@ -347,7 +355,8 @@ Plan plan_gguf(const Source& source, const Options& options) {
   uint64_t largest = 0;
   for (const auto& item : items) {
     largest = std::max(largest, item.there.bytes() + source.checkpoint.info(item.name).bytes());
-    if (item.way == Way::kDequantised) largest = std::max<uint64_t>(largest, 4 * static_cast<uint64_t>(item.there.shape[0] * item.there.shape[1]));
+    if (item.way == Way::kDequantised) largest = std::max<uint64_t>(largest,
+        4 * static_cast<uint64_t>(item.there.shape[0] * item.there.shape[1]));
   }
   plan.peak_bytes = peak_bytes({}, 0) + 2 * largest;
   if (source.adapter) plan.notes.push_back("the adapter goes into a file of its own beside the model's, as GGUF LoRA; give both to the engine");

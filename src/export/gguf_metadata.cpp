@@ -67,11 +67,13 @@ void check_gguf_rope(const Source& source) {
   const model::RopeConfig& rope = source.config.rope;
   const std::string where = source.checkpoint.config_name();
   const char* way = "; export it with --to safetensors";
-  QALORA_REQUIRE(rope.kind != model::RopeKind::kDynamic, UserError, where, ": a dynamic rotary scaling, which llama.cpp does not compute", way);
+  QALORA_REQUIRE(rope.kind != model::RopeKind::kDynamic, UserError, where, ": a dynamic rotary scaling, which llama.cpp does not compute",
+      way);
   QALORA_REQUIRE(rope.kind != model::RopeKind::kLlama3 || gguf_architecture(source.config) == "llama", UserError, where,
                  ": LLaMA 3's rotary scaling, which llama.cpp computes for LLaMA only, not for ", source.config.model_type, way);
   if (rope.kind != model::RopeKind::kYarn) return;
-  const bool usual = rope.beta_fast == 32 && rope.beta_slow == 1 && !rope.attention_factor && !rope.mscale && !rope.mscale_all_dim && rope.truncate;
+  const bool usual = rope.beta_fast == 32 && rope.beta_slow == 1 && !rope.attention_factor && !rope.mscale && !rope.mscale_all_dim &&
+      rope.truncate;
   QALORA_REQUIRE(usual, UserError, where, ": YaRN with other settings than its factor, which GGUF does not carry", way);
 }
 

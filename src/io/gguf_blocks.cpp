@@ -141,7 +141,8 @@ void gguf_row_values(GgufType type, const std::byte* row, int64_t blocks, float*
   }
 }
 
-void gguf_pack_q4_1(const uint32_t* packed, int bits, const uint16_t* scales, const uint16_t* offsets, int64_t group_size, int64_t blocks, std::byte* row) {
+void gguf_pack_q4_1(const uint32_t* packed, int bits, const uint16_t* scales, const uint16_t* offsets, int64_t group_size, int64_t blocks,
+    std::byte* row) {
   const int64_t blocks_of_group = group_size / kGgufBlock;
   std::array<uint8_t, kGgufBlock> codes;
   for (int64_t b = 0; b < blocks; ++b, row += 20) {

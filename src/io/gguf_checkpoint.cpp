@@ -38,7 +38,8 @@ bool is_constant(const std::string& name) { return name == "rope_freqs.weight" |
 void copy_permuted(std::span<const std::byte> from, int64_t rows, int64_t head_dim, std::byte* to) {
   const size_t row_bytes = from.size() / static_cast<size_t>(rows);
   for (int64_t row = 0; row < rows; ++row) {
-    std::memcpy(to + static_cast<size_t>(row) * row_bytes, from.data() + static_cast<size_t>(gguf_row(row, head_dim)) * row_bytes, row_bytes);
+    std::memcpy(to + static_cast<size_t>(row) * row_bytes, from.data() + static_cast<size_t>(gguf_row(row, head_dim)) * row_bytes,
+        row_bytes);
   }
 }
 
@@ -66,7 +67,8 @@ void GgufCheckpoint::add_quantization() {
   }
   if (modules_of_bits.empty()) return;
   const auto entry = [](int bits) { return nlohmann::json{{"bits", bits}, {"group_size", kGgufBlock}, {"mode", "affine"}}; };
-  const auto usual = std::max_element(modules_of_bits.begin(), modules_of_bits.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+  const auto usual = std::max_element(modules_of_bits.begin(), modules_of_bits.end(), [](const auto& a,
+      const auto& b) { return a.second < b.second; });
   nlohmann::json& quantization = config_["quantization"] = entry(usual->first);
   for (const auto& [name, place] : places_) {
     if (place.part != Part::kCodes) continue;
@@ -79,7 +81,8 @@ void GgufCheckpoint::add(const std::string& name, const GgufTensor& tensor) {
   const GgufType type = type_of(tensor);
   const std::string where = message(file_.path().string(), ": tensor '", *name_to_gguf(name), "' ");
   QALORA_REQUIRE(is_dense(type) || gguf_code_bits(type) > 0, DataError, where, "is of type ", gguf_layout(tensor.type)->name,
-                 ", which is not read (", kReadTypes, " are); K-quants and the like round scales and offsets too, so start from another file of "
+                 ", which is not read (", kReadTypes,
+                     " are); K-quants and the like round scales and offsets too, so start from another file of "
                  "this model");
   QALORA_REQUIRE(is_dense(type) || tensor.shape.size() > 1, DataError, where, "is a vector of type ", gguf_layout(type).name,
                  ", expected F32, F16 or BF16");

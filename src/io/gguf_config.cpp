@@ -67,7 +67,7 @@ class Metadata {
     return value ? std::optional(decimal(*value)) : std::nullopt;
   }
 
-  // UserError-free: what a file may say only with this value.
+  // What a file may say only with this value.
   void expect(const char* name, double value, const char* why) const {
     const auto found = number(name);
     QALORA_REQUIRE(!found || *found == value, DataError, file_.name, ": metadata '", key(name), "' is ", *found, ", ", why);
@@ -87,7 +87,8 @@ const std::set<std::string_view>& known_keys() {
       "attention.layer_norm_rms_epsilon", "attention.key_length", "attention.value_length", "attention.sliding_window", "attention.causal",
       "rope.dimension_count", "rope.freq_base", "rope.scale_linear", "rope.scaling.type", "rope.scaling.factor",
       "rope.scaling.original_context_length", "rope.scaling.finetuned", "rope.scaling.attn_factor", "rope.scaling.yarn_log_multiplier",
-      "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor", "vocab_size",
+      "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow", "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor",
+          "vocab_size",
       "expert_count", "expert_used_count", "tensor_data_layout", "use_parallel_residual"};
   return known;
 }
@@ -154,7 +155,8 @@ json rope_scaling(const Metadata& metadata, double theta, int64_t head_dim) {
   const GgufTensor* divisors = find(file, "rope_freqs.weight");
   const std::string type = file.text(metadata.key("rope.scaling.type")).value_or("linear");
   const double factor = metadata.number("rope.scaling.factor").value_or(metadata.number("rope.scale_linear").value_or(1));
-  QALORA_REQUIRE(type == "none" || type == "linear" || type == "yarn", DataError, file.name, ": metadata '", metadata.key("rope.scaling.type"),
+  QALORA_REQUIRE(type == "none" || type == "linear" || type == "yarn", DataError, file.name, ": metadata '",
+      metadata.key("rope.scaling.type"),
                  "' is '", type.substr(0, 60), "', which is not supported (none, linear and yarn are)");
   const bool scaled = type != "none" && factor != 0 && factor != 1;
   QALORA_REQUIRE(divisors == nullptr || !scaled, DataError, file.name, ": has rope_freqs.weight and a rotary scaling of type '", type,
@@ -168,13 +170,15 @@ json rope_scaling(const Metadata& metadata, double theta, int64_t head_dim) {
 bool has_bias(const GgufContents& file, const std::vector<std::string>& parts) {
   size_t there = 0;
   for (const std::string& part : parts) there += find(file, "blk.0." + part + ".bias") != nullptr ? 1 : 0;
-  QALORA_REQUIRE(there == 0 || there == parts.size(), DataError, file.name, ": some of the biases of layer 0 are missing ('blk.0.", parts[0],
+  QALORA_REQUIRE(there == 0 || there == parts.size(), DataError, file.name, ": some of the biases of layer 0 are missing ('blk.0.",
+      parts[0],
                  ".bias' and those beside it); models with a part of them are not supported");
   return there > 0;
 }
 
 void add_tokens(const GgufContents& file, json& config) {
-  for (const auto& [key, name] : {std::pair{"tokenizer.ggml.bos_token_id", "bos_token_id"}, {"tokenizer.ggml.eos_token_id", "eos_token_id"}}) {
+  for (const auto& [key, name] : {std::pair{"tokenizer.ggml.bos_token_id", "bos_token_id"}, {"tokenizer.ggml.eos_token_id",
+      "eos_token_id"}}) {
     if (const auto id = file.integer(key)) config[name] = *id;
   }
 }
@@ -193,7 +197,8 @@ std::vector<double> llama3_divisors(const Llama3Scaling& scaling, double theta, 
     const double wavelength = 2 * M_PI * std::pow(theta, 2.0 * static_cast<double>(i) / static_cast<double>(head_dim));
     const double turns = static_cast<double>(scaling.original_context) / wavelength;  // over the trained context
     const double t = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor);
-    result[i] = turns > scaling.high_freq_factor ? 1 : turns < scaling.low_freq_factor ? scaling.factor : 1 / ((1 - t) / scaling.factor + t);
+    result[i] = turns > scaling.high_freq_factor ? 1 : turns < scaling.low_freq_factor ? scaling.factor : 1 / ((1 - t) / scaling.factor +
+        t);
   }
   return result;
 }
@@ -255,15 +260,18 @@ json gguf_config(const GgufContents& file) {
   const Metadata metadata(file, architecture);
   metadata.expect("expert_count", 0, "mixtures of experts are not supported");
   QALORA_REQUIRE(file.flag(metadata.key("attention.causal")).value_or(true), DataError, file.name, ": is not a causal model");
-  QALORA_REQUIRE(!file.flag(metadata.key("use_parallel_residual")).value_or(false), DataError, file.name, ": has parallel residuals, which is not supported");
+  QALORA_REQUIRE(!file.flag(metadata.key("use_parallel_residual")).value_or(false), DataError, file.name,
+      ": has parallel residuals, which is not supported");
   const GgufTensor* embedding = find(file, "token_embd.weight");
-  QALORA_REQUIRE(embedding != nullptr && embedding->shape.size() == 2, DataError, file.name, ": tensor 'token_embd.weight' is missing or no matrix");
+  QALORA_REQUIRE(embedding != nullptr && embedding->shape.size() == 2, DataError, file.name,
+      ": tensor 'token_embd.weight' is missing or no matrix");
 
   const int64_t hidden = metadata.required("embedding_length"), heads = metadata.required("attention.head_count");
   QALORA_REQUIRE(heads > 0, DataError, file.name, ": metadata '", metadata.key("attention.head_count"), "' is 0");
   const int64_t head_dim = metadata.size("attention.key_length").value_or(hidden / heads);
   metadata.expect("attention.value_length", static_cast<double>(head_dim), "unlike the keys' length, which is not supported");
-  metadata.expect("rope.dimension_count", static_cast<double>(head_dim), "but the heads are of another size; partial rotation is not supported");
+  metadata.expect("rope.dimension_count", static_cast<double>(head_dim),
+      "but the heads are of another size; partial rotation is not supported");
   const double theta = metadata.number("rope.freq_base").value_or(10000);
   const auto epsilon = metadata.number("attention.layer_norm_rms_epsilon");
   QALORA_REQUIRE(epsilon, DataError, file.name, ": metadata '", metadata.key("attention.layer_norm_rms_epsilon"), "' is missing");

@@ -17,8 +17,8 @@ constexpr uint32_t kMostDimensions = 4;
 constexpr uint64_t kLongestTensorName = 63;  // the reference keeps names in 64 bytes with a NUL
 constexpr uint64_t kLongestKey = 65535;
 constexpr uint64_t kMostEntries = uint64_t{1} << 20;  // tensors, or entries of the metadata: a thousand times a large model's
-// The least that one entry takes: a key of one letter with its length, a type and a one-byte value; a name of one letter with its length, the
-// number of dimensions, one of them, type and offset.
+// The least that one entry takes: a key of one letter with its length, a type and a one-byte value; a name of one letter with its length,
+// the number of dimensions, one of them, type and offset.
 constexpr uint64_t kLeastEntry = 8 + 1 + 4 + 1, kLeastTensor = 8 + 1 + 4 + 8 + 4 + 8;
 
 constexpr std::array<GgufLayout, 35> kLayouts = {{
@@ -38,7 +38,8 @@ uint64_t value_bytes(GgufValueType type) {
 }
 
 const char* type_name(GgufValueType type) {
-  constexpr std::array<const char*, 13> kNames = {"u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "string", "array", "u64", "i64", "f64"};
+  constexpr std::array<const char*, 13> kNames = {"u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "string", "array", "u64", "i64",
+      "f64"};
   return kNames[static_cast<size_t>(type)];
 }
 
@@ -58,7 +59,8 @@ class Cursor {
   uint64_t remaining() const { return bytes_.size() - at_; }
 
   std::span<const std::byte> take(uint64_t count, std::string_view what) {
-    QALORA_REQUIRE(count <= remaining(), DataError, name_, ": ", what, " would take ", count, " bytes at byte ", at_, ", but only ", remaining(),
+    QALORA_REQUIRE(count <= remaining(), DataError, name_, ": ", what, " would take ", count, " bytes at byte ", at_, ", but only ",
+        remaining(),
                    " are left; the file is damaged or only a part of one");
     const auto part = bytes_.subspan(at_, count);
     at_ += count;
@@ -110,13 +112,15 @@ class Parser {
                    ": does not begin with 'GGUF'; expected a GGUF file");
     cursor_.take(4, "the magic number");
     const auto version = cursor_.number<uint32_t>("the version");
-    QALORA_REQUIRE(version == 0 || (version & 0xffff) != 0, DataError, name, ": is written in big-endian order; expected a little-endian file");
+    QALORA_REQUIRE(version == 0 || (version & 0xffff) != 0, DataError, name,
+        ": is written in big-endian order; expected a little-endian file");
     QALORA_REQUIRE(version == 2 || version == 3, DataError, name, ": has GGUF version ", version, ", expected 2 or 3",
                    version < 2 ? "; convert the original model again" : "");
     result_.version = version;
     const auto tensors = cursor_.number<uint64_t>("the number of tensors");
     const auto entries = cursor_.number<uint64_t>("the number of metadata entries");
-    QALORA_REQUIRE(tensors <= std::min(cursor_.remaining() / kLeastTensor, kMostEntries), DataError, name, ": says that it holds ", tensors, " tensors, more than its ",
+    QALORA_REQUIRE(tensors <= std::min(cursor_.remaining() / kLeastTensor, kMostEntries), DataError, name, ": says that it holds ",
+        tensors, " tensors, more than its ",
                    bytes_.size(), " bytes have room for or any model has; the file is damaged");
     QALORA_REQUIRE(entries <= std::min(cursor_.remaining() / kLeastEntry, kMostEntries), DataError, name, ": says that it holds ", entries,
                    " metadata entries, more than its ", bytes_.size(), " bytes have room for or any model has; the file is damaged");
@@ -132,7 +136,8 @@ class Parser {
 
   void check_flags(const GgufValue& value, const std::string& what) const {
     if (value.type != GgufValueType::kBool) return;
-    const bool good = std::all_of(value.bytes.begin(), value.bytes.end(), [](std::byte b) { return b == std::byte{0} || b == std::byte{1}; });
+    const bool good = std::all_of(value.bytes.begin(), value.bytes.end(), [](std::byte b) { return b == std::byte{0} ||
+        b == std::byte{1}; });
     QALORA_REQUIRE(good, DataError, result_.name, ": ", what, " is a bool that is neither 0 nor 1");
   }
 
@@ -147,7 +152,8 @@ class Parser {
     if (value.type == GgufValueType::kArray) {
       value.is_array = true;
       value.type = value_type(what);
-      QALORA_REQUIRE(value.type != GgufValueType::kArray, DataError, result_.name, ": ", what, " is an array of arrays, which the format forbids");
+      QALORA_REQUIRE(value.type != GgufValueType::kArray, DataError, result_.name, ": ", what,
+          " is an array of arrays, which the format forbids");
       value.count = cursor_.number<uint64_t>(what + "'s count");
     }
     value.bytes = value.type == GgufValueType::kString ? strings(value, what) : numbers(value, what);
@@ -181,7 +187,8 @@ class Parser {
     QALORA_REQUIRE(value.type == GgufValueType::kU32 && !value.is_array, DataError, result_.name, ": metadata 'general.alignment' is ",
                    type_name(value.type), value.is_array ? " array" : "", ", expected u32");
     const auto alignment = load<uint32_t>(value.bytes.data());
-    QALORA_REQUIRE(alignment != 0 && (alignment & (alignment - 1)) == 0, DataError, result_.name, ": metadata 'general.alignment' is ", alignment,
+    QALORA_REQUIRE(alignment != 0 && (alignment & (alignment - 1)) == 0, DataError, result_.name, ": metadata 'general.alignment' is ",
+        alignment,
                    ", expected a power of two");
     result_.alignment = alignment;
   }
@@ -189,8 +196,10 @@ class Parser {
   Planned tensor(uint64_t index) {
     const std::string where = message("tensor ", index);
     const std::string_view name = cursor_.text(where + "'s name");
-    QALORA_REQUIRE(!name.empty() && name.size() <= kLongestTensorName && name.find('\0') == std::string_view::npos && valid_utf8(name), DataError,
-                   result_.name, ": ", where, " has a name of ", name.size(), " bytes, expected 1 to ", kLongestTensorName, " bytes of text");
+    QALORA_REQUIRE(!name.empty() && name.size() <= kLongestTensorName && name.find('\0') == std::string_view::npos && valid_utf8(name),
+        DataError,
+                   result_.name, ": ", where, " has a name of ", name.size(), " bytes, expected 1 to ", kLongestTensorName,
+                       " bytes of text");
     const std::string what = message("tensor '", name, "'");
     const auto dimensions = cursor_.number<uint32_t>(what + "'s number of dimensions");
     QALORA_REQUIRE(dimensions >= 1 && dimensions <= kMostDimensions, DataError, result_.name, ": ", what, " has ", dimensions,
@@ -198,7 +207,8 @@ class Parser {
     GgufTensor tensor;
     for (uint32_t i = 0; i < dimensions; ++i) {
       const auto size = cursor_.number<uint64_t>(what + "'s shape");
-      QALORA_REQUIRE(size >= 1 && size <= static_cast<uint64_t>(INT64_MAX), DataError, result_.name, ": ", what, " has a dimension of ", size,
+      QALORA_REQUIRE(size >= 1 && size <= static_cast<uint64_t>(INT64_MAX), DataError, result_.name, ": ", what, " has a dimension of ",
+          size,
                      ", expected 1 or more");
       tensor.shape.insert(tensor.shape.begin(), static_cast<int64_t>(size));
     }
@@ -214,10 +224,12 @@ class Parser {
     const GgufLayout* layout = gguf_layout(tensor.type);
     QALORA_REQUIRE(layout != nullptr, DataError, result_.name, ": ", what, " has type ", tensor.type, ", which is not known");
     const int64_t row = tensor.shape.back();
-    QALORA_REQUIRE(row % layout->block_elements == 0, DataError, result_.name, ": ", what, " has rows of ", row, " elements, not a multiple of the ",
+    QALORA_REQUIRE(row % layout->block_elements == 0, DataError, result_.name, ": ", what, " has rows of ", row,
+        " elements, not a multiple of the ",
                    layout->block_elements, " of a ", layout->name, " block");
     const auto elements = checked_elements(tensor.shape);
-    const auto bytes = elements ? checked_mul(static_cast<uint64_t>(*elements) / layout->block_elements, layout->block_bytes) : std::nullopt;
+    const auto bytes = elements ? checked_mul(static_cast<uint64_t>(*elements) / layout->block_elements, layout->block_bytes)
+        : std::nullopt;
     QALORA_REQUIRE(bytes, DataError, result_.name, ": ", what, " has more elements than any file holds");
     return *bytes;
   }
@@ -232,14 +244,16 @@ class Parser {
   void place(const std::vector<Planned>& planned) {
     if (planned.empty()) return;
     const auto begin = padded(cursor_.position());
-    QALORA_REQUIRE(begin && *begin <= bytes_.size(), DataError, result_.name, ": ends before its tensors begin; the file is damaged or only a part "
+    QALORA_REQUIRE(begin && *begin <= bytes_.size(), DataError, result_.name,
+        ": ends before its tensors begin; the file is damaged or only a part "
                    "of one");
     const auto data = bytes_.subspan(*begin);
     uint64_t expected = 0;
     for (const Planned& part : planned) {
       QALORA_REQUIRE(part.offset == expected, DataError, result_.name, ": tensor '", *part.name, "' is said to lie at ", part.offset,
                      " of the data, expected ", expected, ", right behind the tensor before it");
-      QALORA_REQUIRE(part.offset <= data.size() && part.bytes <= data.size() - part.offset, DataError, result_.name, ": tensor '", *part.name, "' of ",
+      QALORA_REQUIRE(part.offset <= data.size() && part.bytes <= data.size() - part.offset, DataError, result_.name, ": tensor '",
+          *part.name, "' of ",
                      part.bytes, " bytes does not fit into the ", data.size() - std::min<uint64_t>(part.offset, data.size()),
                      " bytes that are left; the file is damaged or only a part of one");
       part.tensor->bytes = data.subspan(part.offset, part.bytes);
@@ -261,10 +275,12 @@ const GgufValue* find(const GgufContents& contents, std::string_view key) {
 }
 
 [[noreturn]] void wrong_type(const GgufContents& contents, std::string_view key, const GgufValue& value, const char* expected) {
-  throw DataError(message(contents.name, ": metadata '", key, "' is ", type_name(value.type), value.is_array ? " array" : "", ", expected ", expected));
+  throw DataError(message(contents.name, ": metadata '", key, "' is ", type_name(value.type), value.is_array ? " array" : "",
+      ", expected ", expected));
 }
 
-bool is_integer(GgufValueType type) { return value_bytes(type) > 0 && type != GgufValueType::kF32 && type != GgufValueType::kF64 && type != GgufValueType::kBool; }
+bool is_integer(GgufValueType type) { return value_bytes(type) > 0 && type != GgufValueType::kF32 && type != GgufValueType::kF64 &&
+    type != GgufValueType::kBool; }
 
 // Element `i`; nothing where it does not fit into 64 bits with a sign.
 std::optional<int64_t> integer_at(const GgufValue& value, uint64_t i) {
@@ -315,7 +331,8 @@ std::optional<double> GgufContents::number(std::string_view key) const {
   const GgufValue* value = find(*this, key);
   if (value == nullptr) return std::nullopt;
   if (!value->is_array && is_integer(value->type)) return static_cast<double>(*signed_integer(key));
-  if (value->is_array || (value->type != GgufValueType::kF32 && value->type != GgufValueType::kF64)) wrong_type(*this, key, *value, "a number");
+  if (value->is_array || (value->type != GgufValueType::kF32 && value->type != GgufValueType::kF64)) wrong_type(*this, key, *value,
+      "a number");
   const double number = value->type == GgufValueType::kF32 ? load<float>(value->bytes.data()) : load<double>(value->bytes.data());
   QALORA_REQUIRE(std::isfinite(number), DataError, name, ": metadata '", key, "' is ", number, ", expected a finite number");
   return number;

@@ -76,7 +76,8 @@ int64_t read_id(const io::GgufContents& file, const char* name, int64_t otherwis
   const std::string key = message("tokenizer.ggml.", name, "_token_id");
   const int64_t id = file.integer(key).value_or(otherwise);
   if (id < static_cast<int64_t>(tokens)) return id;
-  if (file.has(key)) log::warn(message(file.name, ": metadata '", key, "' is ", id, ", but there are ", tokens, " tokens; it is passed over"));
+  if (file.has(key)) log::warn(message(file.name, ": metadata '", key, "' is ", id, ", but there are ", tokens,
+      " tokens; it is passed over"));
   return -1;
 }
 
@@ -121,7 +122,8 @@ void check_writable(const Vocabulary& vocabulary, int64_t rows, const std::strin
                  ": the tokenizer cuts text by a rule that llama.cpp has no name for (it is neither LLaMA 3's, Qwen2's nor GPT-2's)");
   std::unordered_set<std::string_view> seen;
   for (const Piece& piece : vocabulary.pieces) {
-    QALORA_REQUIRE(!piece.text.empty() && piece.text.find('\0') == std::string::npos, DataError, name, ": the tokenizer has a token without text");
+    QALORA_REQUIRE(!piece.text.empty() && piece.text.find('\0') == std::string::npos, DataError, name,
+        ": the tokenizer has a token without text");
     QALORA_REQUIRE(seen.insert(piece.text).second, DataError, name, ": two tokens of the tokenizer have the text '", piece.text,
                    "', at which llama.cpp stops");
   }

@@ -41,7 +41,8 @@ TEST_P(GgufBlocks, DequantiseAsTheGgufPackageDoes) {
     std::vector<uint8_t> each(static_cast<size_t>(columns));
     kernels::unpack_row(codes.data(), columns, bits, each.data());
     for (int64_t i = 0; i < columns; ++i) {
-      last[row][i] = scales[static_cast<size_t>(i / 32)] * static_cast<float>(each[static_cast<size_t>(i)]) + offsets[static_cast<size_t>(i / 32)];
+      last[row][i] = scales[static_cast<size_t>(i / 32)] * static_cast<float>(each[static_cast<size_t>(i)]) +
+          offsets[static_cast<size_t>(i / 32)];
     }
   }
   const double largest = expected.abs().max().item<double>();

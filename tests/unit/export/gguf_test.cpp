@@ -93,7 +93,8 @@ TEST_F(GgufExport, WeightsAreThoseOfTheModelUpToSixteenBits) {
       const test::PlainGguf::Tensor& tensor = file.tensors.at(std::string(there) + ".weight");
       EXPECT_EQ(tensor.type, 3u);
       const bool permuted = std::string(there).ends_with("attn_q");
-      const at::Tensor exact = dense_weight(model, std::string("model.layers.1.") + here, static_cast<int64_t>(tensor.dims[1]), static_cast<int64_t>(tensor.dims[0]));
+      const at::Tensor exact = dense_weight(model, std::string("model.layers.1.") + here, static_cast<int64_t>(tensor.dims[1]),
+          static_cast<int64_t>(tensor.dims[0]));
       const double size = exact.abs().max().item<double>();
       EXPECT_LT((weights(tensor, permuted) - exact).abs().max().item<double>(), 2e-3 * size);
       // Must differ: the permutation left out (and, of a matrix that is not permuted, put in).
@@ -110,7 +111,8 @@ TEST_F(GgufExport, MetadataHasTheTypesThatTheEngineAsksFor) {
       {"llama.context_length", "u32:128"}, {"llama.embedding_length", "u32:64"}, {"llama.block_count", "u32:2"},
       {"llama.feed_forward_length", "u32:160"}, {"llama.attention.head_count", "u32:4"}, {"llama.attention.head_count_kv", "u32:2"},
       {"llama.attention.key_length", "u32:16"}, {"llama.attention.value_length", "u32:16"}, {"llama.rope.dimension_count", "u32:16"},
-      {"llama.rope.freq_base", "f32:10000.000000"}, {"llama.attention.layer_norm_rms_epsilon", "f32:0.000010"}, {"llama.vocab_size", "u32:400"},
+      {"llama.rope.freq_base", "f32:10000.000000"}, {"llama.attention.layer_norm_rms_epsilon", "f32:0.000010"}, {"llama.vocab_size",
+          "u32:400"},
       {"tokenizer.ggml.model", "string:llama"}, {"tokenizer.ggml.tokens", "array:8:400"}, {"tokenizer.ggml.scores", "array:6:400"},
       {"tokenizer.ggml.token_type", "array:5:400"}, {"tokenizer.ggml.bos_token_id", "u32:1"}, {"tokenizer.ggml.add_bos_token", "bool:1"}};
   for (const auto& [key, value] : expected) EXPECT_EQ(file.scalars.count(key) ? file.scalars.at(key) : "absent", value) << key;
@@ -156,7 +158,8 @@ TEST_F(GgufExport, Q4_1BlocksGoInAndOutByteForByte) {
 }
 
 TEST_F(GgufExport, DenseModelsInTheTypeThatIsAskedFor) {
-  for (const auto& [dtype, type, file_type, error] : {std::tuple{"float32", 0u, "u32:0", 0.0}, {"float16", 1u, "u32:1", 0.0}, {"bfloat16", 30u, "u32:32", 0.004},
+  for (const auto& [dtype, type, file_type, error] : {std::tuple{"float32", 0u, "u32:0", 0.0}, {"float16", 1u, "u32:1", 0.0}, {"bfloat16",
+      30u, "u32:32", 0.004},
                                                       {"q8_0", 8u, "u32:7", 0.005}}) {
     const fs::path out = dir_ / (std::string(dtype) + ".gguf");
     const auto reports = write(dir_ / "dense", out, {.weights_dtype = dtype, .offsets_dtype = ""});
@@ -231,7 +234,8 @@ TEST_F(GgufExport, AnAdapterLiesBesideItsBase) {
 TEST_F(GgufExport, ScaledRopeComesBack) {
   nlohmann::json json = test::random_config_json();
   json["rope_theta"] = 500000.0;
-  json["rope_scaling"] = {{"rope_type", "llama3"}, {"factor", 8.0}, {"low_freq_factor", 1.0}, {"high_freq_factor", 4.0}, {"original_max_position_embeddings", 64}};
+  json["rope_scaling"] = {{"rope_type", "llama3"}, {"factor", 8.0}, {"low_freq_factor", 1.0}, {"high_freq_factor", 4.0},
+      {"original_max_position_embeddings", 64}};
   json["tie_word_embeddings"] = true;
   test::write_random_dense(dir_ / "scaled", json);
   write(dir_ / "scaled", dir_ / "scaled.gguf");

@@ -102,24 +102,30 @@ TEST_F(GgufCheckpointTest, RefusesWhatItCannotRunByName) {
   expect_refused(TinyModel().file().u32("llama.rope.dimension_count", 8), "partial rotation");
   expect_refused(TinyModel().file().text("llama.rope.scaling.type", "longrope"), "'longrope'");
   expect_refused(TinyModel{.without = {"token_embd.weight"}}.file(), "token_embd.weight");
-  expect_refused(TinyModel{.more = {{"blk.0.surprise.weight", {{32}, {0, std::string(128, '\0')}}}}}.file(), "'blk.0.surprise.weight' is not part of");
-  expect_refused(TinyModel{.more = {{"blk.00.attn_q.weight", {{32}, {0, std::string(128, '\0')}}}}}.file(), "'blk.00.attn_q.weight' is not part of");
+  expect_refused(TinyModel{.more = {{"blk.0.surprise.weight", {{32}, {0, std::string(128, '\0')}}}}}.file(),
+      "'blk.0.surprise.weight' is not part of");
+  expect_refused(TinyModel{.more = {{"blk.00.attn_q.weight", {{32}, {0, std::string(128, '\0')}}}}}.file(),
+      "'blk.00.attn_q.weight' is not part of");
   expect_refused(TinyModel{.more = {{"blk.0.attn_q.bias", {{32}, {0, std::string(128, '\0')}}}}}.file(), "some of the biases");
 }
 
 TEST_F(GgufCheckpointTest, TypesThatAreNotReadAreNamedWithThoseThatAre) {
   expect_refused(TinyModel{.more = {{"output.weight", {{256, 8}, {14, std::string(210 * 8, '\0')}}}}}.file(), "Q6_K");
-  expect_refused(TinyModel{.more = {{"output.weight", {{256, 8}, {14, std::string(210 * 8, '\0')}}}}}.file(), "Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0");
-  expect_refused(TinyModel{.without = {"output_norm.weight"}, .more = {{"output_norm.weight", {{32}, {8, std::string(34, '\0')}}}}}.file(), "a vector of type Q8_0");
+  expect_refused(TinyModel{.more = {{"output.weight", {{256, 8}, {14, std::string(210 * 8, '\0')}}}}}.file(),
+      "Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0");
+  expect_refused(TinyModel{.without = {"output_norm.weight"}, .more = {{"output_norm.weight", {{32}, {8, std::string(34, '\0')}}}}}.file(),
+      "a vector of type Q8_0");
 }
 
 TEST_F(GgufCheckpointTest, HeadsMustHaveTheirRows) {
-  expect_refused(TinyModel{.without = {"blk.0.attn_q.weight"}, .more = {{"blk.0.attn_q.weight", {{32, 48}, {0, std::string(128 * 48, '\0')}}}}}.file(),
+  expect_refused(TinyModel{.without = {"blk.0.attn_q.weight"}, .more = {{"blk.0.attn_q.weight", {{32, 48}, {0, std::string(128 * 48,
+      '\0')}}}}}.file(),
                  "expected 2 heads of 16");
 }
 
 TEST_F(GgufCheckpointTest, RowsOfQAndKAreSortedInLlamaOnly) {
-  const auto q = [&](const std::string& architecture) { return GgufCheckpoint(write(TinyModel{.architecture = architecture, .type = 0}.file())).read("model.layers.0.self_attn.q_proj.weight"); };
+  const auto q = [&](const std::string& architecture) { return GgufCheckpoint(write(TinyModel{.architecture = architecture,
+      .type = 0}.file())).read("model.layers.0.self_attn.q_proj.weight"); };
   const at::Tensor llama = q("llama"), qwen = q("qwen2");
   EXPECT_FALSE(at::equal(llama, qwen));
   EXPECT_TRUE(at::equal(llama[1], qwen[2]));  // 2 j + t with j = 1, t = 0
@@ -148,7 +154,8 @@ TEST_F(GgufCheckpointTest, EveryTypeOfBlock) {
     const GgufCheckpoint checkpoint(write(TinyModel{.type = type}.file()));
     EXPECT_EQ(checkpoint.config()["quantization"]["bits"], bits);
     const std::string module = "model.layers.0.mlp.down_proj";
-    const at::Tensor scales = checkpoint.read(module + ".scales"), offsets = checkpoint.read(module + ".biases"), codes = checkpoint.read(module + ".weight");
+    const at::Tensor scales = checkpoint.read(module + ".scales"), offsets = checkpoint.read(module + ".biases"),
+        codes = checkpoint.read(module + ".weight");
     const GgufTensor& stored = checkpoint.file().contents().tensors.at("blk.0.ffn_down.weight");
     for (int64_t row = 0; row < 32; ++row) {
       std::vector<uint8_t> each(32);
@@ -156,7 +163,8 @@ TEST_F(GgufCheckpointTest, EveryTypeOfBlock) {
       for (int i = 0; i < 32; ++i) {
         const float expected = element(type, stored.bytes.data() + row * static_cast<int64_t>(stored.bytes.size() / 32), i);
         const float read = scales[row][0].item<float>() * static_cast<float>(each[static_cast<size_t>(i)]) + offsets[row][0].item<float>();
-        ASSERT_NEAR(read, expected, 1e-6 * (std::abs(expected) + std::abs(offsets[row][0].item<float>()))) << type << " " << row << " " << i;
+        ASSERT_NEAR(read, expected, 1e-6 * (std::abs(expected) +
+            std::abs(offsets[row][0].item<float>()))) << type << " " << row << " " << i;
       }
     }
   }
@@ -164,7 +172,8 @@ TEST_F(GgufCheckpointTest, EveryTypeOfBlock) {
 
 TEST_F(GgufCheckpointTest, ModulesOfOtherBitsAreNamed) {
   std::string bytes(32 * 34, '\1');
-  const GgufCheckpoint checkpoint(write(TinyModel{.without = {"blk.0.ffn_up.weight"}, .more = {{"blk.0.ffn_up.weight", {{32, 32}, {8, bytes}}}}}.file()));
+  const GgufCheckpoint checkpoint(write(TinyModel{.without = {"blk.0.ffn_up.weight"}, .more = {{"blk.0.ffn_up.weight", {{32, 32}, {8,
+      bytes}}}}}.file()));
   EXPECT_EQ(checkpoint.config()["quantization"]["bits"], 4);
   EXPECT_EQ(checkpoint.config()["quantization"]["model.layers.0.mlp.up_proj"]["bits"], 8);
   EXPECT_EQ(checkpoint.info("model.layers.0.mlp.up_proj.weight").shape, (std::vector<int64_t>{32, 8}));
@@ -176,7 +185,8 @@ TEST(GgufNames, ThereAndBack) {
     EXPECT_EQ(name_to_gguf(*name_from_gguf(name)), name);
   }
   EXPECT_EQ(name_from_gguf("blk.3.attn_output.weight"), "model.layers.3.self_attn.o_proj.weight");
-  for (const char* name : {"", ".weight", "blk..attn_q.weight", "blk.-1.attn_q.weight", "blk.1.attn_q", "blk.1.attn_q.scale", "blk.99999999999.attn_q.weight",
+  for (const char* name : {"", ".weight", "blk..attn_q.weight", "blk.-1.attn_q.weight", "blk.1.attn_q", "blk.1.attn_q.scale",
+      "blk.99999999999.attn_q.weight",
                            "model.layers.0.mlp.up_proj.weight", "blk.+1.attn_q.weight"}) {
     EXPECT_EQ(name_from_gguf(name), std::nullopt) << name;
   }
@@ -185,7 +195,8 @@ TEST(GgufNames, ThereAndBack) {
 std::vector<float> narrow(const std::vector<double>& values) { return {values.begin(), values.end()}; }
 
 TEST(FitLlama3, FindsTheParametersOfKnownModels) {
-  for (const Llama3Scaling& known : {Llama3Scaling{.factor = 8}, Llama3Scaling{.factor = 32}, Llama3Scaling{.factor = 8, .original_context = 64}}) {
+  for (const Llama3Scaling& known : {Llama3Scaling{.factor = 8}, Llama3Scaling{.factor = 32}, Llama3Scaling{.factor = 8,
+      .original_context = 64}}) {
     for (const int64_t head_dim : {16, 64, 128}) {
       const auto fitted = fit_llama3(narrow(llama3_divisors(known, 500000, head_dim)), 500000);
       ASSERT_TRUE(fitted.has_value()) << known.original_context << " " << head_dim;

@@ -40,7 +40,8 @@ TEST(GgufFile, ReadsEveryKindOfValue) {
   GgufBytes file;
   file.u32("count", 7).f32("half", 0.5f).text("name", "model").entry("yes", 7, "\1").entry("long", 10, raw(uint64_t{1} << 40));
   file.entry("minus", 5, raw(int32_t{-3})).entry("double", 12, raw(0.25)).entry("byte", 0, "\7");
-  file.entry("words", 9, raw(uint32_t{8}) + raw(uint64_t{2}) + gguf_string("a") + gguf_string("")).entry("nums", 9, raw(uint32_t{6}) + raw(uint64_t{1}) + raw(2.f));
+  file.entry("words", 9, raw(uint32_t{8}) + raw(uint64_t{2}) + gguf_string("a") + gguf_string("")).entry("nums", 9, raw(uint32_t{6}) +
+      raw(uint64_t{1}) + raw(2.f));
   file.tensor("t", {4, 2}, 0, std::string(32, '\2')).tensor("u", {32}, 8, std::string(34, '\3'));
   const std::string bytes = file.bytes();
   const GgufContents contents = parse(bytes);
@@ -111,7 +112,8 @@ TEST(GgufFile, UnknownTypesAreRefused) {
   EXPECT_REFUSED(GgufBytes().entry("a", UINT32_MAX, "x"), "value type");
   EXPECT_REFUSED(with_array(13, 0, ""), "value type 13");
   EXPECT_REFUSED(GgufBytes().entry("a", 7, "\2"), "bool");
-  for (const uint32_t type : {4u, 5u, 31u, 1000u, 0x80000000u, UINT32_MAX}) EXPECT_REFUSED(GgufBytes().tensor("t", {32}, type, kFloats), "not known");
+  for (const uint32_t type : {4u, 5u, 31u, 1000u, 0x80000000u, UINT32_MAX}) EXPECT_REFUSED(GgufBytes().tensor("t", {32}, type, kFloats),
+      "not known");
 }
 
 TEST(GgufFile, DuplicatesAndNamesThatAreNoneAreRefused) {

@@ -105,7 +105,8 @@ TEST(GgufVocabulary, HostileListsAreRefused) {
   vocabulary.model = "gpt2";
   EXPECT_CONTAINS(refusal(vocabulary.file()), "a rule of cutting text");
   EXPECT_CONTAINS(refusal(vocabulary.file().text("tokenizer.ggml.pre", "llama-bpe")), "merges");
-  EXPECT_CONTAINS(refusal(vocabulary.file().text("tokenizer.ggml.pre", "llama-bpe").entry("tokenizer.ggml.merges", 9, strings({"ab"}))), "two pieces");
+  EXPECT_CONTAINS(refusal(vocabulary.file().text("tokenizer.ggml.pre", "llama-bpe").entry("tokenizer.ggml.merges", 9, strings({"ab"}))),
+      "two pieces");
 }
 
 // The tokenizer of a folder, through a GGUF file, gives the same ids; unused tokens fill up the embedding's rows.
