@@ -36,7 +36,7 @@ class BlankMarkModel final : public TokenModel {
       byte_ids_[byte] = static_cast<int32_t>(table_.find(byte_piece(byte)));
       QALORA_REQUIRE(byte_ids_[byte] >= 0, DataError, parts_.name, ": byte_fallback is set, but there is no piece ", byte_piece(byte));
     }
-    by_words_ = std::none_of(parts_.pieces.begin(), parts_.pieces.end(), [](std::string_view piece) { return has_inner_blank_mark(piece); });
+    by_words_ = std::none_of(parts_.pieces.begin(), parts_.pieces.end(), has_inner_blank_mark);
   }
 
   TokenizerKind kind() const override { return TokenizerKind::kSentencePiece; }

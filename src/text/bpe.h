@@ -11,7 +11,9 @@ class Merges {
  public:
   void reserve(size_t count) { table_.reserve(count); }
   // false: the pair is there already, and stays as it was.
-  bool add(int32_t left, int32_t right, int32_t rank, int32_t result) { return table_.emplace(key(left, right), Merge{rank, result}).second; }
+  bool add(int32_t left, int32_t right, int32_t rank, int32_t result) {
+    return table_.emplace(key(left, right), Merge{rank, result}).second;
+  }
   size_t size() const { return table_.size(); }
 
   // Joins in place until no pair of neighbours can be joined; of equal ranks the leftmost first. O(n log n).

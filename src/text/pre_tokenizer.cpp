@@ -88,7 +88,8 @@ class Translator {
       hexadecimal();
     } else {
       // Letters, marks and numbers are escapes of their own; \d is Nd in both.
-      const bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || static_cast<unsigned char>(c) >= 0x80;
+      const bool letter = (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+                          static_cast<unsigned char>(c) >= 0x80;
       require(!letter || std::string_view("rntfdD").find(c) != std::string_view::npos, "an escape");
       take(2);
     }
@@ -137,20 +138,22 @@ std::string pcre2_message(int code) {
 class Pattern {
  public:
   Pattern(const std::string& source, const std::string& where) : where_(where) {
-    QALORA_REQUIRE(source.size() <= kLongestPattern, DataError, where, ": a pattern of ", source.size(), " bytes; at most ", kLongestPattern,
-                   " are read");
+    QALORA_REQUIRE(source.size() <= kLongestPattern, DataError, where, ": a pattern of ", source.size(), " bytes; at most ",
+                   kLongestPattern, " are read");
     QALORA_REQUIRE(valid_utf8(source) && source.find('\0') == std::string::npos, DataError, where, ": a pattern is not UTF-8 text");
     const std::string translated = Translator(source, where).run();
     int error = 0;
     size_t place = 0;
     // Ruby's ^ and $ are those of lines.
     code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
-                              PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C | PCRE2_NO_AUTO_CAPTURE, &error, &place, nullptr));
+                              PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C | PCRE2_NO_AUTO_CAPTURE, &error, &place,
+                              nullptr));
     QALORA_REQUIRE(code_, DataError, where, ": the pattern '", source.substr(0, 200), "' is not a regular expression that PCRE2 reads: ",
                    pcre2_message(error));
     uint32_t matches_nothing = 0;
     pcre2_pattern_info(code_.get(), PCRE2_INFO_MATCHEMPTY, &matches_nothing);
-    QALORA_REQUIRE(matches_nothing == 0, DataError, where, ": the pattern '", source.substr(0, 200), "' may match nothing; it cannot cut a text");
+    QALORA_REQUIRE(matches_nothing == 0, DataError, where, ": the pattern '", source.substr(0, 200),
+                   "' may match nothing; it cannot cut a text");
     jit_ = pcre2_jit_compile(code_.get(), PCRE2_JIT_COMPLETE) == 0;
     data_.reset(pcre2_match_data_create(1, nullptr));
     context_.reset(pcre2_match_context_create(nullptr));
@@ -163,15 +166,17 @@ class Pattern {
 
   // The next match at or behind `from`: begin and end; both npos where there is none.
   std::pair<size_t, size_t> find(std::string_view text, size_t from) const {
-    pcre2_set_match_limit(context_.get(), static_cast<uint32_t>(std::min<uint64_t>(kMatchLimit + kTrialsPerByte * (text.size() - from), UINT32_MAX)));
+    const uint64_t trials = std::min<uint64_t>(kMatchLimit + kTrialsPerByte * (text.size() - from), UINT32_MAX);
+    pcre2_set_match_limit(context_.get(), static_cast<uint32_t>(trials));
     // The text is well-formed: checking it again for every word would be quadratic.
-    const int found = pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from, PCRE2_NO_UTF_CHECK, data_.get(),
-                                  context_.get());
+    const int found = pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from, PCRE2_NO_UTF_CHECK,
+                                  data_.get(), context_.get());
     if (found == PCRE2_ERROR_NOMATCH) return {std::string_view::npos, std::string_view::npos};
     QALORA_REQUIRE(found >= 0, DataError, where_, ": a pattern of the tokenizer takes too much work on a text of ", text.size(), " bytes (",
                    pcre2_message(found), "); it does not look like one that cuts words");
     const size_t* span = pcre2_get_ovector_pointer(data_.get());
-    QALORA_REQUIRE(span[0] >= from && span[1] > span[0], DataError, where_, ": a pattern of the tokenizer matches nothing; it cannot cut a text");
+    QALORA_REQUIRE(span[0] >= from && span[1] > span[0], DataError, where_,
+                   ": a pattern of the tokenizer matches nothing; it cannot cut a text");
     return {span[0], span[1]};
   }
 
@@ -237,7 +242,8 @@ struct PreTokenizer::Impl {
 };
 
 PreTokenizer::PreTokenizer(const std::vector<SplitStep>& steps, const std::string& where) : impl_(std::make_unique<Impl>()) {
-  QALORA_REQUIRE(steps.size() <= kMostSteps, DataError, where, ": ", steps.size(), " steps cut a text into words; at most ", kMostSteps, " are read");
+  QALORA_REQUIRE(steps.size() <= kMostSteps, DataError, where, ": ", steps.size(), " steps cut a text into words; at most ",
+                 kMostSteps, " are read");
   for (const SplitStep& step : steps) {
     const bool matches = step.kind != SplitStep::Kind::kPrefix;
     impl_->steps.push_back({step.kind, matches ? std::make_unique<Pattern>(step.pattern, where) : nullptr});

@@ -97,13 +97,14 @@ void check_vocabulary(const Vocabulary& vocabulary, const std::string& name) {
     const std::string& text = vocabulary.pieces[id].text;
     QALORA_REQUIRE(!text.empty() && valid_utf8(text), DataError, name, ": piece ", id, " of the vocabulary is ",
                    text.empty() ? "empty" : "not UTF-8 text");
-    QALORA_REQUIRE(texts.insert(text).second, DataError, name, ": the piece '", text, "' stands twice in the vocabulary, the second time as ", id);
+    QALORA_REQUIRE(texts.insert(text).second, DataError, name, ": the piece '", text,
+                   "' stands twice in the vocabulary, the second time as ", id);
   }
   const std::pair<const char*, int64_t> ids[] = {
       {"bos", vocabulary.bos}, {"eos", vocabulary.eos}, {"unknown", vocabulary.unknown}, {"padding", vocabulary.padding}};
   for (const auto& [what, id] : ids) {
-    QALORA_REQUIRE(id == -1 || holds(vocabulary, id), DataError, name, ": the ", what, " token has the id ", id, ", outside the vocabulary of ",
-                   vocabulary.pieces.size());
+    QALORA_REQUIRE(id == -1 || holds(vocabulary, id), DataError, name, ": the ", what, " token has the id ", id,
+                   ", outside the vocabulary of ", vocabulary.pieces.size());
   }
   if (vocabulary.kind == TokenizerKind::kSentencePiece) return;
   QALORA_REQUIRE(!named_steps(vocabulary.pre_tokenizer).empty(), DataError, name, ": the pre-tokenizer '", vocabulary.pre_tokenizer,
@@ -175,7 +176,8 @@ json tokenizer_config_of(const Vocabulary& vocabulary) {
     const Piece& piece = vocabulary.pieces[id];
     if (is_added(piece)) config["added_tokens_decoder"][std::to_string(id)] = added_token(piece);
   }
-  const std::pair<const char*, int64_t> named[] = {{"bos_token", vocabulary.bos}, {"eos_token", vocabulary.eos}, {"pad_token", vocabulary.padding}};
+  const std::pair<const char*, int64_t> named[] = {
+      {"bos_token", vocabulary.bos}, {"eos_token", vocabulary.eos}, {"pad_token", vocabulary.padding}};
   for (const auto& [key, id] : named) {
     if (holds(vocabulary, id)) config[key] = vocabulary.pieces[id].text;
   }

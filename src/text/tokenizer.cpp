@@ -80,7 +80,9 @@ struct Tokenizer::Impl {
 
 void Tokenizer::Impl::load(const fs::path& where) {
   const bool files = is_there(where / "tokenizer.model") || is_there(where / "tokenizer.json");
-  if (const fs::path gguf = files ? fs::path() : io::gguf_file_of(where); !gguf.empty()) return load(read_gguf_vocabulary(io::GgufFile(gguf).contents()), where);
+  if (const fs::path gguf = files ? fs::path() : io::gguf_file_of(where); !gguf.empty()) {
+    return load(read_gguf_vocabulary(io::GgufFile(gguf).contents()), where);
+  }
   folder = where;
   path = folder / "tokenizer.model";
   const fs::path json = folder / "tokenizer.json";
@@ -203,7 +205,8 @@ void Tokenizer::Impl::add_matches() {
   const int64_t unknown = model->kind() == TokenizerKind::kSentencePiece ? model->unknown() : -1;
   for (const int64_t id : {bos, eos, unknown}) {
     if (entry(id) == nullptr) continue;
-    matches.add({.content = id < model->size() && !model->piece(id).empty() ? model->piece(id) : entries[id].text, .id = id, .special = true});
+    const std::string own = id < model->size() ? model->piece(id) : "";
+    matches.add({.content = own.empty() ? entries[id].text : own, .id = id, .special = true});
   }
   matches.sort();
   normalized_matches.sort();
@@ -272,7 +275,9 @@ std::string Tokenizer::Impl::readable(std::string_view bytes) const {
 }
 
 Tokenizer::Tokenizer(const fs::path& folder) : impl_(std::make_unique<Impl>()) { impl_->load(folder); }
-Tokenizer::Tokenizer(const Vocabulary& vocabulary, const fs::path& name) : impl_(std::make_unique<Impl>()) { impl_->load(vocabulary, name); }
+Tokenizer::Tokenizer(const Vocabulary& vocabulary, const fs::path& name) : impl_(std::make_unique<Impl>()) {
+  impl_->load(vocabulary, name);
+}
 Tokenizer::~Tokenizer() = default;
 Tokenizer::Tokenizer(Tokenizer&&) noexcept = default;
 

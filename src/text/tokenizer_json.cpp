@@ -108,7 +108,8 @@ SplitStep read_split(const Part& part) {
 }
 
 std::vector<SplitStep> read_steps(const Part& root) {
-  QALORA_REQUIRE(root.has("pre_tokenizer"), DataError, root.where(), ": has no pre_tokenizer; expected byte-level BPE (ByteLevel)", kNotExact);
+  QALORA_REQUIRE(root.has("pre_tokenizer"), DataError, root.where(), ": has no pre_tokenizer; expected byte-level BPE (ByteLevel)",
+                 kNotExact);
   std::vector<SplitStep> steps;
   bool bytes = false;
   const Part whole = root.part("pre_tokenizer");
@@ -151,7 +152,9 @@ void read_added(const Part& root, int64_t limit, TokenizerRules& rules) {
     token.strip_left = part.flag("lstrip");
     token.strip_right = part.flag("rstrip");
     token.normalized = part.flag("normalized", !token.special);
-    if (part.flag("single_word")) part.refuse("'" + token.content + "' counts only as a word of its own (single_word), which is not supported");
+    if (part.flag("single_word")) {
+      part.refuse("'" + token.content + "' counts only as a word of its own (single_word), which is not supported");
+    }
     rules.added.push_back(std::move(token));
   }
 }
@@ -217,7 +220,8 @@ std::pair<std::string, std::string> read_merge(const json& entry, const std::str
   if (entry.is_string()) {
     const auto& text = entry.get_ref<const std::string&>();
     const size_t blank = text.find(' ');
-    if (blank != std::string::npos && text.find(' ', blank + 1) == std::string::npos) return {text.substr(0, blank), text.substr(blank + 1)};
+    const bool two = blank != std::string::npos && text.find(' ', blank + 1) == std::string::npos;
+    if (two) return {text.substr(0, blank), text.substr(blank + 1)};
   }
   throw DataError(message(where, ": merge ", rank, " is ", shown(entry), "; expected two pieces: \"a b\" or [\"a\", \"b\"]"));
 }
@@ -233,7 +237,8 @@ std::vector<std::pair<std::string, std::string>> read_merges(const Part& model) 
 int64_t read_unknown(const Part& model, const std::vector<std::string>& pieces) {
   if (!model.has("unk_token")) return -1;
   const auto found = std::find(pieces.begin(), pieces.end(), model.text("unk_token"));
-  QALORA_REQUIRE(found != pieces.end(), DataError, model.where(), ": unk_token '", model.text("unk_token"), "' is no piece of the vocabulary");
+  QALORA_REQUIRE(found != pieces.end(), DataError, model.where(), ": unk_token '", model.text("unk_token"),
+                 "' is no piece of the vocabulary");
   return found - pieces.begin();
 }
 

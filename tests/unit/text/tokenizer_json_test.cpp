@@ -103,8 +103,8 @@ TEST_P(VocabularyRoundTrip, GivesTheSameIdsInMemoryAndThroughFiles) {
     EXPECT_EQ(other->adds_bos(), tokenizer.adds_bos());
     for (const std::string& text : texts()) {
       if (!plain(text)) continue;
-      EXPECT_EQ(other->encode(text, {.add_bos = true, .parse_special = true}), tokenizer.encode(text, {.add_bos = true, .parse_special = true}))
-          << text;
+      const Tokenizer::EncodeOptions options{.add_bos = true, .parse_special = true};
+      EXPECT_EQ(other->encode(text, options), tokenizer.encode(text, options)) << text;
       EXPECT_EQ(other->encode_continuation(text), tokenizer.encode_continuation(text)) << text;
     }
   }
@@ -303,7 +303,7 @@ TEST(BadVocabulary, IsRefusedWithItsName) {
   EXPECT_CONTAINS(error([](Vocabulary& v) { v.eos = -7; }), "outside the vocabulary");
   EXPECT_CONTAINS(error([](Vocabulary& v) { v.pre_tokenizer = ""; }), "pre-tokenizer");
   EXPECT_CONTAINS(error([](Vocabulary& v) { v.merges.push_back("a b c"); }), "expected two pieces");
-  EXPECT_CONTAINS(error([](Vocabulary& v) { v.pieces[300].text = "<0x-1>", v.pieces[300].type = PieceType::kByte; }, "llama2"), "SentencePiece");
+  EXPECT_CONTAINS(error([](Vocabulary& v) { v.pieces[300] = {"<0x-1>", 0, PieceType::kByte}; }, "llama2"), "SentencePiece");
 }
 
 // LLaMA 3's ranks: what is a piece is one id, and pairs are joined by the rank of what they make.
