@@ -36,3 +36,14 @@ target_include_directories(libtorch SYSTEM INTERFACE ${LIBTORCH}/include ${LIBTO
 target_link_libraries(libtorch INTERFACE ${LIBTORCH}/lib/libtorch_cpu.so ${LIBTORCH}/lib/libc10.so Threads::Threads)
 target_link_options(libtorch INTERFACE -Wl,-rpath,${LIBTORCH}/lib -Wl,--no-as-needed)
 target_compile_definitions(libtorch INTERFACE _GLIBCXX_USE_CXX11_ABI=1)
+# at::parallel_for is a template that runs on one thread unless the file that uses it is compiled for OpenMP. LibTorch's own OpenMP library
+# is the one to link: a second one would not know which threads are at work already. It is gcc's, which other compilers do not speak: what
+# they build computes the same on one thread.
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  file(GLOB openmp ${LIBTORCH}/lib/libgomp*.so*)
+  if(NOT openmp)
+    set(openmp gomp)
+  endif()
+  target_compile_options(libtorch INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fopenmp>)
+  target_link_libraries(libtorch INTERFACE ${openmp})
+endif()

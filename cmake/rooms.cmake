@@ -45,17 +45,7 @@ target_include_directories(qalora_text SYSTEM PRIVATE ${SENTENCEPIECE_INCLUDE} $
 # both: c10 only reads its number, while SentencePiece in c10's place would overwrite what lies behind it (the switch that makes
 # every failed allocation abort the process). Hence SentencePiece before everything else.
 target_link_options(qalora_text INTERFACE -Wl,--no-as-needed ${SENTENCEPIECE_LIBRARY})
-# at::parallel_for is a template that runs serially unless its file is compiled for OpenMP. The precompiled header is not, so these go
-# without it. LibTorch's own OpenMP library is the one to link: a second one would not know that threads are already at work. It is gcc's,
-# which other compilers do not speak: what they build computes the same on one thread.
-if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-  set_source_files_properties(src/quant/gptq.cpp src/quant/hessian.cpp PROPERTIES COMPILE_OPTIONS -fopenmp SKIP_PRECOMPILE_HEADERS ON)
-  file(GLOB QALORA_OPENMP ${LIBTORCH}/lib/libgomp*.so*)
-  if(NOT QALORA_OPENMP)
-    set(QALORA_OPENMP gomp)
-  endif()
-endif()
-qalora_room(quant SOURCES ${SOURCES_quant} LINKS qalora_io qalora_kernels ${QALORA_OPENMP})
+qalora_room(quant SOURCES ${SOURCES_quant} LINKS qalora_io qalora_kernels)
 qalora_room(model SOURCES ${SOURCES_model} LINKS qalora_quant qalora_text)
 qalora_room(export SOURCES ${SOURCES_export} LINKS qalora_model)
 qalora_room(train SOURCES ${SOURCES_train} LINKS qalora_model)
