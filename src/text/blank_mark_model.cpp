@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <limits>
 #include <mutex>
+#include <set>
 
 #include "piece_table.h"
 #include "utf8.h"
@@ -26,6 +27,11 @@ std::string byte_piece(int byte) {
   char name[8];
   std::snprintf(name, sizeof name, "<0x%02X>", byte);
   return name;
+}
+
+bool only_marks(std::string_view piece) {
+  while (piece.starts_with(kBlankMark)) piece.remove_prefix(kBlankMark.size());
+  return piece.empty();
 }
 
 class BlankMarkModel final : public TokenModel {
@@ -77,6 +83,8 @@ class BlankMarkModel final : public TokenModel {
     while (piece.starts_with(kBlankMark)) piece.remove_prefix(kBlankMark.size());
     return piece.find(kBlankMark) != std::string_view::npos;
   }
+  bool blanks_share_a_rank() const;
+  int64_t wanted_merges(std::string_view piece) const;
   // Where no piece has a mark behind another character, nothing is joined across the front of a run of marks.
   static size_t word_end(std::string_view text) {
     size_t at = 0;
@@ -114,8 +122,47 @@ class BlankMarkModel final : public TokenModel {
   mutable KnownWords known_;
 };
 
+// In SentencePiece all runs of blanks have one score, and files whose merges are sorted by score and then by the lengths of the halves
+// mix the ways to make them. true for such a list, where one rank for all of them splits every run of blanks as the list does.
+bool BlankMarkModel::blanks_share_a_rank() const {
+  constexpr int64_t kLongestRun = 64;  // four times LLaMA's
+  Merges shared;
+  std::set<int64_t> made;
+  bool mixed = false;
+  int64_t blocks = 0, last = -1, longest = 0;
+  for (const auto& [left, right] : parts_.merges) {
+    const std::string both = left + right;
+    const int64_t id = only_marks(both) ? table_.find(both) : -1;
+    if (id >= 0) {
+      mixed |= id != last && made.contains(id);
+      blocks += last < 0;
+      made.insert(id);
+      longest = std::max(longest, static_cast<int64_t>(both.size() / kBlankMark.size()));
+      shared.add(static_cast<int32_t>(table_.find(left)), static_cast<int32_t>(table_.find(right)), 0, static_cast<int32_t>(id));
+    }
+    last = id;
+  }
+  if (!mixed || blocks != 1 || longest > kLongestRun) return false;
+  for (int64_t count = 2; count <= 4 * longest; ++count) {  // by then the splits repeat
+    std::vector<int32_t> listed(count, static_cast<int32_t>(table_.find(kBlankMark))), equal = listed;
+    merges_.apply(listed);
+    shared.apply(equal);
+    if (listed != equal) return false;
+  }
+  return true;
+}
+
+// In how many ways the piece can be cut into two pieces.
+int64_t BlankMarkModel::wanted_merges(std::string_view piece) const {
+  QALORA_REQUIRE(piece.size() <= kLongestPiece, DataError, parts_.name, ": a piece of ", piece.size(), " bytes; expected at most ",
+                 kLongestPiece);
+  int64_t wanted = 0;
+  for (size_t at = 1; at < piece.size(); ++at) wanted += table_.find(piece.substr(0, at)) >= 0 && table_.find(piece.substr(at)) >= 0;
+  return wanted;
+}
+
 // SentencePiece's scores give the same ids as the merges when every way to make a piece is among the merges, one behind the other: then
-// the place of a piece in the list is its rank.
+// the place of a piece in the list is its rank. Special and added tokens are not made of others.
 Vocabulary BlankMarkModel::vocabulary() const {
   Vocabulary result;
   result.kind = TokenizerKind::kSentencePiece;
@@ -123,23 +170,26 @@ Vocabulary BlankMarkModel::vocabulary() const {
   result.add_space_prefix = parts_.adds_prefix;
   std::vector<int64_t> ways(parts_.pieces.size(), 0);
   std::vector<float> scores(parts_.pieces.size(), 0);
+  const bool shared = blanks_share_a_rank();
   int64_t last = -1;
   float rank = 0;
   for (const auto& [left, right] : parts_.merges) {
     const int64_t id = table_.find(left + right);
-    QALORA_REQUIRE(id == last || ways[id] == 0, DataError, parts_.name, ": the merges of '", parts_.pieces[id],
+    const bool same_rank = id == last || (shared && last >= 0 && only_marks(parts_.pieces[id]) && only_marks(parts_.pieces[last]));
+    QALORA_REQUIRE(same_rank || ways[id] == 0, DataError, parts_.name, ": the merges of '", parts_.pieces[id],
                    "' do not stand together; no SentencePiece model gives the same ids");
-    if (id != last) scores[id] = -(rank += 1);
+    if (!same_rank) rank += 1;
+    scores[id] = -rank;
     last = id;
     ++ways[id];
   }
+  std::set<int64_t> whole(parts_.added.begin(), parts_.added.end());
+  whole.insert({parts_.unknown, parts_.bos, parts_.eos});
+  whole.insert(byte_ids_.begin(), byte_ids_.end());
   for (size_t id = 0; id < parts_.pieces.size(); ++id) {
     const std::string& piece = parts_.pieces[id];
     const bool byte = std::find(byte_ids_.begin(), byte_ids_.end(), static_cast<int32_t>(id)) != byte_ids_.end();
-    int64_t wanted = 0;
-    for (size_t at = 1; at < piece.size() && ways[id] > 0; ++at) {
-      wanted += table_.find(std::string_view(piece).substr(0, at)) >= 0 && table_.find(std::string_view(piece).substr(at)) >= 0;
-    }
+    const int64_t wanted = ways[id] == 0 && whole.contains(static_cast<int64_t>(id)) ? 0 : wanted_merges(piece);
     QALORA_REQUIRE(wanted == ways[id], DataError, parts_.name, ": '", piece, "' has ", ways[id], " merges of ", wanted,
                    " that its parts allow; no SentencePiece model gives the same ids");
     const PieceType type = static_cast<int64_t>(id) == parts_.unknown ? PieceType::kUnknown : byte ? PieceType::kByte : PieceType::kNormal;

@@ -18,6 +18,7 @@ struct BlankMarkParts {
   bool adds_prefix = true;          // a blank goes in front of a text
   bool prefix_only_without = false;  // not where it begins with one
   int64_t bos = -1, eos = -1;
+  std::vector<int64_t> added;  // ids of added tokens, which no merge need make
 };
 
 // DataError for duplicates, merges that name or make no piece, and a vocabulary without the 256 byte pieces.

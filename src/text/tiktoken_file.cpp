@@ -4,6 +4,7 @@
 
 #include "byte_letters.h"
 #include "byte_level_model.h"
+#include "piece_table.h"
 #include "qalora/core/error.h"
 
 namespace qalora::text {
@@ -63,6 +64,8 @@ TokenizerJson read_tiktoken(const fs::path& path, std::string_view bytes) {
     QALORA_REQUIRE(token && code == std::errc() && end == digits.data() + digits.size() && rank == std::ssize(parts.pieces), DataError,
                    path.string(), ": line ", parts.pieces.size() + 1, " of a tiktoken vocabulary is damaged; expected a base64 "
                    "token and the rank ", parts.pieces.size());
+    QALORA_REQUIRE(token->size() <= kLongestPiece, DataError, path.string(), ": line ", parts.pieces.size() + 1,
+                   " of a tiktoken vocabulary is a token of ", token->size(), " bytes; expected at most ", kLongestPiece);
     parts.pieces.push_back(to_letters(*token));
   }
   const auto ranks = std::ssize(parts.pieces);

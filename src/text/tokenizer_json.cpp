@@ -309,6 +309,7 @@ std::unique_ptr<TokenModel> read_blank_mark(const Part& root, const Part& model,
   };
   parts.bos = ends.bos >= 0 ? ends.bos : named("<s>");
   parts.eos = ends.eos >= 0 ? ends.eos : named("</s>");
+  for (const AddedToken& token : rules.added) parts.added.push_back(token.id);
   return make_blank_mark_model(std::move(parts));
 }
 

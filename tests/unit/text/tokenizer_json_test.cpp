@@ -158,6 +158,52 @@ TEST(VocabularyOfSentencePiece, MergesThatNoScoresCanSayAreRefused) {
   EXPECT_THROW(tokenizer.vocabulary(), DataError);
 }
 
+TEST(VocabularyOfSentencePiece, APieceThatNoMergeMakesIsRefused) {
+  const TempDir dir;
+  json file = original("llama2");
+  auto& merges = file["model"]["merges"];
+  const auto made = [&] { return merges.back()[0].get<std::string>() + merges.back()[1].get<std::string>(); };
+  const std::string last = made();
+  while (made() == last) merges.erase(merges.size() - 1);
+  io::write_json_file(dir / "tokenizer.json", file);
+  const Tokenizer tokenizer(dir.path());
+  EXPECT_CONTAINS(error_of<DataError>([&] { tokenizer.vocabulary(); }), "has 0 merges of");
+}
+
+// Lengths of the halves, best first.
+json with_runs_of_blanks(const std::vector<std::pair<int, int>>& order) {
+  const auto run = [](int length) {
+    std::string text;
+    while (length-- > 0) text += "\u2581";
+    return text;
+  };
+  json file = original("llama2");
+  for (int length = 2; length <= 4; ++length) file["model"]["vocab"][run(length)] = 560 + length;
+  for (const auto& [left, right] : order) file["model"]["merges"].push_back({run(left), run(right)});
+  return file;
+}
+
+TEST(VocabularyOfSentencePiece, RunsOfBlanksMayBeSortedByTheirHalves) {
+  const TempDir dir;
+  const std::vector<std::vector<std::pair<int, int>>> orders = {
+      {{1, 1}, {1, 2}, {2, 1}, {1, 3}, {2, 2}, {3, 1}},   // by what they make
+      {{3, 1}, {2, 2}, {2, 1}, {1, 3}, {1, 2}, {1, 1}}};  // the longer left half first
+  for (const auto& order : orders) {
+    io::write_json_file(dir / "tokenizer.json", with_runs_of_blanks(order));
+    const Tokenizer tokenizer(dir.path());
+    const Tokenizer made(tokenizer.vocabulary(), "a.gguf");
+    for (size_t count = 0; count < 50; ++count) {
+      for (const std::string& text : {std::string(count, ' '), message("a", std::string(count, ' '), "b the")}) {
+        EXPECT_EQ(made.encode(text, {}), tokenizer.encode(text, {})) << count;
+      }
+    }
+  }
+  // Five blanks are 2 + 3 here, 4 + 1 with one score for all.
+  io::write_json_file(dir / "tokenizer.json", with_runs_of_blanks({{1, 1}, {2, 1}, {2, 2}, {1, 2}, {3, 1}, {1, 3}}));
+  const Tokenizer other(dir.path());
+  EXPECT_CONTAINS(error_of<DataError>([&] { other.vocabulary(); }), "do not stand together");
+}
+
 // Each change is one that must be seen in the ids.
 TEST(TokenizerJson, NothingOfTheFileIsIdle) {
   const auto changed = [](const char* name, auto&& change) {
@@ -306,19 +352,20 @@ TEST(BadVocabulary, IsRefusedWithItsName) {
   EXPECT_CONTAINS(error([](Vocabulary& v) { v.pieces[300] = {"<0x-1>", 0, PieceType::kByte}; }, "llama2"), "SentencePiece");
 }
 
+std::string base64(std::string_view bytes) {
+  constexpr std::string_view kDigits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  std::string text;
+  for (size_t at = 0; at < bytes.size(); at += 3) {
+    uint32_t bits = 0;
+    for (size_t i = 0; i < 3; ++i) bits = bits << 8 | (at + i < bytes.size() ? static_cast<unsigned char>(bytes[at + i]) : 0);
+    for (size_t i = 0; i < 4; ++i) text += at + i > bytes.size() ? '=' : kDigits[bits >> (18 - 6 * i) & 63];
+  }
+  return text;
+}
+
 // LLaMA 3's ranks: what is a piece is one id, and pairs are joined by the rank of what they make.
 TEST(Tiktoken, RanksAreIdsAndSpecialTokensFollow) {
   const TempDir dir;
-  constexpr std::string_view kDigits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-  const auto base64 = [&](std::string_view bytes) {
-    std::string text;
-    for (size_t at = 0; at < bytes.size(); at += 3) {
-      uint32_t bits = 0;
-      for (size_t i = 0; i < 3; ++i) bits = bits << 8 | (at + i < bytes.size() ? static_cast<unsigned char>(bytes[at + i]) : 0);
-      for (size_t i = 0; i < 4; ++i) text += at + i > bytes.size() ? '=' : kDigits[bits >> (18 - 6 * i) & 63];
-    }
-    return text;
-  };
   std::string file;
   int rank = 0;
   for (int byte = 0; byte < 256; ++byte) file += message(base64(std::string(1, static_cast<char>(byte))), ' ', rank++, '\n');
@@ -337,6 +384,20 @@ TEST(Tiktoken, RanksAreIdsAndSpecialTokensFollow) {
   EXPECT_EQ(vocabulary.pre_tokenizer, "llama-bpe");
   EXPECT_EQ(vocabulary.merges, (std::vector<std::string>{"h e", "l l", "ll o", "he ll", "\u0120 w", "\u010a \u010a"}));
   EXPECT_EQ(Tokenizer(vocabulary, "x").encode("hello w hell\n\n", {}), tokenizer.encode("hello w hell\n\n", {}));
+}
+
+// All ways to cut a token are tried, so a long one would take for ever.
+TEST(Tiktoken, TokensLongerThanAnyModelsAreRefused) {
+  const TempDir dir;
+  const auto file = [](size_t length) {
+    std::string text;
+    for (int byte = 0; byte < 256; ++byte) text += message(base64(std::string(1, static_cast<char>(byte))), ' ', byte, '\n');
+    return text + base64(std::string(length, 'a')) + " 256\n";
+  };
+  test::write_file(dir / "tokenizer.model", file(1024));
+  EXPECT_EQ(Tokenizer(dir.path()).encode(std::string(1024, 'a'), {}), std::vector<int64_t>{256});
+  test::write_file(dir / "tokenizer.model", file(1025));
+  EXPECT_CONTAINS(error_of<DataError>([&] { Tokenizer tokenizer(dir.path()); }), "line 257");
 }
 
 }  // namespace
