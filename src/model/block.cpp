@@ -23,13 +23,17 @@ at::Tensor norm_heads(const at::Tensor& x, const at::Tensor& weight, double eps)
 
 }  // namespace
 
-PoolRequest pool_for(const Linear& reader, int64_t tokens, at::ScalarType dtype) {
+PoolRequest pool_for(std::initializer_list<const Linear*> readers, int64_t tokens, at::ScalarType dtype) {
+  const Linear& reader = **readers.begin();
   if (reader.tiled() == nullptr || reader.input_order().defined()) return {};
+  for (const Linear* other : readers) {
+    if (other->tiled() != nullptr && other->tiled()->shape.group_size != reader.tiled()->shape.group_size) return {};
+  }
   return {reader.tiled()->shape.group_size, reader.tiled()->wants_panel(tokens, dtype)};
 }
 
 quant::PooledInput attention_input(const LlamaConfig& config, at::ScalarType compute, const Layer& layer, const at::Tensor& h) {
-  return rms_norm(h, layer.attention_norm, config.norm_eps, compute, pool_for(layer.q, h.size(0), compute));
+  return rms_norm(h, layer.attention_norm, config.norm_eps, compute, pool_for({&layer.q, &layer.k, &layer.v}, h.size(0), compute));
 }
 
 Heads attention_heads(const LlamaConfig& config, const Layer& layer, const quant::PooledInput& x, const Rotation& rotation,
@@ -43,12 +47,12 @@ Heads attention_heads(const LlamaConfig& config, const Layer& layer, const quant
 }
 
 quant::PooledInput mlp_input(const LlamaConfig& config, at::ScalarType compute, const Layer& layer, const at::Tensor& middle) {
-  return rms_norm(middle, layer.mlp_norm, config.norm_eps, compute, pool_for(layer.gate, middle.size(0), compute));
+  return rms_norm(middle, layer.mlp_norm, config.norm_eps, compute, pool_for({&layer.gate, &layer.up}, middle.size(0), compute));
 }
 
 quant::PooledInput mlp_product(const Layer& layer, const quant::PooledInput& y, const DropoutKey& dropout) {
   const std::vector<at::Tensor> gate_up = together(layer.gate_up, {&layer.gate, &layer.up}, y, dropout);
-  return swiglu(gate_up[0], gate_up[1], pool_for(layer.down, y.values.size(0), y.values.scalar_type()));
+  return swiglu(gate_up[0], gate_up[1], pool_for({&layer.down}, y.values.size(0), y.values.scalar_type()));
 }
 
 }  // namespace qalora::model

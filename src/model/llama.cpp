@@ -90,7 +90,7 @@ at::Tensor run_layer(const Llama& model, const Layer& layer, const at::Tensor& h
                      const Attend& attend) {
   const at::Tensor change = run_attention(model, layer, h, rotation, dropout, attend);
   const auto [middle, y] = add_rms_norm(h, change, layer.mlp_norm, model.config.norm_eps, model.compute,
-                                        pool_for(layer.gate, h.size(0), model.compute));
+                                        pool_for({&layer.gate, &layer.up}, h.size(0), model.compute));
   return run_mlp(layer, middle, y, dropout);
 }
 

@@ -100,6 +100,25 @@ TEST(Accelerator, SortedInputsAreTheCpus) {
   }
 }
 
+// Layers that read the same input, each with sums of its own groups.
+TEST(Accelerator, MixedGroupSizesAreTheCpus) {
+  const c10::Device device = test_device();
+  for (const at::ScalarType compute : {at::kFloat, at::kBFloat16}) {
+    for (const int64_t tokens : {int64_t{51}, int64_t{600}}) {
+      SCOPED_TRACE(message("tokens ", tokens, ", ", c10::toString(compute)));
+      const text::Batch batch = rows_of(tokens);
+      const TinyOptions options{.mixed = true};
+      const Trained expected = train_once(tiny_model(kCpu, at::kFloat, options), batch);
+      const Trained got = train_once(tiny_model(device, compute, options), batch);
+      EXPECT_LE(distance(got.hidden, expected.hidden), tolerance(compute));
+      EXPECT_LE(worst_gradient(got, expected), 4 * tolerance(compute));
+      // Must differ: one group size everywhere.
+      const Trained even = train_once(tiny_model(device, compute), batch);
+      EXPECT_GT(distance(even.hidden, expected.hidden), 4 * tolerance(compute));
+    }
+  }
+}
+
 TEST(Accelerator, DecodingWithSortedInputsIsTheForwardPass) {
   const c10::Device device = test_device();
   Llama model = tiny_model(device, at::kFloat, {.sorted = true});

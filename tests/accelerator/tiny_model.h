@@ -31,6 +31,7 @@ struct TinyOptions {
   io::Pooling pooling = io::Pooling::kSum;
   double dropout = 0;
   bool adapters = true;
+  bool mixed = false;   // v and up have groups twice as large
   bool sorted = false;  // the groups of o, gate and down are of inputs that do not lie side by side
 };
 
@@ -54,6 +55,11 @@ inline at::Tensor tiny_random(const std::string& purpose, at::IntArrayRef shape,
   return tensor::RandomStream(2, purpose).normal_tensor(shape, deviation);
 }
 
+inline int64_t group_size_of(const std::string& name, const TinyOptions& options) {
+  const bool larger = options.mixed && (name.ends_with("v_proj") || name.ends_with("up_proj"));
+  return larger ? 2 * options.group_size : options.group_size;
+}
+
 inline void attach(model::Linear& linear, const TinyOptions& options, c10::Device device) {
   const std::string name = linear.module();
   const double deviation = options.pooling == io::Pooling::kMean ? 0.5 : 0.1;  // a mean is smaller than a sum
@@ -61,7 +67,7 @@ inline void attach(model::Linear& linear, const TinyOptions& options, c10::Devic
     return tiny_random(part + name, shape, deviation).to(device).requires_grad_(true);
   };
   linear.adapter = std::make_shared<model::Adapter>(model::Adapter{leaf("a ", {kTinyRank, linear.groups()}), leaf("b ", {linear.out_features(), kTinyRank}),
-                                                                   /*scaling=*/0.5, options.pooling, options.group_size, options.dropout});
+                                                                   /*scaling=*/0.5, options.pooling, group_size_of(name, options), options.dropout});
 }
 
 inline model::Llama tiny_model(c10::Device device, at::ScalarType compute, const TinyOptions& options = {},
@@ -71,7 +77,7 @@ inline model::Llama tiny_model(c10::Device device, at::ScalarType compute, const
   for (const auto& [name, value] : model::named_weights(model)) value.requires_grad_(false);
   for (model::Linear* linear : model.linears()) {
     const std::string name = linear->module();
-    quant::PackedWeight weight = quant::round_to_nearest(name, linear->dense().detach(), options.bits, options.group_size).weight;
+    quant::PackedWeight weight = quant::round_to_nearest(name, linear->dense().detach(), options.bits, group_size_of(name, options)).weight;
     const bool sorted = options.sorted && (name.ends_with("o_proj") || name.ends_with("gate_proj") || name.ends_with("down_proj"));
     if (sorted) weight.input_order = tensor::RandomStream(3, "order " + name).normal_tensor({weight.in_features}, 1).argsort();
     *linear = model::Linear(name, std::move(weight));

@@ -2,6 +2,8 @@
 // by one.
 #pragma once
 
+#include <initializer_list>
+
 #include "qalora/model/functions.h"
 #include "qalora/model/llama.h"
 
@@ -12,8 +14,9 @@ struct Rotation {
   at::Tensor cos, sin;
 };
 
-// What the layer that reads the next `tokens` activations wants beside them.
-PoolRequest pool_for(const Linear& reader, int64_t tokens, at::ScalarType dtype);
+// What the layers that read the next `tokens` activations want beside them. Sums are of one group size: readers whose sizes differ get none,
+// and each makes its own.
+PoolRequest pool_for(std::initializer_list<const Linear*> readers, int64_t tokens, at::ScalarType dtype);
 
 // What q, k and v read: the norm of h in `compute`. h: [tokens, hidden] f32
 quant::PooledInput attention_input(const LlamaConfig& config, at::ScalarType compute, const Layer& layer, const at::Tensor& h);
