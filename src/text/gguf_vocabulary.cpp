@@ -12,6 +12,7 @@
 #include "qalora/core/log.h"
 #include "qalora/io/model_files.h"
 #include "qalora/text/save_tokenizer.h"
+#include "vocabulary_files.h"
 
 namespace qalora::text {
 namespace {
@@ -173,10 +174,23 @@ Vocabulary read_gguf_vocabulary(const io::GgufContents& file) {
 }
 
 void save_gguf_tokenizer(const fs::path& model, const fs::path& folder) {
+  for (const char* own : {"tokenizer.model", "tokenizer.json"}) {
+    std::error_code unreadable;
+    if (fs::exists(model / own, unreadable)) return;  // they count, and are copied with what else lies there
+  }
   const fs::path path = io::gguf_file_of(model);
   if (path.empty()) return;
   const io::GgufFile file(path);
-  if (has_gguf_vocabulary(file.contents())) save_tokenizer(read_gguf_vocabulary(file.contents()), folder);
+  if (!has_gguf_vocabulary(file.contents())) return;
+  Vocabulary vocabulary;
+  try {
+    vocabulary = read_gguf_vocabulary(file.contents());
+    check_vocabulary(vocabulary, path.string());
+  } catch (const DataError& error) {  // no reason to lose the weights, which are written already
+    log::warn(message(error.what(), "; the model in ", folder.string(), " has no tokenizer beside it"));
+    return;
+  }
+  save_tokenizer(vocabulary, folder);
 }
 
 void add_gguf_vocabulary(const Vocabulary& vocabulary, int64_t rows, const std::string& name, io::GgufMetadata& metadata) {

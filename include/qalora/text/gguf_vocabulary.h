@@ -13,7 +13,7 @@ bool has_gguf_vocabulary(const io::GgufContents& file);
 Vocabulary read_gguf_vocabulary(const io::GgufContents& file);
 
 // Of a model in a GGUF file (io::gguf_file_of): its tokenizer as a folder's files, for what is made from the model. Nothing for other
-// models and where there is no tokenizer.
+// models, where there is no tokenizer, where a tokenizer's own files lie beside it, and, with a warning, where it cannot be read.
 void save_gguf_tokenizer(const fs::path& model, const fs::path& folder);
 
 // Adds the tokenizer's entries. rows: of the embedding, for which the engine wants as many tokens; what the vocabulary lacks is filled with

@@ -136,6 +136,35 @@ TEST(GgufVocabulary, ThereAndBack) {
   EXPECT_CONTAINS(test::error_of<DataError>([&] { add_gguf_vocabulary(before.vocabulary(), 10, "test", other); }), "only 10 rows");
 }
 
+TEST(GgufVocabulary, FilesBesideItCountAndATokenizerThatIsNotReadIsLeftOut) {
+  test::TempDir dir;
+  test::write_file(dir / "model.gguf", TinyVocabulary().file().bytes());
+  fs::create_directories(dir / "copy");
+  for (const char* own : {"tokenizer.model", "tokenizer.json"}) {
+    test::write_file(dir / own, "what counts");
+    save_gguf_tokenizer(dir.path(), dir / "copy");
+    EXPECT_TRUE(fs::is_empty(dir / "copy")) << own;
+    fs::remove(dir / own);
+  }
+  TinyVocabulary vocabulary;
+  vocabulary.model = "gpt2";
+  test::write_file(dir / "model.gguf", vocabulary.file().text("tokenizer.ggml.pre", "unheard-of").bytes());
+  save_gguf_tokenizer(dir.path(), dir / "copy");
+  EXPECT_TRUE(fs::is_empty(dir / "copy"));
+  vocabulary = {};  // must differ: one that is read
+  for (int byte = 0; byte < 256; ++byte) {
+    if (byte == 10) continue;
+    char name[8];
+    std::snprintf(name, sizeof name, "<0x%02X>", byte);
+    vocabulary.tokens.push_back(name);
+    vocabulary.scores.push_back(0);
+    vocabulary.types.push_back(6);
+  }
+  test::write_file(dir / "model.gguf", vocabulary.file().bytes());
+  save_gguf_tokenizer(dir.path(), dir / "copy");
+  EXPECT_TRUE(fs::exists(dir / "copy" / "tokenizer.model"));
+}
+
 TEST(GgufVocabulary, PlaceholdersAreAsManyAsTheRows) {
   for (const int64_t rows : {1, 2, 100, 300}) {
     const Vocabulary vocabulary = placeholder_vocabulary(rows);
