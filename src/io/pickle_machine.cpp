@@ -12,7 +12,7 @@
 namespace qalora::io {
 namespace {
 
-constexpr uint64_t kMaxBytes = uint64_t{16} << 20;  // some hundred thousand tensors; LLaMA 70B has 723 and needs 120 kB
+constexpr uint64_t kMaxBytes = uint64_t{2} << 20;  // over ten thousand tensors; LLaMA 70B has 723 and needs 120 kB
 constexpr size_t kMaxDimensions = 16;
 constexpr int kNewestProtocol = 5;
 

@@ -161,7 +161,7 @@ TEST(Pickle, BombsAreHarmless) {
   const std::string itself = pickle("]q" + raw(uint8_t{0}) + "h" + raw(uint8_t{0}) + "a");  // a list that holds itself
   EXPECT_EQ(Pickle(bytes_of(itself), "file").describe(4), "a list of 1");
 
-  expect_refused(pickle(std::string(size_t{17} << 20, ')')), "a pickle of more than 16777216 bytes");
+  expect_refused(pickle(std::string(size_t{3} << 20, ')')), "a pickle of more than 2097152 bytes");
 }
 
 TEST(Pickle, TensorsAreChecked) {
