@@ -1,5 +1,6 @@
 #include "qalora/io/foreign_quantization.h"
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <vector>
 
@@ -64,6 +65,10 @@ class Settings {
     const json& value = find(keys);
     QALORA_REQUIRE(value.is_null() || value.is_string(), DataError, name(), ": '", keys[0], "' is ", shown(value), ", expected text");
     return value.is_null() ? "" : lower(value).get<std::string>();
+  }
+
+  bool anyone_sets(const char* key) const {
+    return std::ranges::any_of(places_, [&](const Place& place) { return place.object.contains(key) && place.object[key] == true; });
   }
 
   bool says(const char* key) const { return !find({key}).is_null(); }
@@ -158,6 +163,7 @@ ForeignQuantization read_foreign_quantization(const fs::path& folder, const json
   QALORA_REQUIRE(words.empty() || words == "int32", DataError, settings.name(), ": 'pack_dtype' is '", words, "', only int32 is read");
   const json& dynamic = settings.find({"dynamic"});
   result.overrides = dynamic.is_object() && !dynamic.empty();
+  result.act_order = settings.anyone_sets("desc_act");
   return result;
 }
 

@@ -101,11 +101,11 @@ GptqView::Module GptqView::check_module(const std::string& name) const {
                  " outputs, expected a multiple of 32");
   const int64_t field = zeros[1] * 32 / module.out_features;  // bits of a zero point
   module.bits = quantization_.overrides ? static_cast<int>(std::min<int64_t>(field, 32)) : quantization_.bits;
-  const bool known = module.bits == 2 || module.bits == 3 || module.bits == 4 || module.bits == 8;
+  const bool awq = quantization_.layout == ForeignLayout::kAwq;
+  const bool known = module.bits == 4 || (!awq && (module.bits == 2 || module.bits == 3 || module.bits == 8));
   QALORA_REQUIRE(known && zeros[0] == module.groups && zeros[1] * 32 == module.out_features * module.bits, DataError, where, kZeros,
                  "' has shape ", at::IntArrayRef(zeros), ", expected ", module.groups, " groups (as '", kScales, "' has) of ", module.out_features,
                  " outputs of ", quantization_.bits, " bits in 32-bit words, as ", quantization_.name, " says");
-  const bool awq = quantization_.layout == ForeignLayout::kAwq;
   const int64_t code_bits = codes[0] * 32;
   module.in_features = awq ? codes[0] : code_bits / module.bits;
   const bool fits = awq ? codes[1] * 8 == module.out_features : codes[1] == module.out_features && code_bits % module.bits == 0;
@@ -125,7 +125,12 @@ GptqView::Module GptqView::check_module(const std::string& name) const {
 
 void GptqView::read_groups(const std::string& name, Module& module) const {
   const std::string tensor = name + kGroups;
-  if (!raw_->contains(tensor)) return;
+  if (!raw_->contains(tensor)) {
+    QALORA_REQUIRE(!quantization_.act_order || module.groups == 1, DataError, raw_->file_of(name + kCodes).string(), ": tensor '", tensor,
+                   "' is missing, but ", quantization_.name, " says desc_act: which inputs a group has is not known. Get the whole checkpoint, "
+                   "or start from the dense one ('qalora quantize')");
+    return;
+  }
   const auto& shape = part_info(tensor, {Dtype::kI32, Dtype::kI64}).shape;
   const std::string where = raw_->file_of(tensor).string() + ": tensor '" + tensor + "'";
   QALORA_REQUIRE(shape.size() == 1 && shape[0] == module.in_features, DataError, where, " has shape ", at::IntArrayRef(shape), ", expected [",

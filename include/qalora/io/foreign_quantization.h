@@ -29,6 +29,7 @@ struct ForeignQuantization {
   int bits = 0;
   int64_t group_size = 0;   // -1: whole rows
   bool overrides = false;   // some modules have bits and group sizes of their own, which their shapes then say
+  bool act_order = false;   // groups were made of inputs in another order: only a module's g_idx says which
   std::string name;         // the file that says so, for messages
 };
 

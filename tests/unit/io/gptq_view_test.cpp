@@ -73,7 +73,7 @@ Tensors packed(const Layer& layer, ForeignLayout layout, int bits) {
 }
 
 ForeignQuantization settings(ForeignLayout layout, int bits, int64_t group_size = kGroup) {
-  return {.layout = layout, .zeros = ZeroRule::kStored, .bits = bits, .group_size = group_size, .overrides = false, .name = "quantize_config.json"};
+  return {.layout = layout, .zeros = ZeroRule::kStored, .bits = bits, .group_size = group_size, .overrides = false, .act_order = false, .name = "quantize_config.json"};
 }
 
 GptqView view_of(const Tensors& tensors, const ForeignQuantization& quantization, bool has_bias = false) {
@@ -179,7 +179,30 @@ TEST(GptqView, ModulesWithBitsOfTheirOwnSayThem) {
   EXPECT_TRUE(view.read(kModule + ".weight").equal(canonical(random_layer(8, 5), 8)));
 }
 
+TEST(GptqView, AwqHasFourBitsInEveryModule) {
+  Tensors tensors = packed(random_layer(4), ForeignLayout::kAwq, 4);
+  auto quantization = settings(ForeignLayout::kAwq, 4, 64);
+  quantization.overrides = true;
+  EXPECT_TRUE(view_of(tensors, quantization).read(kModule + ".weight").equal(canonical(random_layer(4), 4)));
+  for (const int64_t words : {6, 9, 24}) {  // as zero points of 2, 3 and 8 bits have
+    tensors[kModule + ".qzeros"] = at::zeros({kIn / kGroup, words}, at::kInt);
+    expect_part(refusal(tensors, quantization), "of 4 bits in 32-bit words");
+  }
+}
+
 // ---- What is refused, and with which words.
+
+TEST(GptqView, GroupsThatNothingNamesAreRefused) {
+  Tensors tensors = packed(random_layer(4), ForeignLayout::kGptq, 4);
+  auto quantization = settings(ForeignLayout::kGptq, 4);
+  EXPECT_NO_THROW(view_of(tensors, quantization));
+  quantization.act_order = true;
+  expect_part(refusal(tensors, quantization), ".g_idx' is missing, but quantize_config.json says desc_act");
+  tensors[kModule + ".g_idx"] = at::arange(kIn, at::kInt).floor_divide(kGroup).to(at::kInt);
+  EXPECT_NO_THROW(view_of(tensors, quantization));
+  quantization.group_size = -1;  // one group has all inputs
+  EXPECT_NO_THROW(view_of(packed(random_layer(4, 1), ForeignLayout::kGptq, 4), quantization));
+}
 
 TEST(GptqView, DamagedTensorsAreRefusedByName) {
   const auto quantization = settings(ForeignLayout::kGptq, 4);
@@ -297,6 +320,9 @@ TEST_F(ForeignConfig, EverySpellingIsUnderstood) {
   EXPECT_EQ(v1.bits, 4);
   EXPECT_EQ(v1.group_size, 128);
   EXPECT_FALSE(v1.overrides);
+  EXPECT_FALSE(v1.act_order);
+  EXPECT_TRUE(read({{"bits", 4}, {"group_size", 128}, {"desc_act", true}}).act_order);
+  EXPECT_TRUE(read(nullptr, {{"quant_method", "gptq"}, {"bits", 4}, {"group_size", 128}, {"desc_act", true}}).act_order);
   EXPECT_TRUE(is_foreign_quantised(dir_.path(), config_));
   const Json meta = {{"quantizer", {"optimum:1.23", "gptqmodel:7.6.0"}}};
   EXPECT_EQ(read({{"bits", 3}, {"group_size", -1}, {"checkpoint_format", "gptq"}, {"meta", meta}}).zeros, ZeroRule::kWordPlusOne);
