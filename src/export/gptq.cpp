@@ -105,6 +105,14 @@ void check_matrix(const Source& source, const Matrix& matrix, const quant::Packe
                  " inputs, not a multiple of the group size ", shape.group_size, ", which GPTQ's engines ask for; use --to safetensors");
 }
 
+// Engines take every linear layer of a GPTQ folder for packed: the lists of those that are not differ from engine to engine.
+void require_all_packed(const Source& source) {
+  for (const auto& tensor : model::expected_tensors(source.config)) {
+    QALORA_REQUIRE(!tensor.linear || model::is_packed(source.checkpoint, tensor.name), UserError, source.checkpoint.file_of(tensor.name).string(),
+                   ": tensor '", tensor.name, "' is dense, and GPTQ's engines expect every linear layer quantised; use --to mlx or --to safetensors");
+  }
+}
+
 [[noreturn]] void refuse_offset(const Source& source, const Matrix& matrix, const at::Tensor& scales, const at::Tensor& offsets, int bits, int64_t index) {
   const int64_t row = index / scales.size(1), group = index % scales.size(1);
   const double scale = scales[row][group].item<double>(), offset = offsets[row][group].item<double>();
@@ -206,6 +214,7 @@ Plan plan_gptq(const Source& source, const Options& options) {
   QALORA_REQUIRE(source.quantised(), UserError, where, ": is dense; quantise it first (qalora quantize), or use --to safetensors");
   QALORA_REQUIRE(source.config.quantization->modules.empty(), UserError, where, ": bits or group sizes differ from layer to layer ('",
                  source.config.quantization->modules.begin()->first, "'), which few of GPTQ's engines read; use --to mlx or --to safetensors");
+  require_all_packed(source);
   for (const Matrix& matrix : packed_matrices(source)) {
     const quant::PackedWeight shape = shape_of(source, matrix);
     check_matrix(source, matrix, shape);

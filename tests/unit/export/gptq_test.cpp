@@ -82,6 +82,19 @@ TEST_F(ExportTest, GptqReportsScalesThatFloat16Rounds) {
   EXPECT_EQ(totals(reports).lossless, 13);
 }
 
+TEST_F(ExportTest, GptqRefusesABaseWithSingleDenseLayers) {
+  make_integer_zeros(dir_ / "base");
+  const at::Tensor dense = io::Checkpoint(dir_ / "dense").read(kQ + ".weight");
+  for (const char* part : {".scales", ".biases"}) test::rewrite(dir_ / "base", kQ + part, {});
+  test::rewrite(dir_ / "base", kQ + ".weight", dense);
+  nlohmann::json config = io::read_json_file(dir_ / "base/config.json");
+  config["quantization"][kQ] = false;
+  io::write_json_file(dir_ / "base/config.json", config);
+  const std::string text = test::refusal<UserError>([&] { run("gptq", dir_ / "base", {}, "out"); });
+  test::expect_part(text, kQ + ".weight' is dense");
+  test::expect_part(text, "--to mlx");
+}
+
 TEST_F(ExportTest, GptqNamesTheWayOutForWhatItCannotHold) {
   test::expect_part(test::refusal<UserError>([&] { run("gptq", dir_ / "dense", {}, "out"); }), "qalora quantize");
   test::expect_part(test::refusal<UserError>([&] { run("gptq", dir_ / "base", adapter(io::Pooling::kSum, "adapter"), "out"); }), "--to lora");
