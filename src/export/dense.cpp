@@ -11,6 +11,7 @@
 #include "qalora/core/progress.h"
 #include "qalora/core/signals.h"
 #include "qalora/io/input_order.h"
+#include "qalora/model/merge_checkpoint.h"
 #include "qalora/quant/merge.h"
 #include "rounding.h"
 
@@ -106,6 +107,7 @@ bool is_copied(const Source& source, const io::PlannedTensor& planned) {
 nlohmann::json dense_config(const Source& source, io::Dtype dtype) {
   nlohmann::json config = model::derived_config(source.checkpoint.config(), source.config, std::nullopt);
   config["torch_dtype"] = config["dtype"] = dtype == io::Dtype::kF16 ? "float16" : dtype == io::Dtype::kBF16 ? "bfloat16" : "float32";
+  if (source.adapter) model::mark_merged(config, source.adapter_folder);
   return config;
 }
 

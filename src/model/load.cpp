@@ -280,9 +280,7 @@ Llama load_model_with_adapter(const fs::path& folder, const fs::path& adapter, c
   const fs::path found = io::find_adapter(adapter);
   const io::AdapterFile file = read_adapter_for(found, model.config);
   require_not_merged(folder, found);
-  const bool unknown = file.config.pooling != io::Pooling::kNone && file.config.base_state_fingerprint.empty();
-  if (unknown) log::warn(found.string() + ": does not say on which offsets and dense tensors it was trained; whether " + folder.string() +
-                         " is that model cannot be checked");
+  warn_of_unknown_base(file.config, found, folder);
   try {
     attach_adapter(model, file, model.config.quantization ? base_identity(io::Checkpoint(folder)) : BaseIdentity{});
   } catch (const DataError& error) {

@@ -69,6 +69,17 @@ void require_not_merged(const fs::path& model, const fs::path& adapter_folder) {
                  ": contains the adapter ", adapter_folder.string(), " already; adding it again would count it twice");
 }
 
+void warn_of_unknown_base(const io::AdapterConfig& adapter, const fs::path& adapter_folder, const fs::path& model) {
+  if (adapter.pooling == io::Pooling::kNone || !adapter.base_state_fingerprint.empty()) return;
+  log::warn(message(adapter_folder.string(), ": does not say on which offsets and dense tensors it was trained; whether ", model.string(),
+                    " is that model cannot be checked"));
+}
+
+void mark_merged(nlohmann::json& config, const fs::path& adapter_folder) {
+  if (!config.contains(kMergedKey) || !config[kMergedKey].is_array()) config[kMergedKey] = nlohmann::json::array();
+  config[kMergedKey].push_back(adapter_digest(adapter_folder));
+}
+
 void check_mergeable(const io::Checkpoint& base, const fs::path& adapter_folder, const io::AdapterFile& adapter, bool accept_unknown_base) {
   const std::string where = adapter_folder.string(), folder = base.folder().string();
   for (const auto& [module, weights] : adapter.modules) {
@@ -157,8 +168,7 @@ int64_t merge_checkpoint(const io::Checkpoint& base, const fs::path& adapter_fol
               "qalora reads and MLX does not");
   }
   nlohmann::json derived = derived_config(source, config, config.quantization);
-  if (!derived.contains(kMergedKey)) derived[kMergedKey] = nlohmann::json::array();
-  derived[kMergedKey].push_back(adapter_digest(adapter_folder));
+  mark_merged(derived, adapter_folder);
   io::write_json_file(folder / "config.json", derived);
   io::copy_sidecars(base.folder(), folder);
   text::save_gguf_tokenizer(base.folder(), folder);

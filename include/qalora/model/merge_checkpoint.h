@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,12 @@ void check_mergeable(const io::Checkpoint& base, const fs::path& adapter_folder,
 
 // UserError when config.json says that the model contains this adapter already.
 void require_not_merged(const fs::path& model, const fs::path& adapter_folder);
+
+// Logs a warning when an adapter that pools its inputs does not say on which offsets and dense tensors it was trained.
+void warn_of_unknown_base(const io::AdapterConfig& adapter, const fs::path& adapter_folder, const fs::path& model);
+
+// Makes a model's configuration (config.json) say so.
+void mark_merged(nlohmann::json& config, const fs::path& adapter_folder);
 
 // Writes the merged checkpoint into `folder`, usually a staging folder. Offsets of merged modules become fp32; all other bytes
 // are copied. -> number of modules merged.

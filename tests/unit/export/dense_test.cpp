@@ -28,6 +28,8 @@ TEST_F(ExportTest, DenseTakesAnAdapterIntoItsWeights) {
   test::write_adapter_to(dir_ / "lora", lora);
   run("safetensors", dir_ / "dense", dir_ / "lora", "out", kWide);
   EXPECT_LE(distance(logits(dir_ / "out"), logits(dir_ / "dense", dir_ / "lora")), 1e-4);
+  const std::string twice = test::refusal<UserError>([&] { run("safetensors", dir_ / "out", dir_ / "lora", "twice", kWide); });
+  test::expect_part(twice, "contains the adapter");
 }
 
 TEST_F(ExportTest, DenseIsRoundedOnceToTheDtypeThatWasAskedFor) {
