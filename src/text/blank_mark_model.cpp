@@ -168,6 +168,7 @@ Vocabulary BlankMarkModel::vocabulary() const {
   result.kind = TokenizerKind::kSentencePiece;
   result.unknown = parts_.unknown;
   result.add_space_prefix = parts_.adds_prefix;
+  result.prefix_only_without = parts_.adds_prefix && parts_.prefix_only_without;
   std::vector<int64_t> ways(parts_.pieces.size(), 0);
   std::vector<float> scores(parts_.pieces.size(), 0);
   const bool shared = blanks_share_a_rank();

@@ -116,6 +116,7 @@ Vocabulary ByteLevelModel::vocabulary() const {
   result.kind = TokenizerKind::kByteLevelBpe;
   result.pre_tokenizer = name_of_steps(parts_.steps);
   result.ignore_merges = parts_.ignore_merges;
+  result.normalization = normalization_name(parts_.normalization);
   result.unknown = parts_.unknown;
   result.add_space_prefix = false;
   for (const std::string& piece : parts_.pieces) result.pieces.push_back({piece, 0, PieceType::kNormal});

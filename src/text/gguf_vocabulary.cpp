@@ -115,12 +115,26 @@ std::string byte_piece(int byte) {
 
 Piece filler(int64_t id) { return {.text = message("[PAD", id, "]"), .score = -10000, .type = PieceType::kUnused}; }
 
+// What the format has no key for goes by the name of the rule: the engine takes words that are pieces whole for this one ..
+bool ignores_merges(const Vocabulary& vocabulary) { return vocabulary.pre_tokenizer == "llama-bpe"; }
+// .. and models that cut text like this learnt from composed characters.
+std::string normalization_of(const Vocabulary& vocabulary) { return vocabulary.pre_tokenizer == "qwen2" ? "NFC" : ""; }
+
 void check_writable(const Vocabulary& vocabulary, int64_t rows, const std::string& name) {
   const auto count = static_cast<int64_t>(vocabulary.pieces.size());
   QALORA_REQUIRE(count <= rows, DataError, name, ": the tokenizer has ", count, " tokens, the embedding only ", rows,
                  " rows; llama.cpp wants as many of one as of the other");
   QALORA_REQUIRE(vocabulary.kind == TokenizerKind::kSentencePiece || !vocabulary.pre_tokenizer.empty(), DataError, name,
                  ": the tokenizer cuts text by a rule that llama.cpp has no name for (it is neither LLaMA 3's, Qwen2's nor GPT-2's)");
+  if (vocabulary.kind == TokenizerKind::kByteLevelBpe) {
+    const char* whole = "words that are pieces are taken whole";
+    QALORA_REQUIRE(vocabulary.ignore_merges == ignores_merges(vocabulary), DataError, name, ": the tokenizer has ignore_merges ",
+                   vocabulary.ignore_merges ? "true" : "false", ", but with the rule '", vocabulary.pre_tokenizer, "' in llama.cpp ", whole,
+                   vocabulary.ignore_merges ? " never" : " always", "; texts would become other ids");
+    QALORA_REQUIRE(vocabulary.normalization == normalization_of(vocabulary), DataError, name, ": the tokenizer's normalizer is '",
+                   vocabulary.normalization, "', expected '", normalization_of(vocabulary), "' with the rule '", vocabulary.pre_tokenizer,
+                   "'; GGUF has no key for it");
+  }
   std::unordered_set<std::string_view> seen;
   for (const Piece& piece : vocabulary.pieces) {
     QALORA_REQUIRE(!piece.text.empty() && piece.text.find('\0') == std::string::npos, DataError, name,
@@ -157,7 +171,8 @@ Vocabulary read_gguf_vocabulary(const io::GgufContents& file) {
   read_pieces(file, vocabulary);
   if (bpe) {
     vocabulary.pre_tokenizer = pre_tokenizer_of(file);
-    vocabulary.ignore_merges = vocabulary.pre_tokenizer == "llama-bpe";
+    vocabulary.ignore_merges = ignores_merges(vocabulary);
+    vocabulary.normalization = normalization_of(vocabulary);
     read_merges(file, vocabulary);
   }
   const size_t count = vocabulary.pieces.size();

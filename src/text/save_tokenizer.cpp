@@ -106,6 +106,8 @@ void check_vocabulary(const Vocabulary& vocabulary, const std::string& name) {
     QALORA_REQUIRE(id == -1 || holds(vocabulary, id), DataError, name, ": the ", what, " token has the id ", id,
                    ", outside the vocabulary of ", vocabulary.pieces.size());
   }
+  QALORA_REQUIRE(!vocabulary.prefix_only_without, DataError, name,
+                 ": a blank goes in front of a text only where it begins with none, which no tokenizer.model can say");
   if (vocabulary.kind == TokenizerKind::kSentencePiece) return;
   QALORA_REQUIRE(!named_steps(vocabulary.pre_tokenizer).empty(), DataError, name, ": the pre-tokenizer '", vocabulary.pre_tokenizer,
                  "' is not known (known: llama-bpe, qwen2, gpt-2); texts cannot be cut as the model learnt it");
@@ -147,7 +149,7 @@ json tokenizer_json_of(const Vocabulary& vocabulary) {
           {"truncation", nullptr},
           {"padding", nullptr},
           {"added_tokens", added},
-          {"normalizer", vocabulary.pre_tokenizer == "qwen2" ? json{{"type", "NFC"}} : json(nullptr)},
+          {"normalizer", vocabulary.normalization.empty() ? json(nullptr) : json{{"type", vocabulary.normalization}}},
           {"pre_tokenizer", pre_tokenizer_of(vocabulary)},
           {"post_processor", post_processor_of(vocabulary)},
           {"decoder", byte_level(true)},
@@ -171,7 +173,7 @@ json tokenizer_config_of(const Vocabulary& vocabulary) {
                  {"add_eos_token", vocabulary.add_eos},
                  {"clean_up_tokenization_spaces", false},
                  {"added_tokens_decoder", json::object()}};
-  if (sentencepiece) config["legacy"] = true;
+  if (sentencepiece) config["legacy"] = vocabulary.legacy;
   for (size_t id = 0; id < vocabulary.pieces.size(); ++id) {
     const Piece& piece = vocabulary.pieces[id];
     if (is_added(piece)) config["added_tokens_decoder"][std::to_string(id)] = added_token(piece);

@@ -394,6 +394,7 @@ Vocabulary Tokenizer::vocabulary() const {
   }
   result.add_bos = adds_bos();
   result.add_eos = adds_eos();
+  result.legacy = legacy();
   result.chat_template = chat_template();
   return result;
 }

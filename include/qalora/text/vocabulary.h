@@ -25,9 +25,13 @@ struct Vocabulary {
   std::vector<std::string> merges;  // byte-level BPE, "a b", best first
   std::string pre_tokenizer;        // byte-level BPE: GGUF's name for it, "llama-bpe", "qwen2", "gpt-2"; "" where it has none
   bool ignore_merges = false;       // byte-level BPE: a word that is a piece is that piece, whatever the merges would make of it
+  std::string normalization;        // byte-level BPE: "NFC", "NFD", "NFKC", "NFKD" or "" for none, before the text is cut
   int64_t bos = -1, eos = -1, unknown = -1, padding = -1;  // -1: none
   std::vector<int64_t> stops;       // further ids that end a text
   bool add_bos = true, add_eos = false, add_space_prefix = true;
+  // SentencePiece: with `legacy` text behind a special token begins with a blank again; with the other the blank in front is left out where
+  // the text begins with one.
+  bool legacy = true, prefix_only_without = false;
   std::string chat_template;        // "" when there is none
 };
 

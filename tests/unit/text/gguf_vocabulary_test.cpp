@@ -2,7 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <nlohmann/json.hpp>
+
 #include "qalora/core/error.h"
+#include "qalora/io/json_file.h"
 #include "support/gguf_bytes.h"
 #include "tiny_tokenizer.h"
 
@@ -134,6 +137,35 @@ TEST(GgufVocabulary, ThereAndBack) {
   // Fewer rows than tokens cannot be.
   io::GgufMetadata other;
   EXPECT_CONTAINS(test::error_of<DataError>([&] { add_gguf_vocabulary(before.vocabulary(), 10, "test", other); }), "only 10 rows");
+}
+
+// Byte-level BPE through a GGUF file, against itself.
+TEST(GgufVocabulary, ByteLevelThereAndBack) {
+  const test::TempDir dir;
+  const fs::path data = test::source_dir() / "tests/data/tokenizers";
+  const nlohmann::json texts = io::read_json_file(data / "vectors.json")["texts"];
+  for (const char* name : {"llama3", "qwen2", "gpt2"}) {
+    const Tokenizer before(data / name);
+    const Vocabulary vocabulary = before.vocabulary();
+    io::GgufMetadata metadata;
+    add_gguf_vocabulary(vocabulary, before.vocab_size(), name, metadata);
+    io::GgufWriter(dir / "m.gguf", metadata, {}).finish();
+    const Tokenizer after(dir / "m.gguf");
+    for (const auto& entry : texts) {
+      const auto text = entry.get<std::string>();
+      if (test::contains(text, "strip>") || test::contains(text, "rm>")) continue;  // what a vocabulary cannot say of added tokens
+      EXPECT_EQ(after.encode(text, {.add_bos = true, .parse_special = true}), before.encode(text, {.add_bos = true, .parse_special = true}))
+          << name << ": " << text;
+    }
+    // The format has no key for either.
+    const auto refusal = [&](auto&& change) {
+      Vocabulary other = vocabulary;
+      change(other);
+      return test::error_of<DataError>([&] { add_gguf_vocabulary(other, before.vocab_size(), name, metadata); });
+    };
+    EXPECT_CONTAINS(refusal([](Vocabulary& v) { v.ignore_merges = !v.ignore_merges; }), "ignore_merges");
+    EXPECT_CONTAINS(refusal([](Vocabulary& v) { v.normalization = v.normalization.empty() ? "NFC" : ""; }), "normalizer");
+  }
 }
 
 TEST(GgufVocabulary, FilesBesideItCountAndATokenizerThatIsNotReadIsLeftOut) {

@@ -117,9 +117,39 @@ TEST_P(VocabularyRoundTrip, GivesTheSameIdsInMemoryAndThroughFiles) {
   }
   EXPECT_EQ(again.merges, vocabulary.merges);
   EXPECT_EQ(again.pre_tokenizer, vocabulary.pre_tokenizer);
+  EXPECT_EQ(again.normalization, vocabulary.normalization);
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, VocabularyRoundTrip, testing::Values("llama3", "qwen2", "gpt2", "llama2"));
+
+TEST(VocabularyOfByteLevel, CarriesAnyNormalizer) {
+  const TempDir dir;
+  json file = original("llama3");
+  file["normalizer"] = {{"type", "NFD"}};
+  io::write_json_file(dir / "tokenizer.json", file);
+  const Tokenizer tokenizer(dir.path());
+  const Tokenizer made(tokenizer.vocabulary(), "a.gguf");
+  EXPECT_EQ(made.encode("na\u00efve", {}), tokenizer.encode("na\u00efve", {}));
+  EXPECT_NE(made.encode("na\u00efve", {}), Tokenizer(data() / "llama3").encode("na\u00efve", {}));
+}
+
+TEST(VocabularyOfSentencePiece, CarriesWhereBlanksGoInFront) {
+  const TempDir dir, copy;
+  test::write_tiny_tokenizer(dir.path(), R"({"bos_token": "<s>", "eos_token": "</s>", "legacy": false})");
+  const Tokenizer tokenizer(dir.path());
+  const std::string text = "the</s>the";
+  const Tokenizer::EncodeOptions options{.parse_special = true};
+  save_tokenizer(tokenizer.vocabulary(), copy.path());
+  EXPECT_EQ(Tokenizer(copy.path()).encode(text, options), tokenizer.encode(text, options));
+  Vocabulary other = tokenizer.vocabulary();
+  other.legacy = true;
+  EXPECT_NE(Tokenizer(other, "x").encode(text, options), tokenizer.encode(text, options));
+  // A blank only where there is none: no tokenizer.model has that.
+  const Vocabulary first = Tokenizer(data() / "llama2_first").vocabulary();
+  EXPECT_TRUE(first.prefix_only_without);
+  EXPECT_FALSE(first.legacy);
+  EXPECT_CONTAINS(error_of<DataError>([&] { Tokenizer tokenizer(first, "x.gguf"); }), "no tokenizer.model can say");
+}
 
 TEST(VocabularyOfSentencePiece, IsItsModelsAndItsAddedTokens) {
   const TempDir dir, copy;
