@@ -60,7 +60,10 @@ void check_rtn(const QuantizeOptions& options) {
   if (options.common->compute != at::kFloat && !options.common->dtype.empty()) {
     log::warn("--dtype has no effect here: rounding computes in float32");
   }
-  if (options.bits == 4) return;
+  if (options.bits == 4) {
+    log::info("rounding to nearest; GPTQ loses less, at 4 bits too: give --calibration FILE, for example the data you will fine-tune on");
+    return;
+  }
   log::warn(message("rounding to nearest at ", options.bits, " bits loses much of the model: it does not let the other weights make up for an error. "
                     "GPTQ does: give --calibration FILE, for example the data you will fine-tune on"));
 }
@@ -203,13 +206,14 @@ void run_gptq(QuantizeOptions& options, const io::Checkpoint& checkpoint, const 
   if (!options.search_scale.empty()) settings.solver.search = options.search_scale == "mse" ? quant::ScaleSearch::kMse : quant::ScaleSearch::kMinMax;
   settings.compute = options.common->compute;
   settings.device = options.common->where;
+  settings.model_fingerprint = io::dense_fingerprint(checkpoint);
   const text::Calibration calibration = calibrate(options, plan.config);
   const model::GptqMemory memory = model::gptq_memory(checkpoint, plan, calibration, settings);
   print_estimate(plan, memory.peak);
   json result = start_json(options, plan);
   const int64_t finished = options.out.empty() ? 0 : model::finished_blocks(checkpoint, calibration, settings, options.out);
   describe(result, calibration, memory, finished);
-  if (options.common->dry_run) return finish_dry(options, plan, 2 * plan.disk_bytes, result);
+  if (options.common->dry_run) return finish_dry(options, plan, model::gptq_disk_bytes(plan, options.out, finished), result);
   const model::GptqReport report = model::gptq_checkpoint(checkpoint, plan, calibration, settings, options.out, options.common->force);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   result["layers"] = layers_json(report.layers);

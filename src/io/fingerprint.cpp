@@ -110,6 +110,7 @@ std::string dense_fingerprint(const Checkpoint& checkpoint) {
     const std::span<const std::byte> bytes = stored.span;
     hash.update(message(name, " ", bytes.size(), " "));
     hash.update(bytes.first(std::min(kSample, bytes.size())));
+    checkpoint.release(name);  // what is not in a map as it is was read whole
   }
   return hash.hex();
 }

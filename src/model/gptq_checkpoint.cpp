@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 
+#include <algorithm>
 #include <chrono>
 #include <map>
 
@@ -43,7 +44,7 @@ int64_t batch_rows(const text::Calibration& calibration, const GptqSettings& set
 json identity_of(const io::Checkpoint& checkpoint, const text::Calibration& calibration, const GptqSettings& settings) {
   const quant::GptqOptions& solver = settings.solver;
   return {{"format", 1},
-          {"model", io::dense_fingerprint(checkpoint)},
+          {"model", settings.model_fingerprint.empty() ? io::dense_fingerprint(checkpoint) : settings.model_fingerprint},
           {"calibration", calibration.digest()},
           {"bits", solver.bits},
           {"group_size", solver.group_size},
@@ -92,6 +93,24 @@ const char* name_of(Projection member) {
 // H and what becomes of it (damped, factor, inverse), and a matrix with its errors, codes and restored values.
 // in_features: of the widest matrix, elements: of the largest
 uint64_t solver_bytes(uint64_t in_features, uint64_t elements) { return 20 * in_features * in_features + 20 * elements; }
+
+// What each thread holds beside that: its rows at work, and the refit's normal equations with their factor and a copy, of as many
+// rows at once as fit into 2^20 doubles, at least 8.
+uint64_t thread_bytes(uint64_t in_features, const quant::GptqOptions& solver) {
+  const uint64_t size = solver.group_size == quant::kWholeRow ? in_features : static_cast<uint64_t>(solver.group_size);
+  const uint64_t unknowns = 2 * ((in_features + size - 1) / size);
+  const uint64_t equations = solver.refit ? 3 * 8 * std::max(uint64_t{1} << 20, 8 * unknowns * unknowns) : 0;
+  return equations + quant::kGptqRows * in_features * 48;
+}
+
+// The tensors that stay as they are are checked when they are written, which is behind hours of work on the others.
+void require_finite_rest(const io::Checkpoint& checkpoint, const LlamaConfig& config) {
+  for (const ExpectedTensor& tensor : expected_tensors(config)) {
+    if (tensor.linear) continue;
+    require_finite(checkpoint, tensor.name, checkpoint.read(tensor.name));
+    checkpoint.release(tensor.name);
+  }
+}
 
 class Run {
  public:
@@ -290,7 +309,9 @@ GptqMemory gptq_memory(const io::Checkpoint& checkpoint, const QuantizePlan& pla
   const double packed = static_cast<double>(weights) * plan.bits_per_weight / 8;
   memory.blocks = weights * width * (settings.one_pass ? 2 : 1) + static_cast<uint64_t>(packed);
   const uint64_t batch = static_cast<uint64_t>(batch_rows(calibration, settings)) * calibration.rows.front().ids.size();
-  memory.solver = solver_bytes(widest, largest);
+  const auto threads = settings.device.is_cpu() ? static_cast<uint64_t>(tensor::threads()) : 1;
+  memory.solver = solver_bytes(widest, largest) + threads * thread_bytes(widest, settings.solver);
+  if (settings.one_pass) memory.solver += 8 * (2 * hidden * hidden + heads * heads + inner * inner);  // all Hessians at once, in float64
   memory.forward = std::min(batch, tokens) * (hidden * 12 + heads * width * 4 + inner * (4 + 3 * width));
   memory.embedding = 2 * checkpoint.info("model.embed_tokens.weight").bytes();
   memory.peak = tensor::peak_memory_bytes() + 150'000'000 + memory.activations +
@@ -303,9 +324,15 @@ GptqReport gptq_checkpoint(const io::Checkpoint& checkpoint, const QuantizePlan&
   QALORA_CHECK(settings.solver.bits == plan.quantization.bits && settings.solver.group_size == plan.quantization.group_size,
                "plan and solver agree");
   const c10::NoGradGuard no_grad;
-  { const AtomicFolder probe(out, force, 2 * plan.disk_bytes); }  // the blocks, and the output that they become
   WorkFolder work(out, identity_of(checkpoint, calibration, settings), force);
   const int64_t before = work.finished();
+  try {
+    const AtomicFolder probe(out, force, gptq_disk_bytes(plan, out, before));
+    if (before == 0) require_finite_rest(checkpoint, plan.config);
+  } catch (...) {
+    if (before == 0) work.remove();
+    throw;
+  }
   if (before > 0) log::info(message(work.path().string(), ": ", before, " of ", plan.config.layers, " blocks are finished; going on behind them"));
   GptqReport report;
   try {
@@ -327,6 +354,10 @@ GptqReport gptq_checkpoint(const io::Checkpoint& checkpoint, const QuantizePlan&
 int64_t finished_blocks(const io::Checkpoint& checkpoint, const text::Calibration& calibration, const GptqSettings& settings,
                         const fs::path& out) {
   return WorkFolder::finished_in(out, identity_of(checkpoint, calibration, settings));
+}
+
+uint64_t gptq_disk_bytes(const QuantizePlan& plan, const fs::path& out, int64_t finished) {
+  return 2 * plan.disk_bytes - std::min(plan.disk_bytes, WorkFolder::bytes_in(out, finished));
 }
 
 }  // namespace qalora::model

@@ -67,16 +67,6 @@ std::vector<ExpectedTensor> ordered_tensors(const io::Checkpoint& checkpoint, co
 // and rows. Measured 65 MB with two threads.
 uint64_t working_bytes() { return 100'000'000 + 2'000'000 * static_cast<uint64_t>(tensor::threads()); }
 
-// tensor: any shape and float dtype. In pieces: a whole mask would be as large as the tensor.
-void require_finite(const std::string& name, const at::Tensor& tensor) {
-  const at::Tensor flat = tensor.flatten();
-  constexpr int64_t kPiece = int64_t{1} << 22;
-  for (int64_t begin = 0; begin < flat.numel(); begin += kPiece) {
-    const at::Tensor piece = flat.narrow(0, begin, std::min(kPiece, flat.numel() - begin));
-    QALORA_REQUIRE(at::isfinite(piece).all().item<bool>(), DataError, name, " holds values that are not finite; the checkpoint is damaged");
-  }
-}
-
 std::string tensor_place(const io::Checkpoint& checkpoint, const std::string& name) {
   return message(checkpoint.file_of(name).string(), ": tensor '", name, "'");
 }
@@ -122,6 +112,16 @@ QuantizePlan plan_quantization(const io::Checkpoint& checkpoint, const Quantizat
   return plan;
 }
 
+void require_finite(const io::Checkpoint& checkpoint, const std::string& name, const at::Tensor& tensor) {
+  const at::Tensor flat = tensor.flatten();
+  constexpr int64_t kPiece = int64_t{1} << 22;  // a whole mask would be as large as the tensor
+  for (int64_t begin = 0; begin < flat.numel(); begin += kPiece) {
+    const at::Tensor piece = flat.narrow(0, begin, std::min(kPiece, flat.numel() - begin));
+    QALORA_REQUIRE(at::isfinite(piece).all().item<bool>(), DataError, tensor_place(checkpoint, name),
+                   " holds values that are not finite; the checkpoint is damaged");
+  }
+}
+
 void write_quantized_checkpoint(const io::Checkpoint& checkpoint, const QuantizePlan& plan, const fs::path& out, bool replace,
                                 const PackedProducer& produce) {
   AtomicFolder folder(out, replace, plan.disk_bytes);
@@ -131,7 +131,7 @@ void write_quantized_checkpoint(const io::Checkpoint& checkpoint, const Quantize
     if (!tensor.linear) {
       const at::Tensor value = checkpoint.read(tensor.name);
       checkpoint.release(tensor.name);
-      require_finite(tensor_place(checkpoint, tensor.name), value);
+      require_finite(checkpoint, tensor.name, value);
       writer.write(tensor.name, value);
       continue;
     }

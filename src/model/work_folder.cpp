@@ -27,6 +27,41 @@ std::string file_name(int64_t block) {
   return name;
 }
 
+// "block-NNNNN.safetensors"
+bool is_block_name(std::string_view name) {
+  constexpr std::string_view kBefore = "block-", kBehind = ".safetensors";
+  if (!name.starts_with(kBefore) || !name.ends_with(kBehind) || name.size() < kBefore.size() + 5 + kBehind.size()) return false;
+  const std::string_view digits = name.substr(kBefore.size(), name.size() - kBefore.size() - kBehind.size());
+  return digits.find_first_not_of("0123456789") == std::string_view::npos;
+}
+
+// The identity in a folder's state, or null where there is none: any program may have a "state.json".
+json identity_in(const fs::path& folder) {
+  std::error_code failed;
+  if (!fs::is_regular_file(folder / kState, failed)) return {};
+  try {
+    const json state = io::read_json_file(folder / kState);
+    const json identity = state.is_object() ? state.value("identity", json()) : json();
+    return identity.is_object() && identity.contains("format") ? identity : json();
+  } catch (const DataError&) {
+    return {};
+  }
+}
+
+// What of a folder is not a work folder's, or "": only what we wrote may be removed. A run that was killed before it wrote its state
+// leaves nothing but a temporary of that.
+std::string foreign_in(const fs::path& folder, bool has_state) {
+  std::error_code failed;
+  for (const std::string& name : list_folder(folder)) {
+    const size_t mark = name.find(kStagingMark);
+    const bool temporary = name.starts_with('.') && mark != std::string::npos;  // of an AtomicFile
+    const std::string written = temporary ? name.substr(1, mark - 1) : name;
+    const bool ours = written == kState ? has_state || temporary : has_state && is_block_name(written);
+    if (!ours || !fs::is_regular_file(fs::symlink_status(folder / name, failed))) return name;
+  }
+  return "";
+}
+
 json number_or_text(const json& value) { return value.is_null() ? json("nothing") : value; }
 
 quant::PackedWeight packed_of(const io::SafetensorsFile& file, const std::string& module) {
@@ -56,23 +91,33 @@ fs::path WorkFolder::path_for(const fs::path& out) {
 
 int64_t WorkFolder::finished_in(const fs::path& out, const json& identity) {
   const fs::path path = path_for(out);
+  if (identity_in(path) != identity) return 0;
   std::error_code failed;
-  if (!fs::is_regular_file(path / kState, failed)) return 0;
-  const json state = io::read_json_file(path / kState);
-  if (!state.is_object() || state.value("identity", json()) != identity) return 0;
   int64_t blocks = 0;
   while (fs::is_regular_file(path / file_name(blocks), failed)) ++blocks;
   return blocks;
+}
+
+uint64_t WorkFolder::bytes_in(const fs::path& out, int64_t blocks) {
+  uint64_t bytes = 0;
+  for (int64_t block = 0; block < blocks; ++block) {
+    std::error_code failed;
+    const uint64_t size = fs::file_size(path_for(out) / file_name(block), failed);
+    if (!failed) bytes += size;
+  }
+  return bytes;
 }
 
 fs::path WorkFolder::file_of(int64_t block) const { return path_ / file_name(block); }
 
 WorkFolder::WorkFolder(const fs::path& out, const json& identity, bool restart) : path_(path_for(out)) {
   std::error_code failed;
-  const bool exists = kind_of(path_) != fs::file_type::not_found;
-  const bool ours = fs::is_regular_file(path_ / kState, failed);
-  QALORA_REQUIRE(!exists || ours || (fs::is_directory(path_, failed) && fs::is_empty(path_, failed)), UserError, path_.string(),
-                 ": is not a work folder of 'quantize'; move it away or choose another --out");
+  const fs::file_type kind = kind_of(path_);
+  const bool ours = !identity_in(path_).is_null();
+  const std::string foreign = kind == fs::file_type::directory ? foreign_in(path_, ours) : "";
+  QALORA_REQUIRE(kind == fs::file_type::not_found || (kind == fs::file_type::directory && foreign.empty()), UserError, path_.string(),
+                 ": is not a work folder of 'quantize'", foreign.empty() ? "" : message(" ('", foreign, "' lies in it)"),
+                 "; move it away or choose another --out");
   fs::create_directories(path_, failed);
   QALORA_REQUIRE(!failed, IoError, path_.string(), ": cannot be made: ", failed.message());
   lock_ = ::open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -93,15 +138,11 @@ WorkFolder::~WorkFolder() {
   if (lock_ >= 0) ::close(lock_);
 }
 
-bool WorkFolder::is_same(const json& identity) const {
-  const json state = io::read_json_file(path_ / kState);
-  return state.is_object() && state.value("identity", json()) == identity;
-}
+bool WorkFolder::is_same(const json& identity) const { return identity_in(path_) == identity; }
 
 void WorkFolder::require_same(const json& identity) const {
   if (is_same(identity)) return;
-  const json state = io::read_json_file(path_ / kState);
-  const json before = state.is_object() ? state.value("identity", json::object()) : json::object();
+  const json before = identity_in(path_);
   std::vector<std::string> differences;
   for (const auto& [key, value] : identity.items()) {
     const json was = before.is_object() && before.contains(key) ? before[key] : json();
@@ -114,7 +155,9 @@ void WorkFolder::require_same(const json& identity) const {
 void WorkFolder::begin(const json& identity) {
   // The state goes last and comes last: whatever is killed in between leaves a folder that this function takes again.
   for (const std::string& name : list_folder(path_)) {
-    if (name != kState) fs::remove_all(path_ / name);
+    std::error_code failed;
+    if (name != kState) fs::remove(path_ / name, failed);
+    QALORA_REQUIRE(!failed, IoError, (path_ / name).string(), ": cannot be removed: ", failed.message());
   }
   io::write_json_file(path_ / kState, {{"identity", identity}});
   finished_ = 0;

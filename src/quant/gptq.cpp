@@ -158,10 +158,6 @@ class RowSolver {
   std::optional<NormalEquations> equations_;
 };
 
-// Rows that a thread takes at once: enough for products at full speed, few enough for every thread to get some. Not a share of the
-// threads there are, so that products of the same shapes give the same result on any number of them.
-constexpr int64_t kRows = 128;
-
 }  // namespace
 
 GptqOptions GptqOptions::reference_rule(int bits, int64_t group_size) {
@@ -187,7 +183,7 @@ GptqResult gptq(const std::string& name, const at::Tensor& weight, const at::Ten
   result.weight = nearest.weight;
   result.weight.codes = at::empty_like(nearest.weight.codes), result.weight.scales = at::empty_like(nearest.weight.scales);
   result.weight.offsets = at::empty_like(nearest.weight.offsets);
-  const int64_t rows = weight.size(0), step = hessian.is_cpu() ? kRows : rows, parts = (rows + step - 1) / step;
+  const int64_t rows = weight.size(0), step = hessian.is_cpu() ? kGptqRows : rows, parts = (rows + step - 1) / step;
   std::vector<Sums> sums(static_cast<size_t>(parts));
   const auto run = [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) sums[part] = solver.run(part * step, std::min(step, rows - part * step), result.weight);

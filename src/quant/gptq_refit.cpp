@@ -273,8 +273,8 @@ void fit_scales(const at::Tensor& weight, const at::Tensor& hessian, const Norma
   const auto device = hessian.device();
   const at::Tensor origins = origins_of(rounded, integer_zeros);
   at::Tensor scale_changes = at::zeros_like(rounded.scales), offset_changes = at::zeros_like(rounded.offsets);
-  // As many rows at once as keep the equations in some tens of megabytes.
-  const int64_t chunk = std::clamp<int64_t>((int64_t{1} << 22) / (equations.unknowns() * equations.unknowns()), 8, 256);
+  // As many rows at once as keep the equations in some megabytes: each thread has its own (model/gptq_checkpoint.cpp counts them).
+  const int64_t chunk = std::clamp<int64_t>((int64_t{1} << 20) / (equations.unknowns() * equations.unknowns()), 8, 256);
   const at::Tensor group_of = at::arange(rounded.columns(), at::kLong).div_(rounded.group_size, "floor");
   for (int64_t begin = 0; begin < rows; begin += chunk) {
     const int64_t count = std::min(chunk, rows - begin);

@@ -20,6 +20,7 @@ struct GptqSettings {
   int64_t batch_size = 0;        // rows of one forward pass; 0: as many as make kBatchTokens
   at::ScalarType compute = at::kFloat;
   c10::Device device = c10::kCPU;
+  std::string model_fingerprint;  // io::dense_fingerprint of the checkpoint; "": it is computed where it is needed
   static constexpr int64_t kBatchTokens = 4096;
   std::function<void(int64_t block)> on_block;  // called when a block is finished and kept; what it throws ends the run there
 };
@@ -57,5 +58,8 @@ GptqReport gptq_checkpoint(const io::Checkpoint& checkpoint, const QuantizePlan&
 
 // How many blocks of this call are there already; 0 where the work folder is another call's.
 int64_t finished_blocks(const io::Checkpoint& checkpoint, const text::Calibration& calibration, const GptqSettings& settings, const fs::path& out);
+
+// What the disk must still have room for: the blocks, `finished` of which lie there already, and the output that they become.
+uint64_t gptq_disk_bytes(const QuantizePlan& plan, const fs::path& out, int64_t finished);
 
 }  // namespace qalora::model

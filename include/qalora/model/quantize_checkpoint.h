@@ -44,6 +44,9 @@ using PackedProducer = std::function<quant::PackedWeight(const std::string& modu
 void write_quantized_checkpoint(const io::Checkpoint& checkpoint, const QuantizePlan& plan, const fs::path& out, bool replace,
                                 const PackedProducer& produce);
 
+// DataError naming file and tensor where a value is not finite. tensor: `name` as the checkpoint has it, any shape and float dtype
+void require_finite(const io::Checkpoint& checkpoint, const std::string& name, const at::Tensor& tensor);
+
 // Rounded to nearest.
 std::vector<QuantizedLayer> quantize_checkpoint(const io::Checkpoint& checkpoint, const QuantizePlan& plan, const fs::path& out, bool replace);
 

@@ -19,6 +19,7 @@ class WorkFolder {
  public:
   static fs::path path_for(const fs::path& out);  // OUT.partial
   static int64_t finished_in(const fs::path& out, const nlohmann::json& identity);  // without a trace; 0 where it is another's
+  static uint64_t bytes_in(const fs::path& out, int64_t blocks);  // of the files of blocks 0 .. blocks - 1
 
   // identity: everything that the bytes of a block follow from. A folder of another identity is a UserError that says what differs, unless `restart`,
   // which removes its blocks. UserError while another process works in it.

@@ -29,6 +29,10 @@ class Hessian {
   int64_t tokens_ = 0;
 };
 
+// Rows that a thread takes at once on the CPU: enough for products at full speed, few enough for every thread to get some. Not a share of
+// the threads there are, so that products of the same shapes give the same result on any number of them.
+inline constexpr int64_t kGptqRows = 128;
+
 // How a group's scale and offset come from its weights.
 enum class ScaleSearch {
   kMinMax,  // the grid spans the weights

@@ -1,6 +1,7 @@
 #include "qalora/model/gptq_checkpoint.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 #include <c10/core/GradMode.h>
 #include <gtest/gtest.h>
 
@@ -8,6 +9,7 @@
 
 #include "qalora/core/error.h"
 #include "qalora/core/signals.h"
+#include "qalora/io/safetensors.h"
 #include "qalora/model/calibration_pass.h"
 #include "qalora/model/work_folder.h"
 #include "unit/model/random_checkpoint.h"
@@ -203,10 +205,62 @@ TEST_F(GptqCheckpoint, ABlockThatWasCutShortIsMadeAgain) {
   EXPECT_EQ(weights(dir_ / "whole"), weights(dir_ / "out"));
 }
 
+TEST_F(GptqCheckpoint, BlocksThatAreThereNeedNoDisk) {
+  const io::Checkpoint checkpoint(dir_ / "dense");
+  const QuantizePlan plan = plan_quantization(checkpoint, {2, 32});
+  stop_after(1, dir_ / "out", settings());
+  EXPECT_EQ(gptq_disk_bytes(plan, dir_ / "out", 0), 2 * plan.disk_bytes);
+  EXPECT_EQ(gptq_disk_bytes(plan, dir_ / "out", 1),
+            2 * plan.disk_bytes - fs::file_size(WorkFolder::path_for(dir_ / "out") / "block-00000.safetensors"));
+}
+
+TEST_F(GptqCheckpoint, TensorsThatStayAreCheckedBeforeTheFirstBlock) {
+  std::map<std::string, at::Tensor> tensors;
+  {
+    const io::Checkpoint checkpoint(dir_ / "dense");
+    for (const std::string& name : checkpoint.names()) tensors[name] = checkpoint.read(name).clone();
+  }
+  tensors.at("lm_head.weight").view({-1})[5].fill_(std::numeric_limits<double>::infinity());
+  io::write_safetensors(dir_ / "dense/model.safetensors", tensors, {});
+  GptqSettings how = settings();
+  how.on_block = [](int64_t block) { ADD_FAILURE() << "block " << block << " was made"; };
+  expect_part(refusal<DataError>([&] { quantise(dir_ / "dense", dir_ / "out", how); }), "'lm_head.weight' holds values that are not finite");
+  EXPECT_FALSE(fs::exists(WorkFolder::path_for(dir_ / "out")));
+}
+
+TEST_F(GptqCheckpoint, TheEstimateGrowsWithThreads) {
+  const io::Checkpoint checkpoint(dir_ / "dense");
+  const auto solver = [&](GptqSettings how) {
+    return gptq_memory(checkpoint, plan_quantization(checkpoint, {2, 32}), calibration(), how).solver;
+  };
+  const int before = at::get_num_threads();
+  at::set_num_threads(1);
+  const uint64_t one = solver(settings());
+  at::set_num_threads(2);
+  const uint64_t two = solver(settings());
+  at::set_num_threads(before);
+  EXPECT_GE(two, one + 3 * 8 * (uint64_t{1} << 20));
+}
+
 TEST_F(GptqCheckpoint, AFolderOfSomethingElseIsLeftAlone) {
   test::write_file(dir_ / "out.partial/mine", "x");
   expect_part(refusal<UserError>([&] { quantise(dir_ / "dense", dir_ / "out", settings(), calibration(), true); }), "is not a work folder");
   EXPECT_EQ(test::read_file(dir_ / "out.partial/mine"), "x");
+  // Other programs have a "state.json" too.
+  const std::string ours = R"({"identity": {"format": 1}})";
+  for (const std::string& state : {std::string("{"), std::string("[1]"), std::string("{}"), std::string(R"({"identity": "me"})"), ours}) {
+    test::write_file(dir_ / "out.partial/state.json", state);
+    const std::string text = refusal<UserError>([&] { quantise(dir_ / "dense", dir_ / "out", settings(), calibration(), true); });
+    expect_part(text, "is not a work folder");
+    EXPECT_EQ(test::read_file(dir_ / "out.partial/mine"), "x");
+  }
+  fs::remove(dir_ / "out.partial/mine");  // one of another call, and a temporary
+  test::write_file(dir_ / "out.partial/.block-00000.safetensors.qalora-tmp-1-2", "x");
+  expect_part(refusal<UserError>([&] { quantise(dir_ / "dense", dir_ / "out", settings()); }), "holds blocks of another call");
+  EXPECT_EQ(quantise(dir_ / "dense", dir_ / "out", settings(), calibration(), true).resumed_blocks, 0);
+  // What a run that was killed before it wrote its state leaves.
+  test::write_file(dir_ / "next.partial/.state.json.qalora-tmp-1-2", "{");
+  EXPECT_EQ(quantise(dir_ / "dense", dir_ / "next", settings()).resumed_blocks, 0);
 }
 
 TEST_F(GptqCheckpoint, ActivationsThatAreNotFiniteNameTheirLayer) {
