@@ -244,7 +244,8 @@ def main():
         kinds = {"llama": {}, "llama tied with scaled rope": {"tie_word_embeddings": True, "rope_theta": 500000.0, "rope_scaling": llama3},
                  "llama with biases and linear rope": {"attention_bias": True, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
                  "mistral": {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": None},
-                 "qwen2": {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "rope_theta": 1000000.0}}
+                 "qwen2": {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], "rope_theta": 1000000.0},
+                 "qwen3": {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "rope_theta": 1000000.0}}
         for name, changes in kinds.items():
             random_model(made / name, generator, **changes)
             check_model(check, name, made / name, dtype="float32")

@@ -56,22 +56,42 @@ nlohmann::json reports_json(const std::vector<exporting::TensorReport>& reports)
   return json;
 }
 
+// Of the file beside the model's that an adapter goes to; "": there is none.
+fs::path adapter_file(const ExportOptions& options, const exporting::Format& format) {
+  return format.adapter_file == nullptr || options.adapter.empty() || options.out.empty() ? fs::path() : format.adapter_file(options.out);
+}
+
 // Refusals that cost nothing come first.
 void check_output(const ExportOptions& options, const exporting::Format& format) {
   QALORA_REQUIRE(options.common->dry_run || !options.out.empty(), UserError, "--out: give the ", format.is_file ? "file" : "folder", " to write");
   if (options.out.empty()) return;
   if (format.is_file) {
-    require_output_file("--out", options.out, options.common->force, {options.model, options.adapter});
+    const std::vector<fs::path> inputs = {options.model, options.adapter};
+    require_output_file("--out", options.out, options.common->force, inputs);
+    const fs::path beside = adapter_file(options, format);
+    if (!beside.empty()) require_output_file("--out, the adapter's file", beside, options.common->force, inputs);
   } else {
     require_output(options.out, options.common->force, {options.model, options.adapter});
   }
 }
 
-// The format's next step with the real path in it.
-std::string next_step(const exporting::Format& format, const std::string& out) {
+// vLLM takes these limits only, and 16 unasked.
+int64_t rank_limit(int64_t rank) {
+  for (const int64_t limit : {8, 16, 32, 64, 128, 256, 320, 512}) {
+    if (rank <= limit) return limit;
+  }
+  return rank;
+}
+
+// The format's next step with the real paths and the real rank in it.
+std::string next_step(const exporting::Format& format, const exporting::Source& source, const std::string& out, const fs::path& beside) {
   std::string text = format.next_step;
-  if (const size_t at = text.find("OUT"); at != std::string::npos) text.replace(at, 3, out);
-  return text;
+  const auto replace = [&](const std::string& name, const std::string& value) {
+    if (const size_t at = text.find(name); at != std::string::npos) text.replace(at, name.size(), value);
+  };
+  if (source.adapter) replace("RANK", std::to_string(rank_limit(exporting::largest_rank(*source.adapter))));
+  replace("OUT", out);
+  return beside.empty() ? text : text + " --lora " + beside.string();
 }
 
 void run(ExportOptions& options) {
@@ -104,8 +124,9 @@ void run(ExportOptions& options) {
   } else {
     print_reports(reports);
   }
-  log::info(message("wrote ", options.out, " in ", format_duration(seconds), ", peak memory ", format_bytes(tensor::peak_memory_bytes())));
-  log::info(message("run it with: ", next_step(format, options.out)));
+  const fs::path beside = adapter_file(options, format);
+  log::info(message("wrote ", options.out, beside.empty() ? "" : " and " + beside.string(), " in ", format_duration(seconds), ", peak memory ", format_bytes(tensor::peak_memory_bytes())));
+  log::info(message("run it with: ", next_step(format, source, options.out, beside)));
 }
 
 std::string footer() {

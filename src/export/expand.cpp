@@ -2,8 +2,11 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
 #include "folder.h"
 #include "qalora/core/error.h"
+#include "qalora/io/input_order.h"
 #include "qalora/model/adapter_base.h"
 #include "qalora/model/merge_checkpoint.h"
 
@@ -22,7 +25,11 @@ int64_t pool_length(const Source& source, const std::string& module, int64_t in_
 at::Tensor columns_of(const Source& source, const std::string& module, int64_t in_features) {
   const std::string sorted = module + ".g_idx";  // groups of inputs that do not lie side by side
   if (source.adapter->config.pooling != io::Pooling::kNone && source.checkpoint.contains(sorted)) {
-    return source.checkpoint.read(sorted, {in_features}).to(at::kLong);
+    const at::Tensor groups = source.checkpoint.read(sorted, {in_features});
+    // Refuses numbers that are no group; the order itself is not needed.
+    const std::string where = message(source.checkpoint.file_of(sorted).string(), ": tensor '", sorted, "'");
+    io::input_order(where, groups, pool_length(source, module, in_features));
+    return groups.to(at::kLong);
   }
   return at::arange(in_features, at::kLong).floor_divide_(pool_length(source, module, in_features));
 }
@@ -48,6 +55,7 @@ void check_adapter(const Source& source) {
   QALORA_REQUIRE(source.quantised() || source.adapter->config.pooling == io::Pooling::kNone, DataError, where,
                  ": pools its inputs for a quantised base, but ", source.checkpoint.folder().string(), " is dense; give the quantised checkpoint that "
                  "it was trained on");
+  model::warn_of_unknown_base(source.adapter->config, source.adapter_folder, source.checkpoint.folder());
   model::require_not_merged(source.checkpoint.folder(), source.adapter_folder);
   check_shapes(source, where);
   try {
@@ -55,6 +63,12 @@ void check_adapter(const Source& source) {
   } catch (const DataError& error) {
     throw DataError(where + ": " + error.what());
   }
+}
+
+int64_t largest_rank(const io::AdapterFile& adapter) {
+  int64_t rank = 0;
+  for (const auto& [module, weights] : adapter.modules) rank = std::max(rank, weights.a.size(0));
+  return rank;
 }
 
 at::Tensor expanded_a(const Source& source, const std::string& module, int64_t in_features) {

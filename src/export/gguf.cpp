@@ -282,7 +282,9 @@ class Exporter {
       const at::Tensor exact = rows_of(item, all, begin, end).view({end - begin, columns});
       const at::Tensor bytes = converted(item, exact, report);
       TensorReport piece;
-      compare_dense(exact, read_back(item.there.type, bytes, exact.sizes()), piece);
+      const at::Tensor read = read_back(item.there.type, bytes, exact.sizes());
+      compare_dense(exact, read, piece);
+      if (item.there.type == GgufType::kQ8_0) report.flushed += (exact.ne(0) & read.eq(0)).sum().item<int64_t>();
       const double here = exact.abs().max().item<double>();
       size = std::max(size, here);
       if (piece.largest_error != 0) largest = std::max(largest, piece.largest_error * here);
@@ -365,12 +367,9 @@ Plan plan_gguf(const Source& source, const Options& options) {
 
 std::vector<TensorReport> write_gguf(const Source& source, const Options& options, const fs::path& out, bool replace) {
   const std::vector<Item> items = plan_items(source, options);
-  if (source.adapter) {
-    const fs::path beside = gguf_adapter_path(out);
-    QALORA_REQUIRE(replace || kind_of(beside) == fs::file_type::not_found, UserError, "--out: the adapter's file ", beside.string(),
-                   " exists already; choose another place or give --force to replace it");
-    write_gguf_adapter(source, beside);
-  }
+  const fs::path beside = gguf_adapter_path(out);
+  QALORA_REQUIRE(!source.adapter || replace || kind_of(beside) == fs::file_type::not_found, UserError, "--out: the adapter's file ",
+                 beside.string(), " exists already; choose another place or give --force to replace it");
   std::vector<std::string> notes;
   Exporter exporter(source, out, gguf_metadata(source, file_type(items), any_blocks(items), notes), plan_tensors(source, items));
   if (const auto divisors = gguf_rope_divisors(source.config); !divisors.empty()) exporter.write_divisors(divisors);
@@ -382,7 +381,10 @@ std::vector<TensorReport> write_gguf(const Source& source, const Options& option
     if (item.there.shape.size() > 1) reports.push_back(std::move(report));
     progress.add();
   }
+  // Both are whole before either appears: the adapter of a model that failed would be taken for another one's.
+  const auto adapter = source.adapter ? write_gguf_adapter(source, beside) : nullptr;
   exporter.finish();
+  if (adapter) adapter->finish();
   return reports;
 }
 

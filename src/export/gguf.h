@@ -1,6 +1,7 @@
 // GGUF for llama.cpp: what there is shared between the model's file and the adapter's.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -25,9 +26,10 @@ int64_t row_from_gguf(int64_t row, int64_t head_dim);
 // Whether rows of "P.weight" are sorted otherwise there.
 bool is_permuted(const model::LlamaConfig& config, const std::string& name);
 
-// The adapter that lies beside the model's file: OUT with ".gguf" replaced.
+// The adapter that lies beside the model's file: OUT with ".gguf" replaced by ".lora.gguf", or with that behind it.
 fs::path gguf_adapter_path(const fs::path& out);
 uint64_t gguf_adapter_bytes(const Source& source);
-void write_gguf_adapter(const Source& source, const fs::path& path);
+// Everything is written, and finish() puts the file in its place.
+std::unique_ptr<io::GgufWriter> write_gguf_adapter(const Source& source, const fs::path& path);
 
 }  // namespace qalora::exporting

@@ -1,7 +1,5 @@
 #include <ATen/ATen.h>
 
-#include <algorithm>
-
 #include "expand.h"
 #include "gguf.h"
 #include "qalora/core/error.h"
@@ -11,18 +9,12 @@
 namespace qalora::exporting {
 namespace {
 
-int64_t largest_rank(const Source& source) {
-  int64_t rank = 0;
-  for (const auto& [module, weights] : source.adapter->modules) rank = std::max(rank, weights.a.size(0));
-  return rank;
-}
-
 std::string name_there(const std::string& module) { return *io::name_to_gguf(module + ".weight"); }
 
 // A: [rank, in_features], B: [out_features, rank], both F32: llama.cpp takes them so beside any base.
 std::vector<io::GgufPlanned> plan_tensors(const Source& source) {
   std::vector<io::GgufPlanned> plan;
-  const int64_t rank = largest_rank(source);
+  const int64_t rank = largest_rank(*source.adapter);
   for (const auto& tensor : model::expected_tensors(source.config)) {
     if (!source.adapter->modules.contains(io::module_of(tensor.name)) || !tensor.linear) continue;
     const std::string name = name_there(io::module_of(tensor.name));
@@ -39,7 +31,7 @@ io::GgufMetadata adapter_metadata(const Source& source) {
   metadata.text("general.type", "adapter");
   metadata.text("general.name", source.adapter_folder.filename().string());
   metadata.text("adapter.type", "lora");
-  metadata.f32("adapter.lora.alpha", static_cast<double>(largest_rank(source)));
+  metadata.f32("adapter.lora.alpha", static_cast<double>(largest_rank(*source.adapter)));
   return metadata;
 }
 
@@ -60,14 +52,15 @@ at::Tensor padded(const at::Tensor& matrix, int64_t dimension, int64_t rank) {
 
 fs::path gguf_adapter_path(const fs::path& out) {
   fs::path path = out;
-  return path.replace_extension(".lora.gguf");
+  if (out.extension() == ".gguf") return path.replace_extension(".lora.gguf");
+  return path += ".lora.gguf";  // "llama-v1.1" and "llama-v1.2" are two models
 }
 
 uint64_t gguf_adapter_bytes(const Source& source) { return io::gguf_file_bytes(adapter_metadata(source), plan_tensors(source)); }
 
-void write_gguf_adapter(const Source& source, const fs::path& path) {
-  const int64_t rank = largest_rank(source);
-  io::GgufWriter writer(path, adapter_metadata(source), plan_tensors(source));
+std::unique_ptr<io::GgufWriter> write_gguf_adapter(const Source& source, const fs::path& path) {
+  const int64_t rank = largest_rank(*source.adapter);
+  auto writer = std::make_unique<io::GgufWriter>(path, adapter_metadata(source), plan_tensors(source));
   for (const auto& tensor : model::expected_tensors(source.config)) {
     const std::string module = io::module_of(tensor.name);
     const auto found = source.adapter->modules.find(module);
@@ -77,10 +70,10 @@ void write_gguf_adapter(const Source& source, const fs::path& path) {
     const at::Tensor b = padded(rows_there(source.config, tensor.name, found->second.b.to(at::kFloat)), 1, rank).contiguous();
     QALORA_REQUIRE(at::isfinite(a).all().item<bool>(), DataError, source.adapter_folder.string(), ": module '", module,
                    "': A is not finite when its scaling is in it");
-    writer.write(name + ".lora_a", io::tensor_bytes(a));
-    writer.write(name + ".lora_b", io::tensor_bytes(b));
+    writer->write(name + ".lora_a", io::tensor_bytes(a));
+    writer->write(name + ".lora_b", io::tensor_bytes(b));
   }
-  writer.finish();
+  return writer;
 }
 
 }  // namespace qalora::exporting

@@ -19,12 +19,6 @@ io::Dtype weights_dtype(const Options& options) {
   return choose_dtype(options.weights_dtype, "--dtype-of-weights", io::Dtype::kF32, {"float32", "float16", "bfloat16"});
 }
 
-int64_t largest_rank(const io::AdapterFile& adapter) {
-  int64_t rank = 0;
-  for (const auto& [module, weights] : adapter.modules) rank = std::max(rank, weights.a.size(0));
-  return rank;
-}
-
 // Rows or columns of zeros up to `rank`: not every engine reads rank_pattern, and a zero adds nothing.
 at::Tensor padded(const at::Tensor& matrix, int64_t dimension, int64_t rank) {
   const int64_t missing = rank - matrix.size(dimension);
@@ -70,8 +64,10 @@ io::AdapterWeights written_module(const Source& source, const std::string& modul
                                   TensorReport& report) {
   const io::AdapterWeights& weights = source.adapter->modules.at(module);
   const at::Tensor a = expanded_a(source, module, in_features), b = weights.b.to(at::kFloat);
-  const at::Tensor narrow_a = a.to(type), narrow_b = b.to(type);
-  count_rounding(a.to(at::kFloat), narrow_a, report);
+  const at::Tensor wide_a = a.to(at::kFloat), narrow_a = a.to(type), narrow_b = b.to(type);
+  const bool finite = at::isfinite(wide_a).all().item<bool>() && at::isfinite(b).all().item<bool>();
+  QALORA_REQUIRE(finite, DataError, source.adapter_folder.string(), ": module '", module, "': A or B is not finite when A's scaling is in it");
+  count_rounding(wide_a, narrow_a, report);
   count_rounding(b, narrow_b, report);
   QALORA_REQUIRE(report.overflow == 0, UserError, source.adapter_folder.string(), ": module '", module, "': ", report.overflow,
                  " of its numbers are not finite in 16 bits; leave --dtype-of-weights at float32");

@@ -43,13 +43,16 @@ struct Format {
   const char* name;
   const char* summary;      // for --help: who reads it
   bool is_file;             // --out is a file; else a folder
-  const char* next_step;    // a command line that runs it, with OUT for the path
+  const char* next_step;    // a command line that runs it, with OUT for the path, RANK for the adapter's largest
+  fs::path (*adapter_file)(const fs::path& out) = nullptr;  // where an adapter goes when it gets a file of its own beside a model's
   // Refuses what the container cannot hold, with a sentence that names the format that can (UserError), and what is damaged (DataError).
   Plan (*plan)(const Source& source, const Options& options);
   // Writes `out`, which appears whole or not at all; replace: an existing one gives way. A report a weight matrix, recomputed from what was
   // written.
   std::vector<TensorReport> (*write)(const Source& source, const Options& options, const fs::path& out, bool replace);
 };
+
+int64_t largest_rank(const io::AdapterFile& adapter);  // of any module
 
 const std::vector<Format>& formats();
 const Format& format_named(const std::string& name);  // UserError with the nearest name

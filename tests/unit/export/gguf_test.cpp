@@ -169,6 +169,8 @@ TEST_F(GgufExport, DenseModelsInTheTypeThatIsAskedFor) {
     EXPECT_EQ(file.tensors.at("output_norm.weight").type, 0u);
     EXPECT_EQ(file.scalars.at("general.file_type"), file_type);
     for (const auto& report : reports) EXPECT_LE(report.largest_error, error) << dtype << " " << report.tensor;
+    // Normal numbers: of each 32, some are smaller than half a step of q8_0.
+    EXPECT_EQ(totals(reports).flushed > 0, type == 8u) << dtype;
     // Read again: the same model up to that error.
     const io::Checkpoint before(dir_ / "dense"), after(out);
     const std::string name = "model.embed_tokens.weight";
@@ -229,6 +231,26 @@ TEST_F(GgufExport, AnAdapterLiesBesideItsBase) {
       }
     }
   }
+}
+
+TEST_F(GgufExport, ModelAndAdapterAppearTogetherOrNotAtAll) {
+  const fs::path model = quantised(4, 32);
+  io::AdapterFile adapter = test::random_adapter(model, io::Pooling::kSum, 0.1);
+  adapter.config.base_state_fingerprint = "";  // the offsets change below
+  test::write_adapter_to(dir_ / "adapter", adapter);
+  const std::string offsets = "model.layers.1.mlp.up_proj.biases";
+  const at::Tensor good = io::Checkpoint(model).read(offsets);
+  test::rewrite(model, offsets, good + 1e5);
+  test::refusal<UserError>([&] { write(model, dir_ / "v1.1", {}, dir_ / "adapter"); });  // halfway through the model
+  EXPECT_FALSE(fs::exists(dir_ / "v1.1") || fs::exists(dir_ / "v1.1.lora.gguf"));
+  test::rewrite(model, offsets, good);
+  write(model, dir_ / "v1.1", {}, dir_ / "adapter");
+  write(model, dir_ / "v1.2", {}, dir_ / "adapter");  // not refused: a name of its own
+  for (const char* name : {"v1.1", "v1.1.lora.gguf", "v1.2", "v1.2.lora.gguf"}) EXPECT_TRUE(fs::exists(dir_ / name)) << name;
+  adapter.config.alpha = 4e300, adapter.config.scaling = 1e300;  // of rank 4
+  test::write_adapter_to(dir_ / "infinite", adapter);
+  expect_part(refusal<DataError>([&] { write(model, dir_ / "v1.3", {}, dir_ / "infinite"); }), "not finite");
+  EXPECT_FALSE(fs::exists(dir_ / "v1.3") || fs::exists(dir_ / "v1.3.lora.gguf"));
 }
 
 TEST_F(GgufExport, ScaledRopeComesBack) {

@@ -46,6 +46,40 @@ TEST_F(ExportTest, LoraInFloat16ReportsItsRounding) {
   EXPECT_EQ(io::open_adapter_tensors(dir_ / "narrow")->tensors().begin()->second.dtype, io::Dtype::kF16);
 }
 
+TEST_F(ExportTest, LoraThatIsInfiniteIsRefused) {
+  io::AdapterFile large = test::random_adapter(dir_ / "base", io::Pooling::kSum, 0.05);
+  large.config.alpha = 4e300, large.config.scaling = 1e300;  // of rank 4
+  test::write_adapter_to(dir_ / "large", large);
+  test::expect_part(test::refusal<DataError>([&] { run("lora", dir_ / "base", dir_ / "large", "out"); }), "not finite");
+  EXPECT_FALSE(fs::exists(dir_ / "out"));
+}
+
+TEST_F(ExportTest, AnAdapterThatNamesNoBaseIsExportedWithAWarning) {
+  io::AdapterFile foreign = test::random_adapter(dir_ / "base", io::Pooling::kSum, 0.05);
+  const auto said = [&](const std::string& name) {
+    test::write_adapter_to(dir_ / name, foreign);
+    testing::internal::CaptureStderr();
+    run("lora", dir_ / "base", dir_ / name, "out-" + name);
+    return testing::internal::GetCapturedStderr();
+  };
+  EXPECT_EQ(said("own").find("cannot be checked"), std::string::npos);
+  foreign.config.base_fingerprint = foreign.config.base_state_fingerprint = "";
+  test::expect_part(said("foreign"), "cannot be checked");
+}
+
+TEST_F(ExportTest, LoraRefusesAnOrderOfInputsThatIsNone) {
+  const std::string name = "model.layers.0.self_attn.q_proj.g_idx";
+  const fs::path model = dir_ / "base";
+  at::Tensor groups = at::arange(64, at::kInt).remainder(2);
+  test::rewrite(model, name, groups);
+  const fs::path with = adapter(io::Pooling::kSum, "adapter");
+  run("lora", model, with, "fine");
+  groups[3] = 2;
+  test::rewrite(model, name, groups);
+  const fs::path damaged = adapter(io::Pooling::kSum, "damaged");
+  test::expect_part(test::refusal<DataError>([&] { run("lora", model, damaged, "out"); }), "of group 2");
+}
+
 TEST_F(ExportTest, LoraAsksForTheAdaptersOwnBase) {
   test::expect_part(test::refusal<UserError>([&] { run("lora", dir_ / "base", {}, "out"); }), "--adapter");
   const fs::path with = adapter(io::Pooling::kSum, "adapter");
