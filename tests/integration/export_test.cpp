@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "support/support.h"
+#include "unit/model/random_checkpoint.h"
 
 namespace qalora::test {
 namespace {
@@ -84,6 +85,37 @@ TEST_F(ExportCommand, EveryRefusalNamesAWay) {
   EXPECT_EQ(option.exit_code, 2);
   expect_part(option.err, "did you mean 'float16'");
   EXPECT_FALSE(fs::exists(dir_ / "out"));
+}
+
+TEST_F(ExportCommand, AnAdapterIsNamedInTheNextStep) {
+  io::AdapterFile adapter = random_adapter(base_, io::Pooling::kSum, 0.05);
+  for (auto& [module, weights] : adapter.modules) {  // more than the 16 that vLLM takes unasked
+    weights = {at::constant_pad_nd(weights.a, {0, 0, 0, 16}), at::constant_pad_nd(weights.b, {0, 16}), adapter.config.scaling};
+  }
+  write_adapter_to(dir_ / "adapter", adapter);
+  const std::string with = (dir_ / "adapter").string(), out = (dir_ / "v1.1").string();
+  const auto lora = run("lora", dir_ / "lora", {"--adapter", with});
+  ASSERT_EQ(lora.exit_code, 0) << lora.err;
+  expect_part(lora.err, "--max-lora-rank 32 ");
+  const auto both = run("gguf", out, {"--adapter", with});
+  ASSERT_EQ(both.exit_code, 0) << both.err;
+  expect_part(both.err, "wrote " + out + " and " + out + ".lora.gguf in ");
+  expect_part(both.err, "llama-cli -m " + out + " -p TEXT --lora " + out + ".lora.gguf");
+  const auto alone = run("gguf", dir_ / "alone.gguf");
+  ASSERT_EQ(alone.exit_code, 0) << alone.err;
+  EXPECT_EQ(alone.err.find("--lora"), std::string::npos) << alone.err;
+}
+
+TEST_F(ExportCommand, TheAdaptersFileReplacesNoInput) {
+  ASSERT_EQ(run("gguf", dir_ / "a.lora.gguf").exit_code, 0);
+  const std::string before = read_file(dir_ / "a.lora.gguf");
+  write_adapter_to(dir_ / "adapter", random_adapter(dir_ / "a.lora.gguf", io::Pooling::kSum, 0.05));
+  const auto outcome = run_qalora({"export", "--model", (dir_ / "a.lora.gguf").string(), "--adapter", (dir_ / "adapter").string(), "--to", "gguf",
+                                   "--out", (dir_ / "a.gguf").string(), "--force"});
+  EXPECT_EQ(outcome.exit_code, 2);
+  expect_part(outcome.err, "is the same place as the input");
+  EXPECT_TRUE(read_file(dir_ / "a.lora.gguf") == before);
+  EXPECT_FALSE(fs::exists(dir_ / "a.gguf"));
 }
 
 }  // namespace
