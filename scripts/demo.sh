@@ -25,9 +25,13 @@ score() {  # score NAME MODEL [--adapter DIR]: exam, open questions and perplexi
 rm -rf "$work"
 mkdir -p "$work"
 score dense models/miniature
+# At two bits rounding alone loses too much: GPTQ, calibrated on the tuning data, is what is tuned; the rounded model is scored beside it.
+show $qalora quantize --model models/miniature --out $work/int2-rounded --bits 2 --group-size 32 -q
+score int2-rounded $work/int2-rounded
 for bits in 4 3 2; do
-  base=$work/int$bits run=$work/run-int$bits merged=$work/int$bits-tuned
-  show $qalora quantize --model models/miniature --out "$base" --bits $bits --group-size 32 -q
+  base=$work/int$bits run=$work/run-int$bits merged=$work/int$bits-tuned how=
+  if [ $bits = 2 ]; then how="--calibration $data/dialogues.jsonl --template none $fp32"; fi
+  show $qalora quantize --model models/miniature --out "$base" --bits $bits --group-size 32 $how -q
   score "int$bits" "$base"
   show $qalora finetune --config configs/tiny/finetune.toml --model "$base" --data $data/dialogues.jsonl --out "$run" $fp32
   show $qalora merge --model "$base" --adapter "$run" --out "$merged" -q

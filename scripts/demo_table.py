@@ -7,7 +7,7 @@ from pathlib import Path
 NOTE = """exam: 4-letter questions in MMLU's format, 0-shot. open: 'Question: .. Answer:', the value with the largest log-likelihood of
 four. 25 % is chance for both. What both hold out is the wording of their questions, not the facts: the facts stand in the
 pre-training text and in the tuning set in other words. perplexity: on sentences whose wordings no training text has.
-tuned: base and adapter beside it; merged: one quantised model. same answers: questions of exam and open they answer alike."""
+GPTQ: calibrated on the tuning set. tuned: base (the line above) and adapter beside it; merged: one quantised model. same answers: questions of exam and open they answer alike."""
 
 
 def read(path):
@@ -44,7 +44,9 @@ def main():
         tuned, merged = predictions(work, f"int{bits}-adapter"), predictions(work, f"int{bits}-merged")
         same = sum(a == b for a, b in zip(tuned, merged, strict=True))
         disagreements += len(tuned) - same
-        rows.append(row(work, f"int{bits}", f"int{bits}, rounded") + [""])
+        if bits == 2:
+            rows.append(row(work, "int2-rounded", "int2, rounded") + [""])
+        rows.append(row(work, f"int{bits}", f"int{bits}, GPTQ" if bits == 2 else f"int{bits}, rounded") + [""])
         rows.append(row(work, f"int{bits}-adapter", f"int{bits}, tuned") + [""])
         rows.append(row(work, f"int{bits}-merged", f"int{bits}, merged") + [f"{same} of {len(tuned)}"])
     widths = [max(len(r[i]) for r in rows) for i in range(5)]

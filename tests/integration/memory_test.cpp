@@ -1,11 +1,14 @@
 // What happens when there is not enough memory, and how much is needed.
+#include <ATen/ATen.h>
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 
 #include <cstdint>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "qalora/model/load.h"
+#include "qalora/tensor/random.h"
 #include "support/support.h"
 
 namespace qalora {
@@ -82,6 +85,59 @@ TEST(Memory, QuantisingNeedsWhatItSays) {
   EXPECT_LE(peak, 3 * kLargest + 1'000'000'000);
   EXPECT_LE(peak, estimate);
   EXPECT_LE(estimate, peak + peak / 2) << "so that the estimate says something";
+}
+
+// A dense checkpoint whose blocks all have the same random weights.
+void write_deep_checkpoint(const fs::path& folder, int64_t layers) {
+  const nlohmann::json json = {{"architectures", {"LlamaForCausalLM"}}, {"model_type", "llama"}, {"vocab_size", 256}, {"hidden_size", 512},
+                               {"intermediate_size", 1536}, {"num_hidden_layers", layers}, {"num_attention_heads", 8},
+                               {"max_position_embeddings", 128}, {"rms_norm_eps", 1e-5}, {"tie_word_embeddings", false}, {"torch_dtype", "float16"}};
+  fs::create_directories(folder);
+  write_file(folder / "config.json", json.dump());
+  const std::vector<model::ExpectedTensor> tensors = model::expected_tensors(model::parse_config(json, "test"));
+  std::vector<io::PlannedTensor> plan;
+  std::map<std::vector<int64_t>, at::Tensor> values;
+  for (const auto& tensor : tensors) {
+    plan.push_back({tensor.name, io::Dtype::kF16, tensor.shape});
+    if (values.contains(tensor.shape)) continue;
+    const bool norm = tensor.shape.size() == 1;
+    values[tensor.shape] = norm ? at::ones(tensor.shape, at::kHalf) : tensor::RandomStream(1, "deep").normal_tensor(tensor.shape, 0.03).to(at::kHalf);
+  }
+  io::CheckpointWriter writer(folder, plan, {});
+  for (const auto& tensor : tensors) writer.write(tensor.name, values.at(tensor.shape));
+  writer.finish();
+}
+
+// GPTQ holds a block at a time: five times the blocks take no more memory, and it says before how much.
+TEST(Memory, GptqNeedsWhatItSaysHoweverDeepTheModel) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "AddressSanitizer keeps memory that was freed";
+#endif
+  TempDir dir;
+  std::string lines;
+  for (int row = 0; row < 16; ++row) {
+    nlohmann::json ids = nlohmann::json::array();
+    for (int i = 0; i < 128; ++i) ids.push_back((row * 37 + i * (row + 3)) % 256);
+    lines += nlohmann::json({{"input_ids", ids}}).dump() + "\n";
+  }
+  write_file(dir / "ids.jsonl", lines);
+  constexpr uint64_t kBlock = uint64_t{4} * (4 * 512 * 512 + 3 * 512 * 1536);  // in fp32
+  const auto measure = [&](int64_t layers) {
+    const fs::path model = dir / ("dense" + std::to_string(layers));
+    write_deep_checkpoint(model, layers);
+    const Outcome run = run_qalora({"quantize", "--model", model, "--out", dir / ("out" + std::to_string(layers)), "--calibration", dir / "ids.jsonl",
+                                    "--samples", "16", "--dtype", "float32", "--device", "cpu", "-q", "--json"});
+    EXPECT_EQ(run.exit_code, 0) << run.err;
+    return nlohmann::json::parse(run.out);
+  };
+  const nlohmann::json shallow = measure(4), deep = measure(12);
+  const auto peak = [](const nlohmann::json& answer) { return answer.at("peak_memory_bytes").get<uint64_t>(); };
+  RecordProperty("peak_megabytes", std::to_string(peak(deep) / 1000000));
+  EXPECT_LE(peak(deep), peak(shallow) + 2 * kBlock) << "8 blocks more are " << 8 * kBlock / 2 << " bytes in the file";
+  for (const nlohmann::json& answer : {shallow, deep}) {
+    EXPECT_LE(peak(answer), answer.at("estimated_peak_memory_bytes").get<uint64_t>());
+    EXPECT_LE(answer.at("estimated_peak_memory_bytes").get<uint64_t>(), peak(answer) + peak(answer) / 2);
+  }
 }
 
 }  // namespace
