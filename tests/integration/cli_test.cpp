@@ -69,7 +69,7 @@ TEST_F(Cli, VersionSaysWhatCudaCanDo) {
 }
 
 TEST_F(Cli, HelpIsOfTheCommand) {
-  for (const char* command : {"quantize", "finetune", "merge", "eval", "compare", "generate", "inspect"}) {
+  for (const char* command : {"quantize", "finetune", "merge", "export", "eval", "compare", "generate", "inspect"}) {
     const std::string help = run({command, "--help"}).out;
     EXPECT_NE(help.find(std::string("Usage: qalora ") + command), std::string::npos) << help;
     EXPECT_NE(help.find(std::string("Examples:\n  qalora ") + command), std::string::npos) << help;
@@ -104,8 +104,8 @@ TEST_F(Cli, FlagsOfAnotherTaskAreRefused) {
   expect_error(eval("mmul", {"--data", data("mmlu")}), 2, "did you mean 'mmlu'?");
   expect_error(eval("mmlu", {"--data", data("mmlu"), "--shots", "99999999999999999999"}), 2, "--shots: expected a whole number");
   expect_error({"generate", "--model", miniature(), "--prompt", "x", "--seed", "-1"}, 2, "--seed: expected a whole number, 0 or more");
-  for (const char* flag : {"--calibration", "--samples", "--sequence-length", "--seed"}) {
-    expect_error({"quantize", "--model", miniature(), "--out", at("q"), flag, "5"}, 2, std::string(flag) + ": belongs to --method gptq");
+  for (const char* flag : {"--samples", "--sequence-length", "--seed"}) {
+    expect_error({"quantize", "--model", miniature(), "--out", at("q"), "--method", "rtn", flag, "5"}, 2, std::string(flag) + ": belongs to --method gptq");
   }
 }
 
