@@ -1,11 +1,15 @@
 #include "inspect_gguf.h"
 
+#include <cmath>
+#include <cstring>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <type_traits>
 
 #include "inspect_model.h"
 #include "qalora/core/checked.h"
 #include "qalora/core/error.h"
+#include "qalora/core/format.h"
 #include "qalora/io/gguf_file.h"
 #include "qalora/text/gguf_vocabulary.h"
 
@@ -13,6 +17,17 @@ namespace qalora::cli {
 namespace {
 
 using nlohmann::json;
+
+// As it lies in the file: here a number may be any, though no reader takes it.
+template <typename T>
+json plain(const io::GgufValue& value) {
+  T number;
+  std::memcpy(&number, value.bytes.data(), sizeof number);
+  if constexpr (std::is_floating_point_v<T>) {
+    if (!std::isfinite(number)) return message(number);  // JSON has no such numbers
+  }
+  return number;
+}
 
 // Whole lists (tokens, scores, merges) are counted, not shown.
 json metadata_json(const io::GgufContents& file) {
@@ -24,8 +39,12 @@ json metadata_json(const io::GgufContents& file) {
       result[key] = *file.text(key);
     } else if (value.type == io::GgufValueType::kBool) {
       result[key] = *file.flag(key);
-    } else if (value.type == io::GgufValueType::kF32 || value.type == io::GgufValueType::kF64) {
-      result[key] = *file.number(key);
+    } else if (value.type == io::GgufValueType::kF32) {
+      result[key] = plain<float>(value);
+    } else if (value.type == io::GgufValueType::kF64) {
+      result[key] = plain<double>(value);
+    } else if (value.type == io::GgufValueType::kU64) {
+      result[key] = plain<uint64_t>(value);
     } else {
       result[key] = *file.signed_integer(key);
     }

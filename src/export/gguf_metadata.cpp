@@ -43,8 +43,20 @@ void add_sizes(const model::LlamaConfig& config, const std::string& prefix, io::
 
 text::Vocabulary vocabulary_of(const Source& source, std::vector<std::string>& notes) {
   const fs::path& place = source.checkpoint.folder();
-  if (text::Tokenizer::exists(place)) return text::Tokenizer(place).vocabulary();
-  notes.push_back("the model has no tokenizer beside it: the file's tokens are placeholders, so that the engine takes and gives ids, not text");
+  if (text::Tokenizer::exists(place)) {
+    text::Vocabulary vocabulary = text::Tokenizer(place).vocabulary();
+    if (vocabulary.kind == text::TokenizerKind::kSentencePiece && vocabulary.add_space_prefix) {
+      if (!vocabulary.legacy) {
+        notes.emplace_back("llama.cpp puts a blank in front of text behind a special token as well, this tokenizer only at the very front: there "
+                        "the ids differ");
+      }
+      if (vocabulary.prefix_only_without) {
+        notes.emplace_back("llama.cpp puts a blank in front of a text that begins with one as well, this tokenizer does not: there the ids differ");
+      }
+    }
+    return vocabulary;
+  }
+  notes.emplace_back("the model has no tokenizer beside it: the file's tokens are placeholders, so that the engine takes and gives ids, not text");
   return text::placeholder_vocabulary(source.config.vocab_size);
 }
 
