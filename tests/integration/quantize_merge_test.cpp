@@ -139,7 +139,7 @@ TEST_F(QuantizeMerge, InspectKnowsFilesByWhatTheyHold) {
   write_file(dir_ / "choice.jsonl", R"({"context": "a", "choices": ["b", "c"], "answer": 0})" "\n");
   write_file(dir_ / "metrics.jsonl", "{\"event\":\"step\",\"step\":1,\"loss\":2.5}\n{\"event\":\"step\",\"step\":2,\"loss\":2.0}\n{\"ev");
   write_file(dir_ / "config.toml", "steps = 5\nlearning_rate = 1e-4\n");
-  write_file(dir_ / "what.bin", "????????");
+  write_file(dir_ / "what.dat", "????????");
   EXPECT_EQ(run_json({"inspect", at("dense/model.safetensors")})["kind"], "safetensors");
   EXPECT_EQ(run_json({"inspect", at("dense/config.json")})["kind"], "checkpoint");
   EXPECT_EQ(run_json({"inspect", at("alpaca.json")})["format"], "alpaca");
@@ -150,7 +150,7 @@ TEST_F(QuantizeMerge, InspectKnowsFilesByWhatTheyHold) {
   const Outcome human = run_qalora({"inspect", at("dense")});
   EXPECT_NE(human.out.find("bits per weight"), std::string::npos);
   EXPECT_NE(human.out.find("model.layers.1.mlp.up_proj.weight"), std::string::npos) << human.out;
-  expect_failure({"inspect", at("what.bin")}, 3, "not a kind of file");
+  expect_failure({"inspect", at("what.dat")}, 3, "not a kind of file");
   expect_failure({"inspect", at("absent")}, 2, "no such file");
   fs::create_directories(dir_ / "empty");
   expect_failure({"inspect", at("empty")}, 3, "nothing known in this folder");
