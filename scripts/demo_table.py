@@ -7,7 +7,8 @@ from pathlib import Path
 NOTE = """exam: 4-letter questions in MMLU's format, 0-shot. open: 'Question: .. Answer:', the value with the largest log-likelihood of
 four. 25 % is chance for both. What both hold out is the wording of their questions, not the facts: the facts stand in the
 pre-training text and in the tuning set in other words. perplexity: on sentences whose wordings no training text has.
-GPTQ: calibrated on the tuning set. tuned: base (the line above) and adapter beside it; merged: one quantised model. same answers: questions of exam and open they answer alike."""
+GPTQ: calibrated on the tuning set. tuned: the base in the line above, with its adapter beside it; merged: one quantised model.
+same answers: questions of exam and open they answer alike."""
 
 
 def read(path):
