@@ -57,6 +57,10 @@ void check_rtn(const QuantizeOptions& options) {
     QALORA_REQUIRE(options.app->get_option(flag)->count() == 0, UserError, flag,
                    ": belongs to --method gptq, which needs --calibration FILE; leave it out for --method rtn");
   }
+}
+
+// Once nothing is wrong with the input any more.
+void advise_rtn(const QuantizeOptions& options) {
   if (options.common->compute != at::kFloat && !options.common->dtype.empty()) {
     log::warn("--dtype has no effect here: rounding computes in float32");
   }
@@ -148,6 +152,7 @@ void finish_dry(const QuantizeOptions& options, const model::QuantizePlan& plan,
 void run_rtn(const QuantizeOptions& options, const io::Checkpoint& checkpoint, const model::QuantizePlan& plan) {
   const auto start = std::chrono::steady_clock::now();
   print_estimate(plan, plan.peak_bytes);
+  advise_rtn(options);
   json result = start_json(options, plan);
   result["estimated_peak_memory_bytes"] = plan.peak_bytes;
   if (options.common->dry_run) return finish_dry(options, plan, plan.disk_bytes, result);
