@@ -19,6 +19,7 @@
 #include "qalora/core/signals.h"
 #include "qalora/io/gguf_blocks.h"
 #include "qalora/io/gguf_names.h"
+#include "rounding.h"
 
 namespace qalora::exporting {
 namespace {
@@ -42,6 +43,10 @@ std::string where(const Source& source, const std::string& name) { return messag
 
 GgufType stored_type(io::Dtype dtype) {
   return dtype == io::Dtype::kF16 ? GgufType::kF16 : dtype == io::Dtype::kBF16 ? GgufType::kBF16 : GgufType::kF32;
+}
+
+at::ScalarType scalar_type(GgufType type) {
+  return type == GgufType::kF16 ? at::kHalf : type == GgufType::kBF16 ? at::kBFloat16 : at::kFloat;
 }
 
 // Of --dtype-of-weights; nothing when it was not given.
@@ -256,14 +261,6 @@ class Exporter {
     writer_.write(item.there.name, bytes);
   }
 
-  // Rows [begin, end) of the file's order, f32.
-  at::Tensor rows_of(const Item& item, const at::Tensor& stored, int64_t begin, int64_t end) const {
-    if (!item.permuted) return stored.narrow(0, begin, end - begin).to(at::kFloat).contiguous();
-    std::vector<int64_t> rows;
-    for (int64_t row = begin; row < end; ++row) rows.push_back(row_from_gguf(row, source_.config.head_dim));
-    return stored.index_select(0, at::tensor(rows, at::kLong)).to(at::kFloat);
-  }
-
   at::Tensor stored(const Item& item) const {
     if (item.way == Way::kDequantised) {
       return read_packed(source_, {io::module_of(item.name), item.there.shape[0], item.there.shape[1]}).dequantize(at::kFloat);
@@ -271,20 +268,36 @@ class Exporter {
     return source_.checkpoint.read(item.name);
   }
 
+  // The same rows in the file's order.
+  at::Tensor reordered(const Item& item, const at::Tensor& values) const {
+    if (!item.permuted) return values;
+    std::vector<int64_t> rows;
+    for (int64_t row = 0; row < values.size(0); ++row) rows.push_back(row_from_gguf(row, source_.config.head_dim));
+    return values.index_select(0, at::tensor(rows, at::kLong));
+  }
+
   void dense(const Item& item, TensorReport& report) {
-    const at::Tensor all = stored(item);
+    at::Tensor values = reordered(item, stored(item));
     source_.checkpoint.release(item.name);
-    const int64_t rows = all.size(0), columns = all.numel() / rows, step = std::max<int64_t>(1, kPieceBytes / (4 * columns));
+    QALORA_REQUIRE(at::isfinite(values).all().item<bool>(), DataError, where(source_, item.name), " holds values that are not finite");
+    if (item.there.type == GgufType::kQ8_0) return q8_0(item, values, report);
+    values = round_tensor(values, scalar_type(item.there.type), report);
+    QALORA_REQUIRE(report.overflow == 0, UserError, where(source_, item.name), ": ", report.overflow,
+                   " of its numbers are too large for 16 bits; choose --dtype-of-weights float32");
+    writer_.write(item.there.name, io::tensor_bytes(values));
+  }
+
+  // In pieces, each f32 for a while. values: [rows, columns], finite
+  void q8_0(const Item& item, const at::Tensor& values, TensorReport& report) {
+    const int64_t rows = values.size(0), step = std::max<int64_t>(1, kPieceBytes / (4 * values.size(1)));
     double largest = 0, size = 0;
     for (int64_t begin = 0; begin < rows; begin += step) {
       throw_if_stopped();
-      const int64_t end = std::min(rows, begin + step);
-      const at::Tensor exact = rows_of(item, all, begin, end).view({end - begin, columns});
-      const at::Tensor bytes = converted(item, exact, report);
+      const at::Tensor exact = values.narrow(0, begin, std::min(step, rows - begin)).to(at::kFloat).contiguous();
+      const at::Tensor bytes = q8_0_blocks(item, exact), read = read_back(bytes, exact.sizes());
       TensorReport piece;
-      const at::Tensor read = read_back(item.there.type, bytes, exact.sizes());
       compare_dense(exact, read, piece);
-      if (item.there.type == GgufType::kQ8_0) report.flushed += (exact.ne(0) & read.eq(0)).sum().item<int64_t>();
+      report.flushed += (exact.ne(0) & read.eq(0)).sum().item<int64_t>();
       const double here = exact.abs().max().item<double>();
       size = std::max(size, here);
       if (piece.largest_error != 0) largest = std::max(largest, piece.largest_error * here);
@@ -293,19 +306,10 @@ class Exporter {
     report.largest_error = largest == 0 ? 0 : largest / size;
   }
 
-  // exact: [rows, columns] f32 -> its bytes in the file
-  at::Tensor converted(const Item& item, const at::Tensor& exact, TensorReport& report) const {
-    const GgufType type = item.there.type;
-    QALORA_REQUIRE(at::isfinite(exact).all().item<bool>(), DataError, where(source_, item.name), " holds values that are not finite");
-    if (type == GgufType::kF32) return exact;
-    if (type != GgufType::kQ8_0) {
-      const at::Tensor rounded = exact.to(type == GgufType::kF16 ? at::kHalf : at::kBFloat16);
-      count_rounding(exact, rounded, report);
-      QALORA_REQUIRE(report.overflow == 0, UserError, where(source_, item.name), ": ", report.overflow,
-                     " of its numbers are too large for 16 bits; choose --dtype-of-weights float32");
-      return rounded;
-    }
-    const int64_t rows = exact.size(0), columns = exact.size(1), row_bytes = columns / io::kGgufBlock * io::gguf_layout(type).block_bytes;
+  // exact: [rows, columns] f32 -> its bytes in the file, [rows, bytes of a row] u8
+  at::Tensor q8_0_blocks(const Item& item, const at::Tensor& exact) const {
+    const int64_t rows = exact.size(0), columns = exact.size(1);
+    const int64_t row_bytes = columns / io::kGgufBlock * io::gguf_layout(GgufType::kQ8_0).block_bytes;
     const at::Tensor bytes = at::empty({rows, row_bytes}, at::kByte);
     std::atomic<bool> fits = true;
     at::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
@@ -320,13 +324,12 @@ class Exporter {
     return bytes;
   }
 
-  static at::Tensor read_back(GgufType type, const at::Tensor& bytes, at::IntArrayRef shape) {
-    if (type != GgufType::kQ8_0) return bytes;
+  static at::Tensor read_back(const at::Tensor& bytes, at::IntArrayRef shape) {
     at::Tensor values = at::empty(shape, at::kFloat);
     const int64_t columns = shape[1], row_bytes = bytes.size(1);
     at::parallel_for(0, shape[0], 16, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
-        io::gguf_row_values(type, reinterpret_cast<const std::byte*>(bytes.const_data_ptr<uint8_t>() + row * row_bytes),
+        io::gguf_row_values(GgufType::kQ8_0, reinterpret_cast<const std::byte*>(bytes.const_data_ptr<uint8_t>() + row * row_bytes),
             columns / io::kGgufBlock,
                             values.data_ptr<float>() + row * columns);
       }

@@ -98,6 +98,11 @@ at::Tensor round_rows(const RowSource& source, int64_t rows, int64_t columns, at
 }
 
 at::Tensor round_tensor(const at::Tensor& stored, at::ScalarType type, TensorReport& report) {
+  // Nothing to round. A value that is not finite goes the long way, which counts it.
+  if (type == at::kFloat || stored.scalar_type() == type) {
+    const at::Tensor same = stored.to(type).contiguous();
+    if (at::isfinite(same).all().item<bool>()) return same;
+  }
   const int64_t rows = stored.dim() > 1 ? stored.size(0) : 1, columns = stored.numel() / std::max<int64_t>(1, rows);
   const at::Tensor matrix = stored.view({rows, columns});
   const RowSource copy = [&](int64_t begin, int64_t end, float* out) {

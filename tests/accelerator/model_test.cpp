@@ -82,39 +82,22 @@ TEST(Accelerator, ForwardAndGradientsAreTheCpus) {
   }
 }
 
-TEST(Accelerator, SortedInputsAreTheCpus) {
+// Layers whose inputs are sorted, and layers that read the same input, each with sums of its own groups.
+TEST(Accelerator, SortedInputsAndMixedGroupSizesAreTheCpus) {
   const c10::Device device = test_device();
-  for (const at::ScalarType compute : {at::kFloat, at::kBFloat16}) {
-    for (const int64_t tokens : {int64_t{51}, int64_t{600}}) {
-      SCOPED_TRACE(message("tokens ", tokens, ", ", c10::toString(compute)));
-      const text::Batch batch = rows_of(tokens);
-      const TinyOptions options{.sorted = true};
-      const Trained expected = train_once(tiny_model(kCpu, at::kFloat, options), batch);
-      const Trained got = train_once(tiny_model(device, compute, options), batch);
-      EXPECT_LE(distance(got.hidden, expected.hidden), tolerance(compute));
-      EXPECT_LE(worst_gradient(got, expected), 4 * tolerance(compute));
-      // Must differ: the same weights with the inputs as they come.
-      const Trained unsorted = train_once(tiny_model(device, compute), batch);
-      EXPECT_GT(distance(unsorted.hidden, expected.hidden), 4 * tolerance(compute));
-    }
-  }
-}
-
-// Layers that read the same input, each with sums of its own groups.
-TEST(Accelerator, MixedGroupSizesAreTheCpus) {
-  const c10::Device device = test_device();
-  for (const at::ScalarType compute : {at::kFloat, at::kBFloat16}) {
-    for (const int64_t tokens : {int64_t{51}, int64_t{600}}) {
-      SCOPED_TRACE(message("tokens ", tokens, ", ", c10::toString(compute)));
-      const text::Batch batch = rows_of(tokens);
-      const TinyOptions options{.mixed = true};
-      const Trained expected = train_once(tiny_model(kCpu, at::kFloat, options), batch);
-      const Trained got = train_once(tiny_model(device, compute, options), batch);
-      EXPECT_LE(distance(got.hidden, expected.hidden), tolerance(compute));
-      EXPECT_LE(worst_gradient(got, expected), 4 * tolerance(compute));
-      // Must differ: one group size everywhere.
-      const Trained even = train_once(tiny_model(device, compute), batch);
-      EXPECT_GT(distance(even.hidden, expected.hidden), 4 * tolerance(compute));
+  for (const TinyOptions& options : {TinyOptions{.sorted = true}, TinyOptions{.mixed = true}}) {
+    for (const at::ScalarType compute : {at::kFloat, at::kBFloat16}) {
+      for (const int64_t tokens : {int64_t{51}, int64_t{600}}) {
+        SCOPED_TRACE(message(options.sorted ? "sorted" : "mixed", ", tokens ", tokens, ", ", c10::toString(compute)));
+        const text::Batch batch = rows_of(tokens);
+        const Trained expected = train_once(tiny_model(kCpu, at::kFloat, options), batch);
+        const Trained got = train_once(tiny_model(device, compute, options), batch);
+        EXPECT_LE(distance(got.hidden, expected.hidden), tolerance(compute));
+        EXPECT_LE(worst_gradient(got, expected), 4 * tolerance(compute));
+        // Must differ: inputs as they come, and one group size everywhere.
+        const Trained plain = train_once(tiny_model(device, compute), batch);
+        EXPECT_GT(distance(plain.hidden, expected.hidden), 4 * tolerance(compute));
+      }
     }
   }
 }

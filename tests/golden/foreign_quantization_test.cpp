@@ -8,6 +8,7 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 
+#include "golden/logits.h"
 #include "qalora/core/error.h"
 #include "qalora/io/checkpoint.h"
 #include "qalora/io/gptq_view.h"
@@ -19,17 +20,6 @@
 
 namespace qalora::model {
 namespace {
-
-at::Tensor logits_of(Llama& model, const at::Tensor& ids) {
-  const c10::NoGradGuard no_grad;
-  text::Batch batch;
-  batch.input_ids = ids;
-  batch.positions = at::arange(ids.size(1), at::kLong).unsqueeze(0).expand_as(ids).contiguous();
-  for (int64_t row = 0; row < ids.size(0); ++row) batch.segments.push_back({row * ids.size(1), (row + 1) * ids.size(1)});
-  return model.logits(model.forward(batch)).reshape({ids.size(0), ids.size(1), -1});
-}
-
-double distance(const at::Tensor& a, const at::Tensor& b) { return (a - b).abs().max().item<double>(); }
 
 // The codes of a packed weight, columns as the inputs come. [out_features, in_features] u8
 at::Tensor codes_of(const quant::PackedWeight& weight) {

@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "golden/logits.h"
 #include "qalora/core/error.h"
 #include "qalora/io/gguf_blocks.h"
 #include "qalora/io/gguf_checkpoint.h"
@@ -16,8 +17,6 @@ namespace qalora {
 namespace {
 
 fs::path golden(const std::string& name) { return test::shared_dir() / "goldens/gguf" / name; }
-
-double distance(const at::Tensor& a, const at::Tensor& b) { return (a - b).abs().max().item<double>(); }
 
 class GgufBlocks : public ::testing::TestWithParam<std::pair<const char*, io::GgufType>> {};
 
@@ -46,24 +45,15 @@ TEST_P(GgufBlocks, DequantiseAsTheGgufPackageDoes) {
     }
   }
   const double largest = expected.abs().max().item<double>();
-  EXPECT_LE(distance(values, expected), 1e-7 * largest);
-  EXPECT_LE(distance(last, expected), 1e-7 * largest);
+  EXPECT_LE(model::distance(values, expected), 1e-7 * largest);
+  EXPECT_LE(model::distance(last, expected), 1e-7 * largest);
   // Must differ: neighbouring elements in one byte, as MLX has them.
-  EXPECT_GT(distance(values.view({rows, -1, 2, 16}).transpose(2, 3).reshape({rows, columns}), expected), 0.01 * largest);
+  EXPECT_GT(model::distance(values.view({rows, -1, 2, 16}).transpose(2, 3).reshape({rows, columns}), expected), 0.01 * largest);
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, GgufBlocks,
                          ::testing::Values(std::pair{"Q4_0", io::GgufType::kQ4_0}, std::pair{"Q4_1", io::GgufType::kQ4_1},
                                            std::pair{"Q8_0", io::GgufType::kQ8_0}));
-
-at::Tensor logits_of(model::Llama& model, const at::Tensor& ids) {
-  const c10::NoGradGuard no_grad;
-  text::Batch batch;
-  batch.input_ids = ids;
-  batch.positions = at::arange(ids.size(1), at::kLong).unsqueeze(0).expand_as(ids).contiguous();
-  for (int64_t row = 0; row < ids.size(0); ++row) batch.segments.push_back({row * ids.size(1), (row + 1) * ids.size(1)});
-  return model.logits(model.forward(batch)).reshape({ids.size(0), ids.size(1), -1});
-}
 
 TEST(GgufGolden, LogitsOfAQ4_1File) {
   REQUIRE_SHARED("goldens/gguf/tiny_q4_1.gguf");
@@ -74,7 +64,7 @@ TEST(GgufGolden, LogitsOfAQ4_1File) {
   EXPECT_EQ(model.config.quantization->group_size, 32);
   EXPECT_EQ(model.config.norm_eps, 1e-5);  // the decimal that was meant, not its f32 neighbour
   const at::Tensor ids = expected.read("input_ids").to(at::kLong), logits = expected.read("logits");
-  EXPECT_LE(distance(logits_of(model, ids), logits), 1e-4);
+  EXPECT_LE(model::distance(model::logits_of(model, ids), logits), 1e-4);
 }
 
 // Row 2 j + t of a head in the file is row 8 t + j here; not the same order.

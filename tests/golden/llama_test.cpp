@@ -6,6 +6,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "golden/logits.h"
 #include "qalora/core/error.h"
 #include "qalora/io/checkpoint.h"
 #include "qalora/model/load.h"
@@ -13,21 +14,6 @@
 
 namespace qalora::model {
 namespace {
-
-text::Batch batch_of(const at::Tensor& ids) {
-  text::Batch batch;
-  batch.input_ids = ids;
-  batch.positions = at::arange(ids.size(1), at::kLong).unsqueeze(0).expand_as(ids).contiguous();
-  for (int64_t row = 0; row < ids.size(0); ++row) batch.segments.push_back({row * ids.size(1), (row + 1) * ids.size(1)});
-  return batch;
-}
-
-at::Tensor logits_of(Llama& model, const at::Tensor& ids) {
-  const c10::NoGradGuard no_grad;
-  return model.logits(model.forward(batch_of(ids))).reshape({ids.size(0), ids.size(1), -1});
-}
-
-double distance(const at::Tensor& a, const at::Tensor& b) { return (a - b).abs().max().item<double>(); }
 
 class LlamaGolden : public ::testing::TestWithParam<const char*> {};
 

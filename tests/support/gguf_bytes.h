@@ -8,14 +8,10 @@
 #include <string>
 #include <vector>
 
+#include "support/raw_bytes.h"
+
 namespace qalora::test {
 
-template <typename T>
-std::string raw(T value) {
-  std::string bytes(sizeof value, '\0');
-  std::memcpy(bytes.data(), &value, sizeof value);
-  return bytes;
-}
 inline std::string gguf_string(const std::string& text) { return raw(uint64_t{text.size()}) + text; }
 
 struct GgufBytes {

@@ -7,14 +7,10 @@
 #include <utility>
 #include <vector>
 
+#include "support/raw_bytes.h"
+
 namespace qalora::test {
 
-template <typename T>
-std::string raw(T value) {
-  std::string bytes(sizeof value, '\0');
-  std::memcpy(bytes.data(), &value, sizeof value);
-  return bytes;
-}
 template <typename T>
 void put(std::string& bytes, size_t position, T value) {
   std::memcpy(bytes.data() + position, &value, sizeof value);
