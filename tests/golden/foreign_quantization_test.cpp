@@ -1,6 +1,5 @@
 // Whole checkpoints and single tensors in the layouts of other quantisers, against what those wrote and computed (see the goldens' README).
 #include <ATen/ATen.h>
-#include <c10/core/GradMode.h>
 #include <gtest/gtest.h>
 
 #include <array>

@@ -1,6 +1,5 @@
 // GGUF files and blocks that the gguf package wrote, against what it and a double-precision forward pass say (see the goldens' README).
 #include <ATen/ATen.h>
-#include <c10/core/GradMode.h>
 #include <gtest/gtest.h>
 
 #include <cstring>

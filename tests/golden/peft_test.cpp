@@ -1,7 +1,6 @@
 // Adapters that PEFT wrote, against what PEFT computed with them (see the goldens' README): an ordinary LoRA beside a dense model, and its own
 // QA-LoRA on a GPTQ model, which then merges exactly.
 #include <ATen/ATen.h>
-#include <c10/core/GradMode.h>
 #include <gtest/gtest.h>
 
 #include <nlohmann/json.hpp>
