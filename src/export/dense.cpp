@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <future>
 #include <nlohmann/json.hpp>
 
 #include "expand.h"
@@ -117,7 +118,7 @@ Plan plan_dense(const Source& source, const Options& options) {
   refuse_option(options.offsets_dtype, "--dtype-of-offsets", "safetensors, whose weights are dense");
   if (source.adapter) check_adapter(source);
   const std::vector<io::PlannedTensor> tensors = plan_tensors(source, options);
-  return {.bytes = folder_bytes(source, tensors), .peak_bytes = peak_bytes(tensors, 3), .notes = {}};
+  return {.bytes = folder_bytes(source, tensors), .peak_bytes = peak_bytes(tensors, 4), .notes = {}};
 }
 
 std::vector<TensorReport> write_dense(const Source& source, const Options& options, const fs::path& out, bool replace) {
@@ -127,22 +128,27 @@ std::vector<TensorReport> write_dense(const Source& source, const Options& optio
   io::CheckpointWriter writer(folder.staging(), plan, {{"format", "pt"}});
   const Writer weights(source, io::scalar_type(dtype));
   std::vector<TensorReport> reports;
+  std::future<void> writing;  // of the tensor before, while the next is made
+  const auto finish_writing = [&] { if (writing.valid()) writing.get(); };
   Progress progress("exporting", static_cast<int64_t>(plan.size()), "tensors");
   for (const io::PlannedTensor& planned : plan) {
     throw_if_stopped();
     TensorReport report{.tensor = io::module_of(planned.name)};
     if (is_copied(source, planned)) {
+      finish_writing();
       writer.write(planned.name, source.checkpoint.bytes(planned.name).span);
       source.checkpoint.release(planned.name);
     } else {
       const at::Tensor weight = weights.weight(planned, report);
       QALORA_REQUIRE(report.overflow == 0, UserError, source.checkpoint.file_of(planned.name).string(), ": tensor '", planned.name, "': ",
                      report.overflow, " of its weights are not finite in ", io::dtype_name(dtype), "; export with ", kFlag, " bfloat16 or float32");
-      writer.write(planned.name, weight);
+      finish_writing();
+      writing = std::async(std::launch::async, [&writer, &planned, weight] { writer.write(planned.name, weight); });
     }
     reports.push_back(std::move(report));
     progress.add();
   }
+  finish_writing();
   writer.finish();
   progress.finish();
   write_beside_weights(source, dense_config(source, dtype), folder.staging());

@@ -277,14 +277,38 @@ class Exporter {
   }
 
   void dense(const Item& item, TensorReport& report) {
+    if (item.way == Way::kDense && stored_type(source_.checkpoint.info(item.name).dtype) == item.there.type) return copied(item);
     at::Tensor values = reordered(item, stored(item));
     source_.checkpoint.release(item.name);
-    QALORA_REQUIRE(at::isfinite(values).all().item<bool>(), DataError, where(source_, item.name), " holds values that are not finite");
+    require_finite(item, io::tensor_bytes(values), values.scalar_type());
     if (item.there.type == GgufType::kQ8_0) return q8_0(item, values, report);
     values = round_tensor(values, scalar_type(item.there.type), report);
     QALORA_REQUIRE(report.overflow == 0, UserError, where(source_, item.name), ": ", report.overflow,
                    " of its numbers are too large for 16 bits; choose --dtype-of-weights float32");
     writer_.write(item.there.name, io::tensor_bytes(values));
+  }
+
+  // What is stored in the type that it gets.
+  void copied(const Item& item) {
+    const io::TensorBytes stored = source_.checkpoint.bytes(item.name);
+    require_finite(item, stored.span, scalar_type(item.there.type));
+    if (item.permuted) {
+      const int64_t rows = item.there.shape[0];
+      const size_t row_bytes = stored.span.size() / static_cast<size_t>(rows);
+      std::vector<std::byte> bytes(stored.span.size());
+      for (int64_t there = 0; there < rows; ++there) {
+        const auto row = static_cast<size_t>(row_from_gguf(there, source_.config.head_dim));
+        std::memcpy(bytes.data() + static_cast<size_t>(there) * row_bytes, stored.span.data() + row * row_bytes, row_bytes);
+      }
+      writer_.write(item.there.name, bytes);
+    } else {
+      writer_.write(item.there.name, stored.span);
+    }
+    source_.checkpoint.release(item.name);
+  }
+
+  void require_finite(const Item& item, std::span<const std::byte> values, at::ScalarType type) const {
+    QALORA_REQUIRE(all_finite(values, type), DataError, where(source_, item.name), " holds values that are not finite");
   }
 
   // In pieces, each f32 for a while. values: [rows, columns], finite

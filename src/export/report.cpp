@@ -8,7 +8,9 @@
 #include <limits>
 #include <mutex>
 
+#include "differences.h"
 #include "qalora/core/error.h"
+#include "rounding.h"
 
 namespace qalora::exporting {
 namespace {
@@ -27,18 +29,6 @@ double largest_of_rows(int64_t rows, const Row& row) {
   return largest;
 }
 
-// max |a[i] - b[i]|; NaN where one is not a number
-float largest_difference(const float* a, const float* b, int64_t count) {
-  float largest = 0;
-  bool bad = false;
-  for (int64_t i = 0; i < count; ++i) {
-    const float difference = std::abs(a[i] - b[i]);
-    largest = difference > largest ? difference : largest;
-    bad = bad || difference != difference;
-  }
-  return bad ? std::numeric_limits<float>::quiet_NaN() : largest;
-}
-
 void raise(double& largest, double value) {
   if (!(value <= largest)) largest = value;  // keeps NaN
 }
@@ -51,14 +41,10 @@ void count_rounding(const at::Tensor& exact, const at::Tensor& rounded, TensorRe
   const at::ScalarType type = rounded.scalar_type();
   if (type == at::kFloat) return;
   const at::Tensor flat = exact.flatten(), after = rounded.flatten().to(at::kFloat);
-  const float smallest_normal = type == at::kHalf ? std::ldexp(1.0f, -14) : std::numeric_limits<float>::min();
-  const float *before = flat.const_data_ptr<float>(), *now = after.const_data_ptr<float>();
-  for (int64_t i = 0; i < flat.numel(); ++i) {
-    const float size = std::abs(now[i]);
-    report.flushed += (before[i] != 0) & (size == 0);
-    report.subnormal += (size != 0) & (size < smallest_normal) & (now[i] != before[i]);
-    report.overflow += !(size <= std::numeric_limits<float>::max());
-  }
+  const Lost lost = count_lost(flat.const_data_ptr<float>(), after.const_data_ptr<float>(), flat.numel(), smallest_normal(type));
+  report.flushed += lost.flushed;
+  report.subnormal += lost.subnormal;
+  report.overflow += lost.overflow;
 }
 
 void compare_packed(const quant::PackedWeight& exact, const quant::PackedWeight& written, TensorReport& report) {

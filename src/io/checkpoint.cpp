@@ -49,6 +49,11 @@ TensorBytes Checkpoint::bytes(const std::string& name) const {
   return source().bytes(name);
 }
 
+std::vector<TensorBytes> Checkpoint::stored(const std::string& name) const {
+  info(name);
+  return source().stored(name);
+}
+
 void Checkpoint::release(const std::string& name) const {
   info(name);
   source().release(name);

@@ -106,11 +106,11 @@ std::string dense_fingerprint(const Checkpoint& checkpoint) {
   Sha256 hash;
   hash.update(checkpoint.config().dump());
   for (const std::string& name : checkpoint.names()) {
-    const TensorBytes stored = checkpoint.bytes(name);
-    const std::span<const std::byte> bytes = stored.span;
-    hash.update(message(name, " ", bytes.size(), " "));
-    hash.update(bytes.first(std::min(kSample, bytes.size())));
-    checkpoint.release(name);  // what is not in a map as it is was read whole
+    for (const TensorBytes& piece : checkpoint.stored(name)) {
+      hash.update(message(name, " ", piece.span.size(), " "));
+      hash.update(piece.span.first(std::min(kSample, piece.span.size())));
+    }
+    checkpoint.release(name);
   }
   return hash.hex();
 }

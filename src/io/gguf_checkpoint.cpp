@@ -161,6 +161,8 @@ TensorBytes GgufCheckpoint::bytes(const std::string& name) const {
   return TensorSource::bytes(name);
 }
 
+std::vector<TensorBytes> GgufCheckpoint::stored(const std::string& name) const { return {{at::Tensor(), place_of(name).tensor->bytes}}; }
+
 void GgufCheckpoint::release(const std::string& name) const { file_.release(place_of(name).tensor->bytes); }
 
 }  // namespace qalora::io

@@ -168,6 +168,12 @@ TensorBytes MetaFolder::bytes(const std::string& name) const {
   return as_it_is ? shards_[0]->bytes(from.name) : TensorSource::bytes(name);
 }
 
+std::vector<TensorBytes> MetaFolder::stored(const std::string& name) const {
+  std::vector<TensorBytes> slices;
+  for (const auto& shard : shards_) slices.push_back(shard->bytes(origin(name).name));
+  return slices;
+}
+
 void MetaFolder::release(const std::string& name) const {
   for (const auto& shard : shards_) shard->release(origin(name).name);
 }

@@ -60,6 +60,8 @@ const TensorInfo& TensorSource::info(const std::string& name) const {
   throw DataError(message(all.empty() ? "the model" : all[0].string(), ": there is no tensor '", name, "'"));
 }
 
+std::vector<TensorBytes> TensorSource::stored(const std::string& name) const { return {bytes(name)}; }
+
 TensorBytes TensorSource::bytes(const std::string& name) const {
   at::Tensor tensor = read(name);
   const auto span = tensor_bytes(tensor);

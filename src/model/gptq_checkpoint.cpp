@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <chrono>
 #include <map>
+#include <memory>
 
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
@@ -234,6 +235,7 @@ class Run {
   }
 
   void solve(int64_t block, Layer& layer, const std::vector<Projection>& group, const at::Tensor& hessian) {
+    std::unique_ptr<const quant::GptqSolver> solver;
     for (const Projection member : group) {
       throw_if_stopped();
       const std::string module = layer_prefix(block) + name_of(member), name = module + ".weight";
@@ -241,9 +243,10 @@ class Run {
       quant::GptqResult result;
       {
         const Stopwatch watch(report_.solver_seconds);
+        if (!solver) solver = std::make_unique<const quant::GptqSolver>(where, hessian, settings_.solver);
         const at::Tensor weight = checkpoint_.read(name);
         checkpoint_.release(name);
-        result = quant::gptq(where, weight, hessian, settings_.solver);
+        result = solver->solve(where, weight);
       }
       report(module, result);
       place(layer, member, module, result.weight);

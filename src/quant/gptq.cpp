@@ -26,10 +26,9 @@ void check_options(const GptqOptions& options) {
                " sweeps");
 }
 
-void check_hessian(const std::string& name, const at::Tensor& weight, const at::Tensor& hessian) {
-  const int64_t columns = weight.size(1);
-  QALORA_CHECK(hessian.scalar_type() == at::kFloat && hessian.sizes() == at::IntArrayRef({columns, columns}), "a Hessian of shape ",
-               hessian.sizes(), " for ", columns, " inputs");
+void check_hessian(const std::string& name, const at::Tensor& hessian) {
+  QALORA_CHECK(hessian.scalar_type() == at::kFloat && hessian.dim() == 2 && hessian.size(0) == hessian.size(1) && hessian.size(0) > 0,
+               "a Hessian of shape ", hessian.sizes());
   QALORA_REQUIRE(at::isfinite(hessian.sum(at::kDouble)).item<bool>(), DataError, name,
                  ": H = 2/n X^T X of the layer's inputs is not finite: the model's activations overflow before this layer; calibrate in "
                  "float32, or with other data");
@@ -56,32 +55,52 @@ struct Sums {
 
 double square_sum(const at::Tensor& values) { return values.to(at::kDouble).square_().sum().item<double>(); }
 
-// All that the rows of a matrix share. Rows do not know of each other: on the CPU each thread takes some of them all the way, and never
-// waits for another; a device takes all at once.
-class RowSolver {
- public:
-  RowSolver(const std::string& name, const at::Tensor& weight, const at::Tensor& hessian, const PackedWeight& nearest,
-            const GptqOptions& options)
-      : weight_(weight), hessian_(hessian), nearest_(nearest), options_(options), group_size_(nearest.group_size),
-        importance_(hessian.diagonal().to(at::kCPU).clamp_min(0).contiguous()), order_(column_order(importance_, group_size_, options)),
-        places_(at::tensor(order_, at::kLong).to(hessian.device())), dead_(hessian.diagonal().le(0)),
-        factor_(inverse_factor(name, without_dead(hessian, dead_), order_, options.damping)) {
+int64_t group_size_for(int64_t columns, const GptqOptions& options) {
+  return options.group_size == kWholeRow ? columns : options.group_size;
+}
+
+}  // namespace
+
+// What follows from H alone, before any weight is seen.
+struct GptqSolver::Shared {
+  Shared(const std::string& name, const at::Tensor& hessian, const GptqOptions& options)
+      : hessian(hessian), options(options), group_size(group_size_for(hessian.size(0), options)),
+        importance(hessian.diagonal().to(at::kCPU).clamp_min(0).contiguous()), order(column_order(importance, group_size, options)),
+        places(at::tensor(order, at::kLong).to(hessian.device())), dead(hessian.diagonal().le(0)) {
+    const at::Tensor live = without_dead(hessian, dead);
+    factor = inverse_factor(name, live, order, options.damping);
     if (!options.refit) return;
-    damped_ = hessian.clone();
-    const at::Tensor added = without_dead(hessian, dead_).diagonal().mean().mul(factor_.damping);
-    damped_.diagonal().add_(at::where(dead_, at::zeros_like(added), added));
-    equations_.emplace(damped_, nearest.groups(), group_size_, !options.integer_zeros);
+    damped = hessian.clone();
+    const at::Tensor added = live.diagonal().mean().mul(factor.damping);
+    damped.diagonal().add_(at::where(dead, at::zeros_like(added), added));
+    equations.emplace(damped, kernels::groups_per_row(hessian.size(0), group_size), group_size, !options.integer_zeros);
   }
 
-  double damping() const { return factor_.damping; }
-  int64_t dead_inputs() const { return dead_.sum().item<int64_t>(); }
+  at::Tensor hessian;  // [in_features, in_features] f32
+  GptqOptions options;
+  int64_t group_size;
+  at::Tensor importance;  // [in_features] f32 CPU
+  std::vector<int64_t> order;
+  at::Tensor places;  // the same on the device
+  at::Tensor dead;    // [in_features] bool
+  InverseFactor factor;
+  at::Tensor damped;  // H that the refit works with: [in_features, in_features] f32
+  std::optional<NormalEquations> equations;
+};
+
+// All that the rows of a matrix share. Rows do not know of each other: on the CPU each thread takes some of them all the way, and never
+// waits for another; a device takes all at once.
+class GptqSolver::Rows {
+ public:
+  Rows(const Shared& shared, const at::Tensor& weight, const PackedWeight& nearest)
+      : shared_(shared), options_(shared.options), weight_(weight), hessian_(shared.hessian), nearest_(nearest) {}
 
   // Rows [begin, begin + count) of `packed`.
   Sums run(int64_t begin, int64_t count, PackedWeight& packed) const {
     Sums sums;
     const at::Tensor dense = weight_.narrow(0, begin, count).to(hessian_.device(), at::kFloat);
     const double start = now();
-    Rounded rounded = walk(dense.masked_fill(dead_.unsqueeze(0), 0));
+    Rounded rounded = walk(dense.masked_fill(shared_.dead.unsqueeze(0), 0));
     const double walked = now();
     Residual residual;
     if (options_.refit) {
@@ -102,8 +121,8 @@ class RowSolver {
  private:
   // dense: [rows, in_features] f32 on the device
   Rounded walk(const at::Tensor& dense) const {
-    Rounded rounded = static_grids(dense.to(at::kCPU).contiguous(), importance_, group_size_, options_);
-    round_columns(dense.index_select(1, places_), factor_.upper, order_, importance_, options_, rounded);
+    Rounded rounded = static_grids(dense.to(at::kCPU).contiguous(), shared_.importance, shared_.group_size, options_);
+    round_columns(dense.index_select(1, shared_.places), shared_.factor.upper, shared_.order, shared_.importance, options_, rounded);
     return rounded;
   }
 
@@ -114,9 +133,9 @@ class RowSolver {
     const auto difference_of = [&](const Rounded& rows) { return dense.sub(rows.dense().to(dense.device())); };
     const at::Tensor losses_before = losses_of(difference_of(before), hessian_);
     sums.loss_before_refit = losses_before.sum().item<double>();
-    Residual residual = residual_of(dense, rounded, damped_);
-    if (options_.sweeps > 0) improve_codes(dense, damped_, options_, residual, rounded);
-    fit_scales(dense, damped_, *equations_, options_.integer_zeros, residual, rounded);
+    Residual residual = residual_of(dense, rounded, shared_.damped);
+    if (options_.sweeps > 0) improve_codes(dense, shared_.damped, options_, residual, rounded);
+    fit_scales(dense, shared_.damped, *shared_.equations, options_.integer_zeros, residual, rounded);
     const at::Tensor losses = losses_of(difference_of(rounded), hessian_);
     const at::Tensor worse = losses.le(losses_before).logical_not().to(at::kCPU).unsqueeze(1);  // [rows, 1]; NaN is worse
     rounded.codes = at::where(worse, before.codes, rounded.codes);
@@ -145,20 +164,11 @@ class RowSolver {
     }
   }
 
+  const Shared& shared_;
+  const GptqOptions& options_;
   const at::Tensor &weight_, &hessian_;
   const PackedWeight& nearest_;
-  const GptqOptions& options_;
-  int64_t group_size_;
-  at::Tensor importance_;  // [in_features] f32 CPU
-  std::vector<int64_t> order_;
-  at::Tensor places_;  // the same on the device
-  at::Tensor dead_;    // [in_features] bool
-  InverseFactor factor_;
-  at::Tensor damped_;  // H that the refit works with: [in_features, in_features] f32
-  std::optional<NormalEquations> equations_;
 };
-
-}  // namespace
 
 GptqOptions GptqOptions::reference_rule(int bits, int64_t group_size) {
   GptqOptions options;
@@ -170,15 +180,26 @@ GptqOptions GptqOptions::reference_rule(int bits, int64_t group_size) {
   return options;
 }
 
-GptqResult gptq(const std::string& name, const at::Tensor& weight, const at::Tensor& hessian, const GptqOptions& options) {
+GptqSolver::GptqSolver(const std::string& name, const at::Tensor& hessian, const GptqOptions& options) {
   check_options(options);
+  check_hessian(name, hessian);
   const double start = now();
+  shared_ = std::make_unique<Shared>(name, hessian, options);
+  factor_seconds_ = now() - start;
+}
+
+GptqSolver::~GptqSolver() = default;
+
+GptqResult GptqSolver::solve(const std::string& name, const at::Tensor& weight) const {
+  const GptqOptions& options = shared_->options;
+  const at::Tensor& hessian = shared_->hessian;
+  QALORA_CHECK(weight.dim() == 2 && weight.size(1) == hessian.size(0), "a weight of shape ", weight.sizes(), " for a Hessian of ",
+               hessian.size(0), " inputs");
   const QuantizeResult nearest = round_to_nearest(name, weight, options.bits, options.group_size);  // refuses a weight that is not finite
-  check_hessian(name, weight, hessian);
-  const RowSolver solver(name, weight, hessian, nearest.weight, options);
+  const Rows solver(*shared_, weight, nearest.weight);
   GptqResult result;
-  result.damping = solver.damping(), result.dead_inputs = solver.dead_inputs();
-  result.factor_seconds = now() - start;
+  result.damping = shared_->factor.damping, result.dead_inputs = shared_->dead.sum().item<int64_t>();
+  result.factor_seconds = factor_seconds_;
 
   result.weight = nearest.weight;
   result.weight.codes = at::empty_like(nearest.weight.codes), result.weight.scales = at::empty_like(nearest.weight.scales);
@@ -205,6 +226,10 @@ GptqResult gptq(const std::string& name, const at::Tensor& weight, const at::Ten
   const bool finite = at::isfinite(result.weight.scales).logical_and_(at::isfinite(result.weight.offsets)).all().item<bool>();
   QALORA_REQUIRE(finite, DataError, name, ": the weights with the errors of those before them are more than fp32 can hold");
   return result;
+}
+
+GptqResult gptq(const std::string& name, const at::Tensor& weight, const at::Tensor& hessian, const GptqOptions& options) {
+  return GptqSolver(name, hessian, options).solve(name, weight);
 }
 
 }  // namespace qalora::quant

@@ -31,12 +31,16 @@ namespace blas = at::native::cpublas;
 // in a fraction of the time.
 class TiledSum {
  public:
+  static constexpr int64_t kPiece = 1024;  // tokens at once: two blocks of columns of so many fit into the second cache
+
   // sum: [columns, columns] f64 CPU; x: [tokens, columns] bf16 CPU
   TiledSum(at::Tensor& sum, const at::Tensor& x)
       : columns_(sum.size(0)), tokens_((x.size(0) + kTokens - 1) / kTokens * kTokens), sum_(sum.data_ptr<double>()) {
     const int64_t tiles = (columns_ + kTile - 1) / kTile;
     const at::Tensor padded = at::constant_pad_nd(x, {0, tiles * kTile - columns_, 0, tokens_ - x.size(0)}).contiguous();
-    across_ = padded.t().contiguous();                             // [columns, tokens]
+    // [columns, tokens], rows a line further apart than a power of two: else the rows of a tile share few places of the first cache.
+    across_ = at::empty({tiles * kTile, tokens_ + kTokens}, at::kBFloat16);
+    across_.narrow(1, 0, tokens_).copy_(padded.t());
     packed_ = at::empty({tiles, tokens_ * kTile}, at::kBFloat16);  // pairs of tokens side by side, as the tiles want them
     const auto* from = padded.const_data_ptr<at::BFloat16>();
     auto* to = packed_.data_ptr<at::BFloat16>();
@@ -61,11 +65,11 @@ class TiledSum {
 
   void add_row(int64_t row) const {
     alignas(64) float block[kTile * kTile];
-    const at::BFloat16* a = across_.const_data_ptr<at::BFloat16>() + row * kTile * tokens_;
+    const at::BFloat16* a = across_.const_data_ptr<at::BFloat16>() + row * kTile * across_.stride(0);
     const int64_t rows = std::min(kTile, columns_ - row * kTile);
     for (int64_t column = 0; column <= row; ++column) {
       const at::BFloat16* b = packed_.const_data_ptr<at::BFloat16>() + column * tokens_ * kTile;
-      blas::brgemm(kTile, kTile, tokens_, tokens_, kTile, kTile, /*add_C=*/false, a, b, block);
+      blas::brgemm(kTile, kTile, tokens_, across_.stride(0), kTile, kTile, /*add_C=*/false, a, b, block);
       const int64_t count = std::min(kTile, columns_ - column * kTile);
       for (int64_t i = 0; i < rows; ++i) {
         double* to = sum_ + (row * kTile + i) * columns_ + column * kTile;
@@ -93,7 +97,9 @@ void Hessian::add(const at::Tensor& x) {
   tokens_ += x.size(0);
 #ifdef CPUBLAS_BRGEMM_BF16BF16F32
   if (has_tiles(x)) {
-    const TiledSum done(sum_, x);
+    for (int64_t first = 0; first < x.size(0); first += TiledSum::kPiece) {
+      const TiledSum done(sum_, x.narrow(0, first, std::min(TiledSum::kPiece, x.size(0) - first)));
+    }
     return;
   }
 #endif

@@ -51,8 +51,10 @@ class AtomicFile {
   void commit();
 
  private:
+  void start_writeback();
   fs::path path_, temporary_;
   int descriptor_ = -1;
+  int64_t written_ = 0, started_ = 0;  // bytes
 };
 
 // A folder being written: files go to staging(), commit() syncs them and puts the whole folder at `path`. With `replace` an existing

@@ -32,6 +32,7 @@ class Checkpoint {
   // The stored shape must equal `shape` (DataError with both otherwise).
   at::Tensor read(const std::string& name, at::IntArrayRef shape) const;
   TensorBytes bytes(const std::string& name) const;
+  std::vector<TensorBytes> stored(const std::string& name) const;
   void release(const std::string& name) const;
   std::vector<std::string> names() const;  // sorted
   uint64_t total_bytes() const;            // of all tensors

@@ -21,6 +21,7 @@ class GgufCheckpoint : public TensorSource {
   const std::map<std::string, TensorInfo>& tensors() const override { return tensors_; }
   at::Tensor read(const std::string& name) const override;
   TensorBytes bytes(const std::string& name) const override;
+  std::vector<TensorBytes> stored(const std::string& name) const override;
   void release(const std::string& name) const override;
   const fs::path& file_of(const std::string& name) const override { return file_.path(); }
   std::vector<fs::path> files() const override { return {file_.path()}; }

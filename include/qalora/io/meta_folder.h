@@ -25,6 +25,7 @@ class MetaFolder : public TensorSource {
   const std::map<std::string, TensorInfo>& tensors() const override { return tensors_; }
   at::Tensor read(const std::string& name) const override;  // joined from the slices; never more than one matrix
   TensorBytes bytes(const std::string& name) const override;  // in the map where nothing is to be joined or moved
+  std::vector<TensorBytes> stored(const std::string& name) const override;  // a slice of each part
   void release(const std::string& name) const override;
   const fs::path& file_of(const std::string& name) const override { return shards_[0]->file_of(origin(name).name); }
   std::vector<fs::path> files() const override;

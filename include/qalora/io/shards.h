@@ -23,6 +23,7 @@ class Shards : public TensorSource {
   const std::map<std::string, TensorInfo>& tensors() const override { return tensors_; }
   at::Tensor read(const std::string& name) const override;
   TensorBytes bytes(const std::string& name) const override { return shard_of(name).bytes(name); }
+  std::vector<TensorBytes> stored(const std::string& name) const override { return shard_of(name).stored(name); }
   void release(const std::string& name) const override { shard_of(name).release(name); }
   const fs::path& file_of(const std::string& name) const override { return shard_of(name).file_of(name); }
   std::vector<fs::path> files() const override;

@@ -51,6 +51,9 @@ class TensorSource {
   // An owning, contiguous copy in the dtype and shape that tensors() promises. DataError naming file and tensor.
   virtual at::Tensor read(const std::string& name) const = 0;
   virtual TensorBytes bytes(const std::string& name) const;  // read() unless the source has them in a map
+  // Its bytes as they lie in the files, a piece for each place, maybe in another layout than bytes(): to tell tensors apart without making
+  // them. { bytes() } unless the source has its own.
+  virtual std::vector<TensorBytes> stored(const std::string& name) const;
   virtual void release(const std::string& name) const {}     // its pages may leave memory
   virtual const fs::path& file_of(const std::string& name) const = 0;  // for messages
   virtual std::vector<fs::path> files() const = 0;

@@ -8,6 +8,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "qalora/quant/packed_weight.h"
@@ -65,13 +66,29 @@ struct GptqResult {
   double loss_round_to_nearest = 0;  // of round_to_nearest.h
   double damping = 0;              // that the factor needed, as a share of the mean diagonal
   int64_t dead_inputs = 0;         // inputs that were always zero
-  double factor_seconds = 0, solve_seconds = 0, refit_seconds = 0;
+  double factor_seconds = 0, solve_seconds = 0, refit_seconds = 0;  // the first is the solver's, for all its matrices
 };
 
-// weight: [out_features, in_features], any float dtype. hessian: Hessian::matrix(), on the device that does the products and the
-// factorisation; the columns' own loop runs on the CPU. `name` begins every message. DataError when either holds values that are not
-// finite, or when H is so far from positive semidefinite that no damping helps.
-// A dead input's weight becomes the nearest the grid has to zero: it never matters.
+// Rounds matrices that read the same inputs: what follows from H alone (the columns' order, the factor of its inverse, the refit's normal
+// equations) is made once.
+class GptqSolver {
+ public:
+  // hessian: Hessian::matrix(), on the device that does the products and the factorisation; the columns' own loop runs on the CPU. `name`
+  // begins every message. DataError when H holds values that are not finite, or is so far from positive semidefinite that no damping helps.
+  GptqSolver(const std::string& name, const at::Tensor& hessian, const GptqOptions& options);
+  ~GptqSolver();
+  // weight: [out_features, in_features], any float dtype; DataError when it holds values that are not finite. A dead input's weight becomes
+  // the nearest the grid has to zero: it never matters.
+  GptqResult solve(const std::string& name, const at::Tensor& weight) const;
+
+ private:
+  struct Shared;
+  class Rows;
+  std::unique_ptr<const Shared> shared_;
+  double factor_seconds_ = 0;
+};
+
+// One matrix alone.
 GptqResult gptq(const std::string& name, const at::Tensor& weight, const at::Tensor& hessian, const GptqOptions& options);
 
 }  // namespace qalora::quant

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "qalora/core/error.h"
+#include "qalora/io/checkpoint.h"
 #include "qalora/io/json_file.h"
 #include "qalora/io/model_files.h"
 #include "support/support.h"
@@ -141,6 +142,21 @@ TEST(MetaFolder, MustDifferWhenPartsAreSwappedOrRowsStayWhereTheyAre) {
   write_folder(dir.path(), parts);
   fs::remove(dir / "consolidated.01.pth");
   EXPECT_EQ(count_different(MetaFolder(dir.path())), 2);
+}
+
+// Neither makes the matrices; a matrix of two parts begins with the first one's bytes.
+TEST(MetaFolder, EveryPartCountsInTheFingerprintAndNoneIsJoinedForIt) {
+  TempDir dir;
+  auto parts = meta_parts(2, false);
+  write_folder(dir.path(), parts);
+  const std::string before = dense_fingerprint(Checkpoint(dir.path()));
+  for (const TensorBytes& piece : MetaFolder(dir.path()).stored("model.layers.0.self_attn.q_proj.weight")) {
+    EXPECT_FALSE(piece.owner.defined());
+  }
+  EXPECT_EQ(dense_fingerprint(Checkpoint(dir.path())), before);
+  parts[1]["layers.0.feed_forward.w1.weight"] = parts[1]["layers.0.feed_forward.w1.weight"] + 1;
+  write_folder(dir.path(), parts);
+  EXPECT_NE(dense_fingerprint(Checkpoint(dir.path())), before);
 }
 
 nlohmann::json config_of(const nlohmann::json& settings) {
