@@ -3,6 +3,8 @@
 #include <c10/util/Half.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <limits>
 #include <set>
 
 #include "../model/random_checkpoint.h"
@@ -99,6 +101,32 @@ TEST_F(GgufExport, WeightsAreThoseOfTheModelUpToSixteenBits) {
       EXPECT_LT((weights(tensor, permuted) - exact).abs().max().item<double>(), 2e-3 * size);
       // Must differ: the permutation left out (and, of a matrix that is not permuted, put in).
       EXPECT_GT((weights(tensor, !permuted) - exact).abs().max().item<double>(), 0.1 * size);
+    }
+  }
+}
+
+// Stored in the file's own type, and rounded to it; of rows that move and of others; at the front, the end and in between.
+TEST_F(GgufExport, AnyDenseValueThatIsNotFiniteIsRefused) {
+  const double infinity = std::numeric_limits<double>::infinity();
+  for (const at::ScalarType dtype : {at::kFloat, at::kHalf, at::kBFloat16}) {
+    for (const char* module : {"model.layers.1.self_attn.q_proj", "model.layers.1.mlp.down_proj"}) {
+      const std::string name = std::string(module) + ".weight";
+      const at::Tensor sound = io::Checkpoint(dir_ / "dense").read(name).to(dtype);
+      const int64_t last = sound.numel() - 1;
+      for (const auto& [place, value] : {std::pair{int64_t{0}, infinity}, {last, -infinity}, {last / 2 + 1, std::nan("")}}) {
+        at::Tensor broken = sound.clone();
+        broken.view(-1)[place] = value;
+        test::rewrite(dir_ / "dense", name, broken);
+        for (const char* type : {"", "float16", "q8_0"}) {
+          const Options options{.weights_dtype = type, .offsets_dtype = ""};
+          const std::string text = refusal<DataError>([&] { write(dir_ / "dense", dir_ / "broken.gguf", options); });
+          expect_part(text, name);
+          expect_part(text, "not finite");
+        }
+      }
+      test::rewrite(dir_ / "dense", name, sound);
+      write(dir_ / "dense", dir_ / "sound.gguf");  // must differ
+      fs::remove(dir_ / "sound.gguf");
     }
   }
 }
