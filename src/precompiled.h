@@ -1,5 +1,5 @@
-// What nearly every room above `kernels` includes and what is slow to compile. Only speed depends on this file: every source
-// still includes what it uses.
+// What nearly every room above `kernels` includes and what is slow to compile. Only speed depends on this file: every
+// source still includes what it uses.
 #pragma once
 
 #include <ATen/ATen.h>

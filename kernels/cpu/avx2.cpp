@@ -1,6 +1,7 @@
-// Eight weights a step. Codes of up to 3 bits choose one of at most 8 values of the group, so a register holds them all and one
-// shuffle replaces the arithmetic; wider codes are converted. Compiled with -mavx2 -mfma: whatever an inline function of this
-// file became could be picked by the linker for the whole program, so it includes no C++ library header that defines one.
+// Eight weights a step. Codes of up to 3 bits choose one of at most 8 values of the group, so a register holds them all
+// and one shuffle replaces the arithmetic; wider codes are converted. Compiled with -mavx2 -mfma: whatever an inline
+// function of this file became could be picked by the linker for the whole program, so it includes no C++ library
+// header that defines one.
 #include <immintrin.h>
 
 #include "qalora/kernels/isa.h"
@@ -9,7 +10,8 @@ namespace qalora::kernels::avx2 {
 
 namespace {
 
-// Eight codes of `kBits` bits are kBits bytes. control: bytes that hold code i, moved to 32-bit lane i; shift: its place there.
+// Eight codes of `kBits` bits are kBits bytes. control: bytes that hold code i, moved to 32-bit lane i; shift: its
+// place there.
 template <int kBits>
 struct Lanes {
   __m256i control, shift, mask;
@@ -64,7 +66,8 @@ inline void store(__m256 values, float* out) { _mm256_storeu_ps(out, values); }
 inline void store(__m256 values, unsigned short* out) {
   const __m256i words = _mm256_castps_si256(values);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(words, 16), _mm256_set1_epi32(1));
-  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(words, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);
+  const __m256i rounded =
+      _mm256_srli_epi32(_mm256_add_epi32(words, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);
   const __m256i quiet = _mm256_or_si256(_mm256_srli_epi32(words, 16), _mm256_set1_epi32(0x40));
   const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(values, values, _CMP_UNORD_Q));
   const __m256i result = _mm256_blendv_epi8(rounded, quiet, nan);
@@ -72,7 +75,8 @@ inline void store(__m256 values, unsigned short* out) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out), packed);
 }
 
-inline void finish(const unsigned char* row, int bits, int64_t begin, int64_t end, float scale, float offset, float* out) {
+inline void finish(const unsigned char* row, int bits, int64_t begin, int64_t end, float scale, float offset,
+                   float* out) {
   scalar::dequantize_stretch(row, bits, begin, end, scale, offset, out);
 }
 
@@ -138,7 +142,8 @@ void products(const PackedView& view, const float* x, int64_t row_begin, int64_t
       // As in rows(): a step reads 8 bytes from its first one, never behind the whole matrix.
       const int64_t steps = begin % 8 == 0 ? (end - begin) / 8 : 0;
       int64_t k = begin;
-      for (int64_t pair = 0; pair < steps / 2 && end_of_codes - bytes >= 8 + kBits; ++pair, k += 16, bytes += 2 * kBits) {
+      for (int64_t pair = 0; pair < steps / 2 && end_of_codes - bytes >= 8 + kBits;
+           ++pair, k += 16, bytes += 2 * kBits) {
         const __m256 first = weights.of(lanes.codes(bytes), lanes.mask);
         const __m256 second = weights.of(lanes.codes(bytes + kBits), lanes.mask);
         for (int t = 0; t < kTokens; ++t) {

@@ -1,5 +1,6 @@
-// Sixteen weights a step, like avx2.cpp. Masked loads read exactly the bytes of their codes, so there is no edge to watch. Codes
-// of up to 4 bits look their value up in a register that holds the group's values. The same rule about includes holds.
+// Sixteen weights a step, like avx2.cpp. Masked loads read exactly the bytes of their codes, so there is no edge to
+// watch. Codes of up to 4 bits look their value up in a register that holds the group's values. The same rule about
+// includes holds.
 #include <immintrin.h>
 
 #include "qalora/kernels/isa.h"
@@ -8,7 +9,8 @@ namespace qalora::kernels::avx512 {
 
 namespace {
 
-// Sixteen codes of `kBits` bits are 2 * kBits bytes. control: bytes that hold code i, moved to 32-bit lane i; shift: where there.
+// Sixteen codes of `kBits` bits are 2 * kBits bytes. control: bytes that hold code i, moved to 32-bit lane i; shift:
+// where there.
 template <int kBits>
 struct Lanes {
   __m512i control, shift, mask;
@@ -58,13 +60,15 @@ inline void store(__m512 values, unsigned short* out) {
   const __m512i words = _mm512_castps_si512(values);
   const __m512i high = _mm512_srli_epi32(words, 16);
   const __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(words, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
+  const __m512i rounded =
+      _mm512_srli_epi32(_mm512_add_epi32(words, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
   const __mmask16 nan = _mm512_cmp_ps_mask(values, values, _CMP_UNORD_Q);
   const __m512i result = _mm512_mask_or_epi32(rounded, nan, high, _mm512_set1_epi32(0x40));
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtepi32_epi16(result));
 }
 
-inline void finish(const unsigned char* row, int bits, int64_t begin, int64_t end, float scale, float offset, float* out) {
+inline void finish(const unsigned char* row, int bits, int64_t begin, int64_t end, float scale, float offset,
+                   float* out) {
   scalar::dequantize_stretch(row, bits, begin, end, scale, offset, out);
 }
 
@@ -135,7 +139,8 @@ void products(const PackedView& view, const float* x, int64_t row_begin, int64_t
         const unsigned char* bytes = row.stream + begin / 8 * kBits;
         for (; k + 16 <= end; k += 16, bytes += 2 * kBits) {
           const __m512 w = weights.of(lanes.codes(bytes));
-          for (int t = 0; t < kTokens; ++t) sums[t] = _mm512_fmadd_ps(w, _mm512_loadu_ps(x + t * in_features + k), sums[t]);
+          for (int t = 0; t < kTokens; ++t)
+            sums[t] = _mm512_fmadd_ps(w, _mm512_loadu_ps(x + t * in_features + k), sums[t]);
         }
       }
       while (k < end) {  // what is left, at most sixteen at a time
@@ -154,9 +159,9 @@ void products(const PackedView& view, const float* x, int64_t row_begin, int64_t
   }
 }
 
-// The same for 4 bits and whole groups of a multiple of 32: sixteen bytes are 32 codes, of which the even ones are the low and the
-// odd ones the high halves. A lookup sees only the low four bits of an index, so one widening and one shift unpack all of them.
-// x: [kTokens, in_features], each 32 inputs as 16 even and 16 odd ones.
+// The same for 4 bits and whole groups of a multiple of 32: sixteen bytes are 32 codes, of which the even ones are the
+// low and the odd ones the high halves. A lookup sees only the low four bits of an index, so one widening and one shift
+// unpack all of them. x: [kTokens, in_features], each 32 inputs as 16 even and 16 odd ones.
 template <int kTokens>
 void products_of_halves(const PackedView& view, const float* x, int64_t row_begin, int64_t row_end, float* y) {
   const int64_t groups = view.groups(), in_features = view.in_features;
@@ -177,7 +182,8 @@ void products_of_halves(const PackedView& view, const float* x, int64_t row_begi
         }
       }
     }
-    for (int t = 0; t < kTokens; ++t) y[t * view.out_features + r] = _mm512_reduce_add_ps(_mm512_add_ps(even[t], odd[t]));
+    for (int t = 0; t < kTokens; ++t)
+      y[t * view.out_features + r] = _mm512_reduce_add_ps(_mm512_add_ps(even[t], odd[t]));
   }
 }
 

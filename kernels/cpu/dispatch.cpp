@@ -84,7 +84,8 @@ Status dequantize_rows_bf16(const PackedView& view, int64_t row_begin, int64_t r
   return status;
 }
 
-Status matvec_rows(const PackedView& view, const float* x, int64_t tokens, int64_t row_begin, int64_t row_end, float* y) {
+Status matvec_rows(const PackedView& view, const float* x, int64_t tokens, int64_t row_begin, int64_t row_end,
+                   float* y) {
   if (tokens < 0 || (tokens > 0 && x == nullptr && view.in_features > 0)) return Status::kBadArgument;
   const Status status = check(view, row_begin, row_end, y);
   if (status == Status::kOk && tokens > 0) choice().isa.matvec(view, x, tokens, row_begin, row_end, y);

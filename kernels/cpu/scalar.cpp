@@ -105,7 +105,8 @@ void any_rows(const PackedView& view, int64_t row_begin, int64_t row_end, Out* o
 
 }  // namespace
 
-void dequantize_stretch(const unsigned char* row, int bits, int64_t begin, int64_t end, float scale, float offset, float* out) {
+void dequantize_stretch(const unsigned char* row, int bits, int64_t begin, int64_t end, float scale, float offset,
+                        float* out) {
   stretch(row, bits, begin, end, scale, offset, out);
 }
 

@@ -27,13 +27,14 @@ Status check(const TiledView& weight) {
   return good ? Status::kOk : Status::kBadArgument;
 }
 
-Status check_product(const TiledView& weight, const void* x, int64_t x_stride, Type x_type, const float* sums, int64_t rows, const void* y,
-                     int64_t y_stride, Type y_type) {
+Status check_product(const TiledView& weight, const void* x, int64_t x_stride, Type x_type, const float* sums,
+                     int64_t rows, const void* y, int64_t y_stride, Type y_type) {
   const Status status = check(weight);
   if (status != Status::kOk) return status;
   if (x_type == Type::kFloat || rows > INT32_MAX) return Status::kUnsupported;
   if (rows <= 0) return rows == 0 ? Status::kOk : Status::kBadArgument;
-  const bool strides = x_stride >= weight.shape.in_features && x_stride % 8 == 0 && y_stride >= weight.shape.out_features;
+  const bool strides =
+      x_stride >= weight.shape.in_features && x_stride % 8 == 0 && y_stride >= weight.shape.out_features;
   const bool pointers = aligned(x, 16) && aligned(sums, 4) && aligned(y, bytes_of(y_type));
   return strides && pointers ? Status::kOk : Status::kBadArgument;
 }

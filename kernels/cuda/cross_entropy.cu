@@ -1,5 +1,5 @@
-// The softmax's cross-entropy and its gradient, one block a row: a pass for the largest logit and the sum of exponentials below it, a
-// second one for the gradient. As much of a row as fits stays in registers in between.
+// The softmax's cross-entropy and its gradient, one block a row: a pass for the largest logit and the sum of
+// exponentials below it, a second one for the gradient. As much of a row as fits stays in registers in between.
 #include <cfloat>
 
 #include "kernels/cuda/row.h"
@@ -8,8 +8,8 @@ namespace qalora::kernels::cuda {
 
 namespace {
 
-// The sum of exp(logit - largest) over some logits. A NaN never becomes the largest but makes the sum NaN; +inf does so too. It
-// begins at the lowest finite number: with -inf, a logit of -inf would give exp(-inf + inf).
+// The sum of exp(logit - largest) over some logits. A NaN never becomes the largest but makes the sum NaN; +inf does so
+// too. It begins at the lowest finite number: with -inf, a logit of -inf would give exp(-inf + inf).
 template <typename T>
 struct Softmax {
   float largest = -FLT_MAX;
@@ -46,11 +46,15 @@ __device__ __forceinline__ Softmax<T> merge_block(Softmax<T> part, float* slots)
 // logits: [rows, stride], targets: [rows], losses: [rows]
 template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kEntropyThreads, 2)
-    cross_entropy_kernel(T* logits, int64_t stride, const int64_t* __restrict__ targets, int vocab, bool gradient, float* losses) {
+    cross_entropy_kernel(T* logits, int64_t stride, const int64_t* __restrict__ targets, int vocab, bool gradient,
+                         float* losses) {
   constexpr int kSize = 16 / sizeof(T);
-  constexpr uint32_t kMinusInfinity = std::is_same_v<T, float> ? 0xff800000u : std::is_same_v<T, __half> ? 0xfc00fc00u : 0xff80ff80u;
+  constexpr uint32_t kMinusInfinity = std::is_same_v<T, float>    ? 0xff800000u
+                                      : std::is_same_v<T, __half> ? 0xfc00fc00u
+                                                                  : 0xff80ff80u;
   const int64_t row = blockIdx.x, wanted = targets[row];
-  const int chunks = (vocab + kSize - 1) / kSize, threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
+  const int chunks = (vocab + kSize - 1) / kSize, threads = static_cast<int>(blockDim.x),
+            thread = static_cast<int>(threadIdx.x);
   T* const row_logits = logits + row * stride;
   // A target outside the vocabulary has no loss; what it gets must not look like one.
   const int target = wanted >= 0 && wanted < vocab ? static_cast<int>(wanted) : -1;
@@ -74,7 +78,8 @@ __global__ void __launch_bounds__(kEntropyThreads, 2)
   for (int chunk = thread + kEntropyKept * threads; chunk < chunks; chunk += threads) part.add(load(chunk));
 
   const Softmax<T> all = merge_block(part, dynamic_shared<float>());
-  if (thread == 0) losses[row] = target >= 0 ? logf(all.sum) + (all.largest - target_logit) : __uint_as_float(0x7fffffffu);
+  if (thread == 0)
+    losses[row] = target >= 0 ? logf(all.sum) + (all.largest - target_logit) : __uint_as_float(0x7fffffffu);
   if (!gradient) return;
   const float scale = 1.0f / all.sum;
   const int hot_chunk = target < 0 ? -1 : target / kSize;
@@ -99,8 +104,8 @@ __global__ void __launch_bounds__(kEntropyThreads, 2)
 
 }  // namespace
 
-Status cross_entropy(void* logits, Type type, int64_t stride, const int64_t* targets, int64_t rows, int64_t vocab, bool gradient,
-                     float* losses, Stream stream) {
+Status cross_entropy(void* logits, Type type, int64_t stride, const int64_t* targets, int64_t rows, int64_t vocab,
+                     bool gradient, float* losses, Stream stream) {
   if (rows < 0 || vocab <= 0 || stride < vocab) return Status::kBadArgument;
   if (rows > kMaxGrid || vocab > kMaxGrid / 2) return Status::kUnsupported;
   if (rows == 0) return Status::kOk;
@@ -108,8 +113,8 @@ Status cross_entropy(void* logits, Type type, int64_t stride, const int64_t* tar
   const bool aligned = aligned_to(16, {logits}) && stride % vector_elements(type) == 0;
   return dispatch(type, aligned, [&](auto tag, auto whole) {
     using T = typename decltype(tag)::type;
-    return launch(cross_entropy_kernel<T, decltype(whole)::value>, cross_entropy_shape(rows, vocab, type), stream, static_cast<T*>(logits),
-                  stride, targets, static_cast<int>(vocab), gradient, losses);
+    return launch(cross_entropy_kernel<T, decltype(whole)::value>, cross_entropy_shape(rows, vocab, type), stream,
+                  static_cast<T*>(logits), stride, targets, static_cast<int>(vocab), gradient, losses);
   });
 }
 

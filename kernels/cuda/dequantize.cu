@@ -1,8 +1,9 @@
-// Dense rows from packed codes, bound by memory: a warp takes a tile, a lane writes 8 neighbouring inputs of a row at a time, so that the
-// 4 lanes of a row fill 64 bytes (bf16) with each store and a row's 256 bytes with the tile's four.
+// Dense rows from packed codes, bound by memory: a warp takes a tile, a lane writes 8 neighbouring inputs of a row at a
+// time, so that the 4 lanes of a row fill 64 bytes (bf16) with each store and a row's 256 bytes with the tile's four.
 //
-// kWhole: s * q by one product, + b by one sum, both rounded to fp32, then to the type: the CPU's bits. About 10 instructions a
-// weight on the wide path, half of what the memory's speed leaves time for on an H200 (2.75 bytes a weight).
+// kWhole: s * q by one product, + b by one sum, both rounded to fp32, then to the type: the CPU's bits. About 10
+// instructions a weight on the wide path, half of what the memory's speed leaves time for on an H200 (2.75 bytes a
+// weight).
 // kConcat: see cuda.h.
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/unpack.h"
@@ -20,10 +21,10 @@ struct Unfolding {
   const float* scales;
   const float* offsets;
   int row_begin, row_end;
-  int64_t tiles;   // that hold rows [row_begin, row_end)
-  char* out;       // [row_end - row_begin, stride] of the type
+  int64_t tiles;  // that hold rows [row_begin, row_end)
+  char* out;      // [row_end - row_begin, stride] of the type
   int64_t stride;
-  bool wide;       // every row is 16-byte aligned
+  bool wide;  // every row is 16-byte aligned
   uint32_t magic = Numbers<__nv_bfloat16>::kMagic;
 };
 
@@ -38,7 +39,9 @@ __device__ __forceinline__ void store_one(float value, float* out) { *out = valu
 __device__ __forceinline__ void store_one(float value, __nv_bfloat16* out) { *out = __float2bfloat16_rn(value); }
 __device__ __forceinline__ void store_one(float value, __half* out) { *out = __float2half_rn(value); }
 __device__ __forceinline__ float widened(float value, float) { return value; }
-__device__ __forceinline__ float widened(float value, __nv_bfloat16) { return __bfloat162float(__float2bfloat16_rn(value)); }
+__device__ __forceinline__ float widened(float value, __nv_bfloat16) {
+  return __bfloat162float(__float2bfloat16_rn(value));
+}
 __device__ __forceinline__ float widened(float value, __half) { return __half2float(__float2half_rn(value)); }
 
 // 8 neighbours. The panel is read by the next kernel, so it may stay in the cache.
@@ -61,7 +64,8 @@ __device__ __forceinline__ void store_eight(const float (&values)[8], Out* out, 
 
 // pairs: 4 bf16 pairs of q (whole) or q - c (concat), small integers. A bf16 is the upper half of a float.
 template <Panel kPanel>
-__device__ __forceinline__ void eight_weights(const uint32_t (&pairs)[4], float scale, float offset, float (&values)[8]) {
+__device__ __forceinline__ void eight_weights(const uint32_t (&pairs)[4], float scale, float offset,
+                                              float (&values)[8]) {
   for (int i = 0; i < 8; ++i) {
     const float code = __uint_as_float(i % 2 == 0 ? pairs[i / 2] << 16 : pairs[i / 2] & 0xFFFF0000u);
     const float product = __fmul_rn(scale, code);
@@ -94,10 +98,12 @@ __device__ __forceinline__ void unfold_tile(const Unfolding& work, int row_tile,
   each_block([&](auto block) {
     constexpr int kBlock = decltype(block)::value;
     uint32_t pairs[2][4];
-    unpack_block<__nv_bfloat16, kCentre, kBlock>(codes, work.magic, pairs[0], pairs[1], std::make_integer_sequence<int, 4>());
+    unpack_block<__nv_bfloat16, kCentre, kBlock>(codes, work.magic, pairs[0], pairs[1],
+                                                 std::make_integer_sequence<int, 4>());
     for (int half = 0; half < 2; ++half) {
       const float scale = of_slot(half == 0 ? scales.x : scales.y, lane, group.slot);
-      const float offset = kPanel == Panel::kWhole ? of_slot(half == 0 ? offsets.x : offsets.y, lane, group.slot) : 0.0f;
+      const float offset =
+          kPanel == Panel::kWhole ? of_slot(half == 0 ? offsets.x : offsets.y, lane, group.slot) : 0.0f;
       float values[8];
       eight_weights<kPanel>(pairs[half], scale, offset, values);
       const bool inside = row + 8 * half < work.row_end && input + kBlockInputs * kBlock < layout.in_features;
@@ -117,7 +123,8 @@ __global__ void __launch_bounds__(kWarps* kWarp) dequantize_kernel(Unfolding wor
   const int first = work.row_begin / kTileRows;
   const int64_t warps = int64_t{gridDim.x} * kWarps;
   for (int64_t i = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp; i < work.tiles; i += warps) {
-    unfold_tile<kBits, Out, kPanel>(work, first + static_cast<int>(i / work.layout.tiles), static_cast<int>(i % work.layout.tiles), lane);
+    unfold_tile<kBits, Out, kPanel>(work, first + static_cast<int>(i / work.layout.tiles),
+                                    static_cast<int>(i % work.layout.tiles), lane);
   }
 }
 
@@ -147,20 +154,21 @@ LaunchShape dequantize_shape(const TiledShape& shape, int64_t rows) {
   return {dim3(static_cast<unsigned>(blocks < kMostBlocks ? blocks : kMostBlocks)), dim3(kWarps * kWarp), 0};
 }
 
-Status dequantize(const TiledView& weight, int64_t row_begin, int64_t row_end, Panel panel, Type type, void* out, int64_t stride,
-                  Stream stream) {
+Status dequantize(const TiledView& weight, int64_t row_begin, int64_t row_end, Panel panel, Type type, void* out,
+                  int64_t stride, Stream stream) {
   const Status status = check(weight);
   if (status != Status::kOk) return status;
   const int64_t width = weight.shape.in_features + (panel == Panel::kConcat ? 2 * weight.shape.groups() : 0);
-  if (row_begin < 0 || row_begin % kTileRows != 0 || row_begin > row_end || row_end > weight.shape.out_features || stride < width ||
-      !aligned(out, bytes_of(type))) {
+  if (row_begin < 0 || row_begin % kTileRows != 0 || row_begin > row_end || row_end > weight.shape.out_features ||
+      stride < width || !aligned(out, bytes_of(type))) {
     return Status::kBadArgument;
   }
   if (row_begin == row_end) return Status::kOk;
   const bool wide = aligned(out, 16) && stride * bytes_of(type) % 16 == 0;
   const int64_t tiles = tiles_over(row_end - row_begin, kTileRows) * weight.shape.input_tiles();
-  const Unfolding work = {Layout(weight.shape), weight.codes, weight.scales, weight.offsets, static_cast<int>(row_begin),
-                          static_cast<int>(row_end), tiles, static_cast<char*>(out), stride, wide};
+  const Unfolding work = {
+      Layout(weight.shape),      weight.codes, weight.scales,           weight.offsets, static_cast<int>(row_begin),
+      static_cast<int>(row_end), tiles,        static_cast<char*>(out), stride,         wide};
   const LaunchShape shape = dequantize_shape(weight.shape, row_end - row_begin);
   const int bits = weight.shape.bits;
   return panel == Panel::kWhole ? launch_bits<Panel::kWhole>(work, bits, type, shape, stream)

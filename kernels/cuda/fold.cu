@@ -1,5 +1,6 @@
-// folded = offsets + scaling * (B . A), in fp32 and in lane order. A thread owns one group of a row tile's 16 rows: its column of A is read
-// once for all of them, and B's 16 rows come from shared memory, the same word for every thread of a warp.
+// folded = offsets + scaling * (B . A), in fp32 and in lane order. A thread owns one group of a row tile's 16 rows: its
+// column of A is read once for all of them, and B's 16 rows come from shared memory, the same word for every thread of
+// a warp.
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/tile.h"
 
@@ -7,8 +8,8 @@ namespace qalora::kernels::cuda {
 
 namespace {
 
-constexpr int kThreads = 128;     // groups a block
-constexpr int kRankPiece = 64;    // columns of B in shared memory at a time; a multiple of 4
+constexpr int kThreads = 128;   // groups a block
+constexpr int kRankPiece = 64;  // columns of B in shared memory at a time; a multiple of 4
 
 struct Folding {
   Layout layout;
@@ -40,7 +41,8 @@ __global__ void __launch_bounds__(kThreads) fold_kernel(Folding work) {
     const int count = static_cast<int>(work.rank - begin < kRankPiece ? work.rank - begin : kRankPiece);
     for (int r = 0; r < count; r += 4) {
       float a[4];
-      for (int i = 0; i < 4; ++i) a[i] = group < groups && r + i < count ? work.a[(begin + r + i) * groups + group] : 0.0f;
+      for (int i = 0; i < 4; ++i)
+        a[i] = group < groups && r + i < count ? work.a[(begin + r + i) * groups + group] : 0.0f;
       for (int row = 0; row < kTileRows; ++row) {
         const float4 b = *reinterpret_cast<const float4*>(rows + row * kRankPiece + r);
         sums[row] = __fmaf_rn(b.x, a[0], sums[row]);
@@ -55,7 +57,8 @@ __global__ void __launch_bounds__(kThreads) fold_kernel(Folding work) {
   for (int row = 0; row < 8; ++row) {
     const int64_t place = quad + (4 * row + group % kQuad) * 2;
     const float2 offset = *reinterpret_cast<const float2*>(work.offsets + place);
-    const float2 folded = {__fmaf_rn(work.scaling, sums[row], offset.x), __fmaf_rn(work.scaling, sums[row + 8], offset.y)};
+    const float2 folded = {__fmaf_rn(work.scaling, sums[row], offset.x),
+                           __fmaf_rn(work.scaling, sums[row + 8], offset.y)};
     *reinterpret_cast<float2*>(work.folded + place) = folded;
   }
 }
@@ -67,10 +70,11 @@ LaunchShape fold_shape(const TiledShape& shape) {
   return {dim3(static_cast<unsigned>(shape.row_tiles()), columns), dim3(kThreads), kTileRows * kRankPiece * 4};
 }
 
-Status fold(const TiledShape& shape, const float* offsets, const float* a, const float* b, int64_t rank, float scaling, float* folded,
-            Stream stream) {
+Status fold(const TiledShape& shape, const float* offsets, const float* a, const float* b, int64_t rank, float scaling,
+            float* folded, Stream stream) {
   if (!supports(shape)) return Status::kUnsupported;
-  if (rank < 0 || !aligned(offsets, 8) || !aligned(folded, 8) || (rank > 0 && (a == nullptr || b == nullptr))) return Status::kBadArgument;
+  if (rank < 0 || !aligned(offsets, 8) || !aligned(folded, 8) || (rank > 0 && (a == nullptr || b == nullptr)))
+    return Status::kBadArgument;
   return launch(fold_kernel, fold_shape(shape), stream, Folding{Layout(shape), offsets, a, b, rank, scaling, folded});
 }
 

@@ -1,23 +1,25 @@
 // y = x . W^T for a few to a few hundred rows ("tokens") of x, on tensor cores, straight from the codes.
 //
-// A block has 16 row tiles, two a warp, and 16 to 128 tokens. A warp's codes go from global memory to its registers and are nobody
-// else's; what the warps share, x, goes through a ring of shared memory, [tokens][128 inputs] a stage, filled by cp.async. Two row tiles
-// a warp, because then 512 bytes of x feed four mma of 16 x 8 x 16 and shared memory is half busy when the tensor cores of an H100 are
-// full.
+// A block has 16 row tiles, two a warp, and 16 to 128 tokens. A warp's codes go from global memory to its registers and
+// are nobody else's; what the warps share, x, goes through a ring of shared memory, [tokens][128 inputs] a stage,
+// filled by cp.async. Two row tiles a warp, because then 512 bytes of x feed four mma of 16 x 8 x 16 and shared memory
+// is half busy when the tensor cores of an H100 are full.
 //
-// Not ldmatrix: of a row's four 16-byte chunks it would give a lane two inputs each, while the weights' order (tile.h) wants all eight of
-// one chunk. A plain 16-byte load a lane gives just those for the same traffic. Chunk c of token n lies at c ^ (4 * (n % 2)): the 8 lanes
-// that read together hold two neighbouring tokens and four neighbouring chunks, and so they touch all 32 banks once.
+// Not ldmatrix: of a row's four 16-byte chunks it would give a lane two inputs each, while the weights' order (tile.h)
+// wants all eight of one chunk. A plain 16-byte load a lane gives just those for the same traffic. Chunk c of token n
+// lies at c ^ (4 * (n % 2)): the 8 lanes that read together hold two neighbouring tokens and four neighbouring chunks,
+// and so they touch all 32 banks once.
 //
-// fp32 sums of 32 inputs are scaled by their group's scale in fp32. The zero term, sum_g b_c pool(x), runs on tensor cores too, as
-// b_hi p_hi + b_hi p_lo + b_lo p_hi of bf16 halves: what is left out is 2^-16 of each product.
+// fp32 sums of 32 inputs are scaled by their group's scale in fp32. The zero term, sum_g b_c pool(x), runs on tensor
+// cores too, as b_hi p_hi + b_hi p_lo + b_lo p_hi of bf16 halves: what is left out is 2^-16 of each product.
 //
-// k is shared among `parts` blocks where the rows of W alone would leave multiprocessors idle; their fp32 sums are added in order by a
-// second small kernel. `parts` and the order of every sum depend on the shape and the device's number of multiprocessors, not on how many
-// tokens there are: a token's bits do not depend on those beside it.
+// k is shared among `parts` blocks where the rows of W alone would leave multiprocessors idle; their fp32 sums are
+// added in order by a second small kernel. `parts` and the order of every sum depend on the shape and the device's
+// number of multiprocessors, not on how many tokens there are: a token's bits do not depend on those beside it.
 //
-// On Hopper mma.sync reaches about 62 % of what wgmma does, which dense libraries use there. With 128 tokens the products take as long as
-// the codes, so a gain of 1.4 over dense bf16 is doubtful on an H100 at that number, and only there.
+// On Hopper mma.sync reaches about 62 % of what wgmma does, which dense libraries use there. With 128 tokens the
+// products take as long as the codes, so a gain of 1.4 over dense bf16 is doubtful on an H100 at that number, and only
+// there.
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/parts.h"
 #include "kernels/cuda/products.h"
@@ -33,7 +35,7 @@ constexpr int kColumns = 8;
 constexpr int kChunk = 8;  // inputs in 16 bytes
 constexpr int kRowChunks = kTileInputs / kChunk;
 constexpr int kAddThreads = 128;
-constexpr int kAddValues = 4;  // a thread's, where they lie so that they can be moved at once
+constexpr int kAddValues = 4;              // a thread's, where they lie so that they can be moved at once
 constexpr int64_t kMostAddTokens = 65535;  // of a grid; blocks stride over more
 
 // Cuts `count` things into parts that differ by one at most, without dividing on the device.
@@ -52,7 +54,7 @@ struct Multiplying {
   const float* offsets;
   Outputs y;
   int64_t next_codes, next_floats;  // from a row tile to the next
-  float* workspace;  // [parts, rows, out_features], when parts > 1
+  float* workspace;                 // [parts, rows, out_features], when parts > 1
   uint32_t magic;
 };
 
@@ -74,8 +76,8 @@ struct Place {
   }
 };
 
-// x's inputs of one tile to a stage of shared memory; zeros for tokens and inputs that are none. A thread has one chunk of every 16th
-// token.
+// x's inputs of one tile to a stage of shared memory; zeros for tokens and inputs that are none. A thread has one chunk
+// of every 16th token.
 template <int kTokens>
 __device__ __forceinline__ void stage_inputs(const Multiplying& work, int first_token, int tile, uint4* stage) {
   constexpr int kStep = kThreads / kRowChunks;
@@ -97,7 +99,8 @@ struct Ahead {
 };
 
 template <int kBits>
-__device__ __forceinline__ void load_ahead(const Multiplying& work, const Place& place, int tile, int quad, Ahead<kBits>& ahead) {
+__device__ __forceinline__ void load_ahead(const Multiplying& work, const Place& place, int tile, int quad,
+                                           Ahead<kBits>& ahead) {
   const uint32_t* codes = work.codes + work.layout.words_at(place.row_tile, tile, kBits);
   const float* scales = work.scales + work.layout.floats_at(place.row_tile, quad);
   load_codes(codes, place.lane, ahead.codes[0]);
@@ -106,12 +109,12 @@ __device__ __forceinline__ void load_ahead(const Multiplying& work, const Place&
   ahead.scales[1] = load_quad(scales + (place.next ? work.next_floats : 0), place.lane);
 }
 
-// sums: [row tile][8 tokens][as mma's d]. reload() is called when `ahead` is used up: a quarter of the work is then still to come. The
-// blocks are a loop, not unrolled: one block's 170 to 390 instructions keep everything busy, and four of them made the compiler hold four
-// blocks' operands at once.
+// sums: [row tile][8 tokens][as mma's d]. reload() is called when `ahead` is used up: a quarter of the work is then
+// still to come. The blocks are a loop, not unrolled: one block's 170 to 390 instructions keep everything busy, and
+// four of them made the compiler hold four blocks' operands at once.
 template <typename Element, int kBits, int kTokens, typename Reload>
-__device__ __forceinline__ void multiply_tile(Ahead<kBits>& ahead, const uint4* stage, GroupWalk& group, uint32_t magic, int lane,
-                                              float (&sums)[kTiles][kTokens / kColumns][4], Reload reload) {
+__device__ __forceinline__ void multiply_tile(Ahead<kBits>& ahead, const uint4* stage, GroupWalk& group, uint32_t magic,
+                                              int lane, float (&sums)[kTiles][kTokens / kColumns][4], Reload reload) {
   const int odd = lane / 4 % 2;
   const uint4* own = stage + lane / 4 * kRowChunks + lane % 4;
 #pragma unroll 1
@@ -143,10 +146,12 @@ __device__ __forceinline__ void multiply_tile(Ahead<kBits>& ahead, const uint4* 
   }
 }
 
-// ---- Zero term ----------------------------------------------------------------------------------------------------------------
-// 16 groups are one mma step: the k slots (2t, 2t + 1, 2t + 8, 2t + 9) of lane l stand for group t of four quads, so offsets and scales
-// come as they lie, and of pool(x) a lane takes the same four groups. All warps need the same halves of pool(x): the block makes
-// them once, in a stage of the ring that no copy is under way to, [two steps][tokens][4 groups t] of (high, low) of four quads.
+// ---- Zero term
+// ---------------------------------------------------------------------------------------------------------------- 16
+// groups are one mma step: the k slots (2t, 2t + 1, 2t + 8, 2t + 9) of lane l stand for group t of four quads, so
+// offsets and scales come as they lie, and of pool(x) a lane takes the same four groups. All warps need the same halves
+// of pool(x): the block makes them once, in a stage of the ring that no copy is under way to, [two steps][tokens][4
+// groups t] of (high, low) of four quads.
 constexpr int kZeroQuads = 4;
 
 __device__ __forceinline__ void split(float first, float second, uint32_t& high, uint32_t& low) {
@@ -157,8 +162,8 @@ __device__ __forceinline__ void split(float first, float second, uint32_t& high,
 }
 
 template <int kBits>
-__device__ __forceinline__ void zero_operands(const Multiplying& work, int row_tile, int quad, int lane, uint32_t (&high)[4],
-                                              uint32_t (&low)[4]) {
+__device__ __forceinline__ void zero_operands(const Multiplying& work, int row_tile, int quad, int lane,
+                                              uint32_t (&high)[4], uint32_t (&low)[4]) {
   float rows[2][kZeroQuads];
 #pragma unroll
   for (int i = 0; i < kZeroQuads; ++i) {
@@ -193,8 +198,8 @@ __device__ __forceinline__ void stage_sums(const Multiplying& work, int first_to
 }
 
 template <int kBits, int kTokens>
-__device__ __forceinline__ void add_zero_term(const Multiplying& work, const Place& place, int quad, const uint4* halves,
-                                              float (&sums)[kTiles][kTokens / kColumns][4]) {
+__device__ __forceinline__ void add_zero_term(const Multiplying& work, const Place& place, int quad,
+                                              const uint4* halves, float (&sums)[kTiles][kTokens / kColumns][4]) {
   // One row tile after the other: operands of both beside the sums would be more than there are registers.
 #pragma unroll
   for (int i = 0; i < kTiles; ++i) {
@@ -211,15 +216,17 @@ __device__ __forceinline__ void add_zero_term(const Multiplying& work, const Pla
   }
 }
 
-// ---- The kernel ---------------------------------------------------------------------------------------------------------------
+// ---- The kernel
+// ---------------------------------------------------------------------------------------------------------------
 __device__ __forceinline__ void store_sum(const Multiplying& work, int token, int64_t row, float sum) {
   if (token >= work.x.rows || row >= work.layout.out_features) return;
   if (work.workspace == nullptr) work.y.store(token, row, sum);
   else work.workspace[(int64_t{blockIdx.z} * work.x.rows + token) * work.layout.out_features + row] = sum;
 }
 
-// Each warp turns a row tile's sums round in its own part of the ring, [tokens][16 rows], so that neighbouring lanes store neighbouring
-// rows of W: whole 32-byte sectors. 20 floats a token keep the lanes of a store to shared memory in different banks.
+// Each warp turns a row tile's sums round in its own part of the ring, [tokens][16 rows], so that neighbouring lanes
+// store neighbouring rows of W: whole 32-byte sectors. 20 floats a token keep the lanes of a store to shared memory in
+// different banks.
 constexpr int kTurnStride = 20;
 
 template <int kTokens>
@@ -245,8 +252,8 @@ __device__ __forceinline__ void store_sums(const Multiplying& work, const Place&
   }
 }
 
-// kDepth tiles of codes are in registers or under way: one for 128 tokens, whose sums leave no room for more and whose products take
-// as long as the memory.
+// kDepth tiles of codes are in registers or under way: one for 128 tokens, whose sums leave no room for more and whose
+// products take as long as the memory.
 template <int kBits, typename Element, int kTokens, int kDepth>
 __global__ void __launch_bounds__(kThreads, 1) matmul_kernel(Multiplying work) {
   constexpr int kStages = stages_of(kTokens);
@@ -294,8 +301,8 @@ __global__ void __launch_bounds__(kThreads, 1) matmul_kernel(Multiplying work) {
       cp_async_wait<kStages - 2>();
       __syncthreads();  // everybody's copies of this tile are there, and nobody reads the tile before it any more
       fetch(tile + kStages - 1, stage > 0 ? stage - 1 : kStages - 1);
-      multiply_tile<Element, kBits, kTokens>(ahead[slot], ring + stage * (kTokens * kRowChunks), group, work.magic, place.lane, sums,
-                                             [&] { load(tile + kDepth, ahead[slot]); });
+      multiply_tile<Element, kBits, kTokens>(ahead[slot], ring + stage * (kTokens * kRowChunks), group, work.magic,
+                                             place.lane, sums, [&] { load(tile + kDepth, ahead[slot]); });
       stage = stage + 1 < kStages ? stage + 1 : 0;
     }
   }
@@ -303,10 +310,11 @@ __global__ void __launch_bounds__(kThreads, 1) matmul_kernel(Multiplying work) {
   store_sums<kTokens>(work, place, dynamic_shared<float>(), sums);
 }
 
-// y = the parts' sums, in order. workspace: [parts, rows, out_features]. Blocks: [out_features in kValues a thread][tokens].
+// y = the parts' sums, in order. workspace: [parts, rows, out_features]. Blocks: [out_features in kValues a
+// thread][tokens].
 template <int kValues>
-__global__ void __launch_bounds__(kAddThreads) add_parts_kernel(const float* workspace, int parts, int64_t rows, int64_t out_features,
-                                                                 Outputs y) {
+__global__ void __launch_bounds__(kAddThreads)
+    add_parts_kernel(const float* workspace, int parts, int64_t rows, int64_t out_features, Outputs y) {
   const int64_t column = (int64_t{blockIdx.x} * kAddThreads + threadIdx.x) * kValues, part_size = rows * out_features;
   if (column >= out_features) return;
   for (int64_t token = blockIdx.y; token < rows; token += gridDim.y) {
@@ -332,7 +340,8 @@ bool adds_fours(const void* workspace, int64_t out_features, const Outputs& y) {
          aligned(y.data, kAddValues * bytes_of(y.type));
 }
 
-Status add_parts(const float* workspace, int parts, int64_t rows, int64_t out_features, const Outputs& y, Stream stream) {
+Status add_parts(const float* workspace, int parts, int64_t rows, int64_t out_features, const Outputs& y,
+                 Stream stream) {
   const bool fours = adds_fours(workspace, out_features, y);
   const LaunchShape shape = add_parts_shape(out_features, rows, fours);
   if (fours) return launch(add_parts_kernel<kAddValues>, shape, stream, workspace, parts, rows, out_features, y);
@@ -369,7 +378,8 @@ LaunchShape matmul_shape(const TiledShape& shape, int64_t rows, int multiprocess
 
 LaunchShape add_parts_shape(int64_t out_features, int64_t rows, bool fours) {
   const int64_t blocks = tiles_over(out_features, kAddThreads * (fours ? kAddValues : 1));
-  return {dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(rows < kMostAddTokens ? rows : kMostAddTokens)), dim3(kAddThreads), 0};
+  return {dim3(static_cast<unsigned>(blocks), static_cast<unsigned>(rows < kMostAddTokens ? rows : kMostAddTokens)),
+          dim3(kAddThreads), 0};
 }
 
 int64_t matmul_workspace_bytes(const TiledShape& shape, int64_t rows, int multiprocessors) {
@@ -378,8 +388,8 @@ int64_t matmul_workspace_bytes(const TiledShape& shape, int64_t rows, int multip
   return parts > 1 ? parts * rows * shape.out_features * 4 : 0;
 }
 
-Status matmul(const TiledView& weight, const void* x, int64_t x_stride, Type x_type, const float* sums, int64_t rows, void* y,
-              int64_t y_stride, Type y_type, void* workspace, int multiprocessors, Stream stream) {
+Status matmul(const TiledView& weight, const void* x, int64_t x_stride, Type x_type, const float* sums, int64_t rows,
+              void* y, int64_t y_stride, Type y_type, void* workspace, int multiprocessors, Stream stream) {
   const Status status = check_product(weight, x, x_stride, x_type, sums, rows, y, y_stride, y_type);
   if (status != Status::kOk || rows == 0) return status;
   const LaunchShape shape = matmul_shape(weight.shape, rows, multiprocessors);

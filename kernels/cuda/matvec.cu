@@ -1,11 +1,13 @@
-// y = x . W^T for 1 to 8 rows of x, straight from the codes and bound by their bytes. The weights are the mma's A operand (16 of their
-// rows), x its B operand, whose 8 columns are the rows of x (what is no row is zero): the tensor cores do the multiplying, and a lane is
-// left with one mask and one packed subtraction for two weights. fp32 sums of each block of 32 inputs are scaled by the group's scale in
-// fp32; the zero term, sum_g b_c pool(x), is added in fp32 apart from them (kernels.md 1.3).
+// y = x . W^T for 1 to 8 rows of x, straight from the codes and bound by their bytes. The weights are the mma's A
+// operand (16 of their rows), x its B operand, whose 8 columns are the rows of x (what is no row is zero): the tensor
+// cores do the multiplying, and a lane is left with one mask and one packed subtraction for two weights. fp32 sums of
+// each block of 32 inputs are scaled by the group's scale in fp32; the zero term, sum_g b_c pool(x), is added in fp32
+// apart from them (kernels.md 1.3).
 //
-// A block owns one or two row tiles; its warps share k among them, each keeps the codes of the next tiles in flight in registers, and their
-// sums are added in the warps' order: the same bits every time, and a row's bits do not depend on the rows beside it.
-// Row tiles are independent, so q/k/v or gate/up run as one matvec when their rows lie behind one another in one TiledView.
+// A block owns one or two row tiles; its warps share k among them, each keeps the codes of the next tiles in flight in
+// registers, and their sums are added in the warps' order: the same bits every time, and a row's bits do not depend on
+// the rows beside it. Row tiles are independent, so q/k/v or gate/up run as one matvec when their rows lie behind one
+// another in one TiledView.
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/products.h"
 
@@ -33,7 +35,8 @@ struct Ahead {
   float2 scales, offsets;
 };
 
-// A lane's part of a tile of x: column lane / 4, its 8 inputs of each block; and, for the groups of a quad, pool(x) of group lane % 4.
+// A lane's part of a tile of x: column lane / 4, its 8 inputs of each block; and, for the groups of a quad, pool(x) of
+// group lane % 4.
 template <int kRows>
 struct Inputs {
   uint4 blocks[kTileBlocks];
@@ -49,11 +52,11 @@ __device__ __forceinline__ void load_ahead(const uint32_t* codes, const float* s
   ahead.offsets = load_quad(offsets, lane);
 }
 
-// x: the lane's inputs of the tile. What is no row of x is read from the last one: nobody asks for that column's products. with_sums: the
-// tile is its quad's first, which adds the quad's zero term.
+// x: the lane's inputs of the tile. What is no row of x is read from the last one: nobody asks for that column's
+// products. with_sums: the tile is its quad's first, which adds the quad's zero term.
 template <int kRows>
-__device__ __forceinline__ void load_inputs(const Walking& work, const uint16_t* x, int tile, int quad, bool with_sums, int lane,
-                                            Inputs<kRows>& inputs) {
+__device__ __forceinline__ void load_inputs(const Walking& work, const uint16_t* x, int tile, int quad, bool with_sums,
+                                            int lane, Inputs<kRows>& inputs) {
   const uint4* from = reinterpret_cast<const uint4*>(x);
   const int blocks = work.layout.in_features / kBlockInputs - tile * kTileBlocks;
   if (blocks >= kTileBlocks) {  // all but a row's last tile: no question a block
@@ -81,8 +84,8 @@ struct Sums {
 };
 
 template <typename Element, int kBits, int kRows>
-__device__ __forceinline__ void multiply_tile(const Ahead<kBits>& ahead, const Inputs<kRows>& inputs, GroupWalk& group, uint32_t magic,
-                                              int lane, Sums<kRows>& sums) {
+__device__ __forceinline__ void multiply_tile(const Ahead<kBits>& ahead, const Inputs<kRows>& inputs, GroupWalk& group,
+                                              uint32_t magic, int lane, Sums<kRows>& sums) {
   each_block([&](auto block) {
     constexpr int kBlock = decltype(block)::value;
     uint32_t first[4], second[4];
@@ -92,10 +95,12 @@ __device__ __forceinline__ void multiply_tile(const Ahead<kBits>& ahead, const I
     float part[4] = {0, 0, 0, 0};
     mma_m16n8k16<Element>(part, first, x_first);
     mma_m16n8k16<Element>(part, second, x_second);
-    add_scaled(part, of_slot(ahead.scales.x, lane, group.slot), of_slot(ahead.scales.y, lane, group.slot), sums.products);
+    add_scaled(part, of_slot(ahead.scales.x, lane, group.slot), of_slot(ahead.scales.y, lane, group.slot),
+               sums.products);
     group.next();
   });
-  const float low = centred_offset<kBits>(ahead.scales.x, ahead.offsets.x), high = centred_offset<kBits>(ahead.scales.y, ahead.offsets.y);
+  const float low = centred_offset<kBits>(ahead.scales.x, ahead.offsets.x),
+              high = centred_offset<kBits>(ahead.scales.y, ahead.offsets.y);
 #pragma unroll
   for (int row = 0; row < kRows; ++row) {
     sums.zero[0][row] = __fmaf_rn(low, inputs.sums[row], sums.zero[0][row]);
@@ -125,13 +130,15 @@ __device__ __forceinline__ void join_warps(const Walking& work, int first_tile, 
   for (int i = static_cast<int>(threadIdx.x); i < kValues; i += kWarps * kWarp) {
     const int tile = i / (kTileRows * kColumns), column = i / kTileRows % kColumns, row = i % kTileRows;
     float sum = 0;
-    for (int warp = 0; warp < kWarps; ++warp) sum += parts[(warp * kTiles + tile) * kTileRows * kColumns + row * kColumns + column];
+    for (int warp = 0; warp < kWarps; ++warp)
+      sum += parts[(warp * kTiles + tile) * kTileRows * kColumns + row * kColumns + column];
     const int64_t out = (int64_t{first_tile} + tile) * kTileRows + row;
     if (column < work.x.rows && out < work.layout.out_features) work.y.store(column, out, sum);
   }
 }
 
-// kRows: the rows of x that there may be. kTiles row tiles a block share what is loaded of x; kDepth tiles of codes are under way.
+// kRows: the rows of x that there may be. kTiles row tiles a block share what is loaded of x; kDepth tiles of codes are
+// under way.
 template <int kBits, typename Element, int kRows, int kTiles, int kDepth>
 __global__ void __launch_bounds__(kWarps* kWarp, kTiles == 1 ? 2 : 1) matvec_kernel(Walking work) {
   const Layout& layout = work.layout;
@@ -142,13 +149,15 @@ __global__ void __launch_bounds__(kWarps* kWarp, kTiles == 1 ? 2 : 1) matvec_ker
   Ahead<kBits> ahead[kDepth][kTiles];
   Sums<kRows> sums[kTiles] = {};
   QuadWalk coming(layout.blocks_per_group, begin), quad = coming;
-  // Pointers that run with the tiles: a tile's 215 instructions (sm_90, one row, 4 bits) are 70 % of what an H100's multiprocessors issue
-  // while its memory brings the tile.
+  // Pointers that run with the tiles: a tile's 215 instructions (sm_90, one row, 4 bits) are 70 % of what an H100's
+  // multiprocessors issue while its memory brings the tile.
   const uint32_t* codes = work.codes + layout.words_at(first_tile, begin, kBits);
   const float* const scales = work.scales + layout.floats_at(first_tile, 0);
   const float* const offsets = work.offsets + layout.floats_at(first_tile, 0);
-  const bool second = first_tile + 1 < layout.row_tiles;  // if there is none, the first is read again and its sums go nowhere
-  const int64_t next_codes = second ? layout.words_at(1, 0, kBits) : 0, next_floats = second ? layout.floats_at(1, 0) : 0;
+  const bool second =
+      first_tile + 1 < layout.row_tiles;  // if there is none, the first is read again and its sums go nowhere
+  const int64_t next_codes = second ? layout.words_at(1, 0, kBits) : 0,
+                next_floats = second ? layout.floats_at(1, 0) : 0;
   const auto load = [&](int tile, Ahead<kBits>(&slot)[kTiles]) {
     if (tile >= end) return;
 #pragma unroll
@@ -161,8 +170,8 @@ __global__ void __launch_bounds__(kWarps* kWarp, kTiles == 1 ? 2 : 1) matvec_ker
   };
 #pragma unroll
   for (int slot = 0; slot < kDepth; ++slot) load(begin + slot, ahead[slot]);
-  // x comes from the L1 or L2 cache: a tile ahead, too, for one row. With more there are no registers for that (4 rows' codes of 4 bits
-  // would spill on sm_80), but other warps work meanwhile, and the codes' loads go on.
+  // x comes from the L1 or L2 cache: a tile ahead, too, for one row. With more there are no registers for that (4 rows'
+  // codes of 4 bits would spill on sm_80), but other warps work meanwhile, and the codes' loads go on.
   constexpr bool kInputsAhead = kRows == 1;
   static_assert(!kInputsAhead || kDepth % 2 == 0, "two places take turns");
   Inputs<kRows> inputs[2];
@@ -222,13 +231,18 @@ LaunchShape matvec_shape(const TiledShape& shape, int64_t rows) {
           int64_t{kWarps} * tiles * kTileRows * kColumns * 4};
 }
 
-Status matvec(const TiledView& weight, const void* x, int64_t x_stride, Type x_type, const float* sums, int64_t rows, void* y,
-              int64_t y_stride, Type y_type, Stream stream) {
+Status matvec(const TiledView& weight, const void* x, int64_t x_stride, Type x_type, const float* sums, int64_t rows,
+              void* y, int64_t y_stride, Type y_type, Stream stream) {
   const Status status = check_product(weight, x, x_stride, x_type, sums, rows, y, y_stride, y_type);
   if (status != Status::kOk || rows == 0) return status;
   if (rows > kMatvecRows) return Status::kUnsupported;
-  const Walking work = {Layout(weight.shape), Activations(x, x_stride, sums, rows), weight.codes, weight.scales, weight.offsets,
-                        {y, y_stride, y_type}, 0};
+  const Walking work = {Layout(weight.shape),
+                        Activations(x, x_stride, sums, rows),
+                        weight.codes,
+                        weight.scales,
+                        weight.offsets,
+                        {y, y_stride, y_type},
+                        0};
   const LaunchShape shape = matvec_shape(weight.shape, rows);
   return by_bits_and_type(weight.shape.bits, x_type, [&]<int kBits, typename Element>() {
     return launch_rows<kBits, Element>(work, shape, stream);

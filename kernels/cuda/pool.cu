@@ -1,4 +1,5 @@
-// The sums of each group of a row, for rows that no kernel here has made. Others take the sums while they make a row (row.h).
+// The sums of each group of a row, for rows that no kernel here has made. Others take the sums while they make a row
+// (row.h).
 #include "kernels/cuda/row.h"
 
 namespace qalora::kernels::cuda {
@@ -47,8 +48,8 @@ Status pool(void* x, int64_t stride, Type type, int64_t rows, int64_t width, con
   const bool aligned = aligned_to(16, {x}) && stride % vector_elements(type) == 0;
   return dispatch(type, aligned, [&](auto tag, auto whole) {
     using T = typename decltype(tag)::type;
-    return launch(pool_kernel<T, decltype(whole)::value>, cut.shape, stream, static_cast<T*>(x), stride, static_cast<int>(width),
-                  cut.chunks, pooling);
+    return launch(pool_kernel<T, decltype(whole)::value>, cut.shape, stream, static_cast<T*>(x), stride,
+                  static_cast<int>(width), cut.chunks, pooling);
   });
 }
 

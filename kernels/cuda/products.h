@@ -8,11 +8,14 @@ namespace qalora::kernels::cuda {
 struct Activations {
   const uint16_t* data;  // [rows, stride] bf16 or fp16, 16-byte aligned rows
   int64_t stride;
-  const float* sums;     // [rows, groups]
+  const float* sums;  // [rows, groups]
   int rows;
 
   Activations(const void* x, int64_t stride, const float* sums, int64_t rows)
-      : data(static_cast<const uint16_t*>(x)), stride(stride), sums(sums), rows(static_cast<int>(rows)) {}
+      : data(static_cast<const uint16_t*>(x)),
+        stride(stride),
+        sums(sums),
+        rows(static_cast<int>(rows)) {}
 };
 
 struct Outputs {
@@ -35,9 +38,11 @@ struct Outputs {
     }
     uint2 words;
     if (type == Type::kBFloat16) {
-      words = make_uint2(word_of(__floats2bfloat162_rn(values.x, values.y)), word_of(__floats2bfloat162_rn(values.z, values.w)));
+      words = make_uint2(word_of(__floats2bfloat162_rn(values.x, values.y)),
+                         word_of(__floats2bfloat162_rn(values.z, values.w)));
     } else {
-      words = make_uint2(word_of(__floats2half2_rn(values.x, values.y)), word_of(__floats2half2_rn(values.z, values.w)));
+      words =
+          make_uint2(word_of(__floats2half2_rn(values.x, values.y)), word_of(__floats2half2_rn(values.z, values.w)));
     }
     *reinterpret_cast<uint2*>(static_cast<uint16_t*>(data) + i) = words;
   }
@@ -57,8 +62,8 @@ __device__ __forceinline__ void add_scaled(const float (&part)[4], float low, fl
   sums[3] = __fmaf_rn(part[3], high, sums[3]);
 }
 
-Status check_product(const TiledView& weight, const void* x, int64_t x_stride, Type x_type, const float* sums, int64_t rows, const void* y,
-                     int64_t y_stride, Type y_type);
+Status check_product(const TiledView& weight, const void* x, int64_t x_stride, Type x_type, const float* sums,
+                     int64_t rows, const void* y, int64_t y_stride, Type y_type);
 
 // Calls run.operator()<bits, type>().
 template <typename Run>

@@ -1,5 +1,5 @@
-// From the checkpoint's row streams (packed.h) to lane order (tile.h). One thread a word of the result; what lies outside the matrix
-// becomes zero.
+// From the checkpoint's row streams (packed.h) to lane order (tile.h). One thread a word of the result; what lies
+// outside the matrix becomes zero.
 #include "kernels/cuda/linear.h"
 #include "kernels/cuda/tile.h"
 
@@ -27,13 +27,15 @@ __device__ uint32_t eight_codes(const PackedView& from, int64_t row, int64_t k) 
   return kBits == 4 ? codes : codes & ((1u << (8 * kBits % 32)) - 1);
 }
 
-// One field of `kWidth` bits of each code, from bit kFrom on, spread in pairs: pair i at bits kStride * i and 16 + kStride * i.
+// One field of `kWidth` bits of each code, from bit kFrom on, spread in pairs: pair i at bits kStride * i and 16 +
+// kStride * i.
 template <int kBits, int kFrom, int kWidth, int kStride>
 __device__ uint32_t in_pairs(uint32_t codes) {
   constexpr uint32_t kMask = (1u << kWidth) - 1;
   uint32_t word = 0;
   for (int i = 0; i < 4; ++i) {
-    const uint32_t even = codes >> (2 * i * kBits + kFrom) & kMask, odd = codes >> ((2 * i + 1) * kBits + kFrom) & kMask;
+    const uint32_t even = codes >> (2 * i * kBits + kFrom) & kMask,
+                   odd = codes >> ((2 * i + 1) * kBits + kFrom) & kMask;
     word |= even << (kStride * i) | odd << (16 + kStride * i);
   }
   return word;
@@ -44,7 +46,8 @@ template <int kBits>
 __device__ uint32_t tile_word(const PackedView& from, int64_t row, int64_t k, int word) {
   if constexpr (kBits == 4) {
     const int half = word / 128, lane = word % 128 / 4, block = word % 4;
-    return in_pairs<4, 0, 4, 4>(eight_codes<4>(from, row + lane / 4 + 8 * half, k + kBlockInputs * block + 8 * (lane % 4)));
+    return in_pairs<4, 0, 4, 4>(
+        eight_codes<4>(from, row + lane / 4 + 8 * half, k + kBlockInputs * block + 8 * (lane % 4)));
   } else if (kBits == 2 || word < 128) {
     const int lane = word / 4, block = word % 4;
     const int64_t input = k + kBlockInputs * block + 8 * (lane % 4);
@@ -56,22 +59,26 @@ __device__ uint32_t tile_word(const PackedView& from, int64_t row, int64_t k, in
     for (int odd = 0; odd < 2; ++odd) {
       const int64_t input = k + kBlockInputs * (first + odd) + 8 * (lane % 4);
       high |= (in_pairs<kBits, 2, 1, 2>(eight_codes<kBits>(from, row + lane / 4, input)) |
-               in_pairs<kBits, 2, 1, 2>(eight_codes<kBits>(from, row + lane / 4 + 8, input)) << 8) << odd;
+               in_pairs<kBits, 2, 1, 2>(eight_codes<kBits>(from, row + lane / 4 + 8, input)) << 8)
+              << odd;
     }
     return high;
   }
 }
 
 template <int kBits>
-__global__ void __launch_bounds__(kThreads) repack_codes_kernel(PackedView from, Layout layout, int64_t words, uint32_t* codes) {
+__global__ void __launch_bounds__(kThreads)
+    repack_codes_kernel(PackedView from, Layout layout, int64_t words, uint32_t* codes) {
   constexpr int kWords = words_per_tile(kBits);
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < words; i += int64_t{gridDim.x} * kThreads) {
     const int64_t tile = i / kWords;
-    codes[i] = tile_word<kBits>(from, tile / layout.tiles * kTileRows, tile % layout.tiles * kTileInputs, static_cast<int>(i % kWords));
+    codes[i] = tile_word<kBits>(from, tile / layout.tiles * kTileRows, tile % layout.tiles * kTileInputs,
+                                static_cast<int>(i % kWords));
   }
 }
 
-__global__ void __launch_bounds__(kThreads) repack_groups_kernel(PackedView from, Layout layout, float* scales, float* offsets) {
+__global__ void __launch_bounds__(kThreads)
+    repack_groups_kernel(PackedView from, Layout layout, float* scales, float* offsets) {
   const int64_t groups = layout.groups, quads = layout.quads, floats = layout.row_tiles * quads * kQuadFloats;
   for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < floats; i += int64_t{gridDim.x} * kThreads) {
     const int64_t quad = i / kQuadFloats;
@@ -93,8 +100,11 @@ Status repack(const PackedView& from, uint32_t* codes, float* scales, float* off
   const Status status = check({shape, codes, scales, offsets});
   if (status != Status::kOk) return status;
   if (from.codes == nullptr || from.scales == nullptr || from.offsets == nullptr) return Status::kBadArgument;
-  const auto kernel = from.bits == 4 ? repack_codes_kernel<4> : from.bits == 3 ? repack_codes_kernel<3> : repack_codes_kernel<2>;
-  const Status launched = launch(kernel, repack_codes_shape(shape), stream, from, Layout(shape), shape.code_words(), codes);
+  const auto kernel = from.bits == 4   ? repack_codes_kernel<4>
+                      : from.bits == 3 ? repack_codes_kernel<3>
+                                       : repack_codes_kernel<2>;
+  const Status launched =
+      launch(kernel, repack_codes_shape(shape), stream, from, Layout(shape), shape.code_words(), codes);
   if (launched != Status::kOk) return launched;
   return launch(repack_groups_kernel, repack_groups_shape(shape), stream, from, Layout(shape), scales, offsets);
 }

@@ -1,5 +1,6 @@
-// RMSNorm with the residual before it and the groups' sums after it, and its gradient. One block a row; a row of up to 16384 elements
-// (8192 for the gradient) stays in registers between the sum over it and the outputs, what is beyond is read again.
+// RMSNorm with the residual before it and the groups' sums after it, and its gradient. One block a row; a row of up to
+// 16384 elements (8192 for the gradient) stays in registers between the sum over it and the outputs, what is beyond is
+// read again.
 #include "kernels/cuda/row.h"
 
 namespace qalora::kernels::cuda {
@@ -17,11 +18,12 @@ __device__ __forceinline__ float dot(const float (&a)[kNormChunk], const float (
 // h (+ residual), kept for the backward in residual_out when there is a residual.
 template <typename T, bool kAligned>
 struct NormInput {
-  const float* h;         // [width], as the two below
-  const T* residual;      // or null
-  float* residual_out;    // may be h
+  const float* h;       // [width], as the two below
+  const T* residual;    // or null
+  float* residual_out;  // may be h
 
-  // Loads apart from stores: the compiler cannot know that they do not overlap, and would let each load wait for the store before it.
+  // Loads apart from stores: the compiler cannot know that they do not overlap, and would let each load wait for the
+  // store before it.
   __device__ __forceinline__ void load(int element, float (&values)[kNormChunk], Chunk<T, kNormChunk>& added) const {
     Floats loaded;
     loaded.template load<kAligned>(h + element);
@@ -29,7 +31,8 @@ struct NormInput {
     if (residual != nullptr) added.template load<kAligned>(residual + element);
   }
 
-  __device__ __forceinline__ void add(int element, float (&values)[kNormChunk], const Chunk<T, kNormChunk>& added) const {
+  __device__ __forceinline__ void add(int element, float (&values)[kNormChunk],
+                                      const Chunk<T, kNormChunk>& added) const {
     if (residual == nullptr) return;
     float addend[kNormChunk];
     added.unpack(addend);
@@ -42,7 +45,8 @@ struct NormInput {
 
   __device__ __forceinline__ void reload(int element, float (&values)[kNormChunk]) const {
     Floats loaded;
-    loaded.template load<kAligned>((residual == nullptr ? h : residual_out) + element);  // of which this thread wrote these
+    loaded.template load<kAligned>((residual == nullptr ? h : residual_out) +
+                                   element);  // of which this thread wrote these
     loaded.unpack(values);
   }
 };
@@ -50,8 +54,8 @@ struct NormInput {
 // h, residual_out: [rows, width] f32, residual: [rows, width], out: [rows, out_stride]
 template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kNormThreads)
-    rms_norm_kernel(const float* h, const T* residual, float* residual_out, const float* __restrict__ weight, float eps, int width, T* out,
-                    int64_t out_stride, Pooling pooling, float* inverse) {
+    rms_norm_kernel(const float* h, const T* residual, float* residual_out, const float* __restrict__ weight, float eps,
+                    int width, T* out, int64_t out_stride, Pooling pooling, float* inverse) {
   const int64_t row = blockIdx.x;
   const int chunks = width / kNormChunk, threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
   NormInput<T, kAligned> input = {h + row * width, nullptr, nullptr};
@@ -112,11 +116,12 @@ __global__ void __launch_bounds__(kNormThreads)
   groups.finish(width);
 }
 
-// With n = h * r and g = dy * weight: dh = r * (g - n * mean(g * n)) + through. dy: [rows, width]; h, through, dh: [rows, width] f32
+// With n = h * r and g = dy * weight: dh = r * (g - n * mean(g * n)) + through. dy: [rows, width]; h, through, dh:
+// [rows, width] f32
 template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kNormThreads)
-    rms_norm_backward_kernel(const T* dy, const float* h, const float* __restrict__ weight, const float* __restrict__ inverse,
-                             const float* through, int width, float* dh) {
+    rms_norm_backward_kernel(const T* dy, const float* h, const float* __restrict__ weight,
+                             const float* __restrict__ inverse, const float* through, int width, float* dh) {
   const int64_t row = blockIdx.x;
   const int chunks = width / kNormChunk, threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
   const T* const row_dy = dy + row * width;
@@ -207,8 +212,9 @@ __global__ void __launch_bounds__(kNormThreads)
 
 }  // namespace
 
-Status rms_norm(const float* h, const void* residual, float* residual_out, const float* weight, float eps, int64_t rows, int64_t width,
-                Type type, void* out, int64_t out_stride, const PoolOutput& pool, float* inverse, Stream stream) {
+Status rms_norm(const float* h, const void* residual, float* residual_out, const float* weight, float eps, int64_t rows,
+                int64_t width, Type type, void* out, int64_t out_stride, const PoolOutput& pool, float* inverse,
+                Stream stream) {
   if ((residual == nullptr) != (residual_out == nullptr)) return Status::kBadArgument;
   const Status checked = check_rows(rows, width, out_stride, pool);
   if (checked != Status::kOk || rows == 0) return checked;
@@ -217,20 +223,22 @@ Status rms_norm(const float* h, const void* residual, float* residual_out, const
   const Pooling pooling = make_pooling(pool, width);
   const LaunchShape shape = rms_norm_shape(rows, width, pooling);
   if (shape.shared_bytes > kMaxShared) return Status::kUnsupported;
-  const bool aligned = aligned_to(16, {h, residual_out, weight}) && aligned_to(kNormChunk * bytes_of(type), {residual, out}) &&
-                       out_stride % kNormChunk == 0;
+  const bool aligned = aligned_to(16, {h, residual_out, weight}) &&
+                       aligned_to(kNormChunk * bytes_of(type), {residual, out}) && out_stride % kNormChunk == 0;
   return dispatch(type, aligned, [&](auto tag, auto whole) {
     using T = typename decltype(tag)::type;
-    return launch(rms_norm_kernel<T, decltype(whole)::value>, shape, stream, h, static_cast<const T*>(residual), residual_out, weight, eps,
-                  static_cast<int>(width), static_cast<T*>(out), out_stride, pooling, inverse);
+    return launch(rms_norm_kernel<T, decltype(whole)::value>, shape, stream, h, static_cast<const T*>(residual),
+                  residual_out, weight, eps, static_cast<int>(width), static_cast<T*>(out), out_stride, pooling,
+                  inverse);
   });
 }
 
-Status rms_norm_backward(const void* dy, Type type, const float* h, const float* weight, const float* inverse, const float* through,
-                         int64_t rows, int64_t width, float* dh, Stream stream) {
+Status rms_norm_backward(const void* dy, Type type, const float* h, const float* weight, const float* inverse,
+                         const float* through, int64_t rows, int64_t width, float* dh, Stream stream) {
   const Status checked = check_rows(rows, width, width, PoolOutput());
   if (checked != Status::kOk || rows == 0) return checked;
-  if (!given(bytes_of(type), {dy}) || !given(4, {h, weight, inverse, dh}) || !optional(4, {through})) return Status::kBadArgument;
+  if (!given(bytes_of(type), {dy}) || !given(4, {h, weight, inverse, dh}) || !optional(4, {through}))
+    return Status::kBadArgument;
   const bool aligned = aligned_to(16, {h, weight, through, dh}) && aligned_to(kNormChunk * bytes_of(type), {dy});
   return dispatch(type, aligned, [&](auto tag, auto whole) {
     using T = typename decltype(tag)::type;

@@ -5,12 +5,12 @@ namespace qalora::kernels::cuda {
 
 namespace {
 
-// Block: a token. Thread: a chunk of a head's first half and that of its second. x, out: [tokens, heads, head_dim]; out may be x: a thread
-// has read both of its chunks before it writes.
+// Block: a token. Thread: a chunk of a head's first half and that of its second. x, out: [tokens, heads, head_dim]; out
+// may be x: a thread has read both of its chunks before it writes.
 template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kSegmentThreads)
-    rope_kernel(const T* x, const float* __restrict__ cos, const float* __restrict__ sin, int heads, int head_dim, float direction,
-                T* out) {
+    rope_kernel(const T* x, const float* __restrict__ cos, const float* __restrict__ sin, int heads, int head_dim,
+                float direction, T* out) {
   constexpr int kSize = 16 / sizeof(T);
   const int half = head_dim / 2, chunks = (half + kSize - 1) / kSize;
   const int64_t token = blockIdx.x;
@@ -39,23 +39,26 @@ __global__ void __launch_bounds__(kSegmentThreads)
     second.template store<kAligned>(out + at + half, count);
   };
   for (int head = static_cast<int>(threadIdx.y); head < heads; head += static_cast<int>(blockDim.y)) {
-    for (int chunk = static_cast<int>(threadIdx.x); chunk < chunks; chunk += static_cast<int>(blockDim.x)) turn(head, chunk * kSize);
+    for (int chunk = static_cast<int>(threadIdx.x); chunk < chunks; chunk += static_cast<int>(blockDim.x))
+      turn(head, chunk * kSize);
   }
 }
 
 }  // namespace
 
-Status rope(const void* x, Type type, const float* cos, const float* sin, int64_t tokens, int64_t heads, int64_t head_dim, bool backward,
-            void* out, Stream stream) {
+Status rope(const void* x, Type type, const float* cos, const float* sin, int64_t tokens, int64_t heads,
+            int64_t head_dim, bool backward, void* out, Stream stream) {
   if (tokens < 0 || heads <= 0 || head_dim <= 0) return Status::kBadArgument;
-  if (head_dim % 2 != 0 || tokens > kMaxGrid || head_dim > kMaxGrid / 2 || heads > kMaxGrid / 2 / head_dim) return Status::kUnsupported;
+  if (head_dim % 2 != 0 || tokens > kMaxGrid || head_dim > kMaxGrid / 2 || heads > kMaxGrid / 2 / head_dim)
+    return Status::kUnsupported;
   if (tokens == 0) return Status::kOk;
   if (!given(bytes_of(type), {x, out}) || !given(4, {cos, sin})) return Status::kBadArgument;
   const bool aligned = aligned_to(16, {x, out, cos, sin}) && head_dim / 2 % vector_elements(type) == 0;
   return dispatch(type, aligned, [&](auto tag, auto whole) {
     using T = typename decltype(tag)::type;
-    return launch(rope_kernel<T, decltype(whole)::value>, rope_shape(tokens, heads, head_dim, type), stream, static_cast<const T*>(x), cos,
-                  sin, static_cast<int>(heads), static_cast<int>(head_dim), backward ? -1.0f : 1.0f, static_cast<T*>(out));
+    return launch(rope_kernel<T, decltype(whole)::value>, rope_shape(tokens, heads, head_dim, type), stream,
+                  static_cast<const T*>(x), cos, sin, static_cast<int>(heads), static_cast<int>(head_dim),
+                  backward ? -1.0f : 1.0f, static_cast<T*>(out));
   });
 }
 

@@ -167,19 +167,22 @@ __device__ __forceinline__ float exponential(float x) {
   return exp2_approx(x * 1.44269504f);
 }
 
-// The sums of the groups of one row. The order of each sum depends on the group alone, never on the kernel or its block: whoever makes
-// a row's outputs gets the same bits.
+// The sums of the groups of one row. The order of each sum depends on the group alone, never on the kernel or its
+// block: whoever makes a row's outputs gets the same bits.
 template <typename T>
 struct GroupSums {
   const Pooling& pooling;
-  float* sums;       // [groups] of this row, or null
-  T* columns;        // [2 * groups] behind this row's outputs, or null
-  float* partial;    // shared: a sum for each 32 elements of this block's stretch of the row
-  int first;         // element at which that stretch begins, a multiple of the group
+  float* sums;     // [groups] of this row, or null
+  T* columns;      // [2 * groups] behind this row's outputs, or null
+  float* partial;  // shared: a sum for each 32 elements of this block's stretch of the row
+  int first;       // element at which that stretch begins, a multiple of the group
 
   __device__ __forceinline__ GroupSums(const Pooling& pooling, int64_t row, T* behind, float* partial, int first)
-      : pooling(pooling), sums(pooling.sums == nullptr ? nullptr : pooling.sums + row * pooling.groups),
-        columns(pooling.columns ? behind : nullptr), partial(partial), first(first) {}
+      : pooling(pooling),
+        sums(pooling.sums == nullptr ? nullptr : pooling.sums + row * pooling.groups),
+        columns(pooling.columns ? behind : nullptr),
+        partial(partial),
+        first(first) {}
 
   __device__ __forceinline__ void write(int group, float sum) const {
     if (sums != nullptr) sums[group] = sum;
@@ -189,8 +192,9 @@ struct GroupSums {
     columns[pooling.groups + group] = rounded;
   }
 
-  // Called by whole warps: each lane brings outputs element .. element + kCount - 1, the lanes' one after the other. A warp's begin at a
-  // multiple of the group, or of 32 where a group leaves the warp. An inactive lane adds nothing; those of 32 neighbours are so together.
+  // Called by whole warps: each lane brings outputs element .. element + kCount - 1, the lanes' one after the other. A
+  // warp's begin at a multiple of the group, or of 32 where a group leaves the warp. An inactive lane adds nothing;
+  // those of 32 neighbours are so together.
   template <int kCount>
   __device__ __forceinline__ void add(int element, bool active, const float (&outputs)[kCount]) const {
     if (pooling.group_size == 0) return;
@@ -220,7 +224,8 @@ struct GroupSums {
   __device__ __forceinline__ void finish(int end) const {
     if (pooling.group_size == 0 || pooling.shift != 0) return;
     __syncthreads();
-    const int units = pooling.group_size / kPoolUnit, present = (end - first) / kPoolUnit, warps = static_cast<int>(blockDim.x) / kWarp;
+    const int units = pooling.group_size / kPoolUnit, present = (end - first) / kPoolUnit,
+              warps = static_cast<int>(blockDim.x) / kWarp;
     for (int group = warp_index(); group * units < present; group += warps) {
       const int stop = min(present, (group + 1) * units);
       float sum = 0;

@@ -16,8 +16,8 @@ __device__ __forceinline__ float sigmoid(float g) {
 // Block: a segment of a row. gate, up: [rows, width], out: [rows, out_stride]
 template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kSegmentThreads)
-    swiglu_kernel(const T* __restrict__ gate, const T* __restrict__ up, int width, int segment_chunks, T* __restrict__ out,
-                  int64_t out_stride, Pooling pooling) {
+    swiglu_kernel(const T* __restrict__ gate, const T* __restrict__ up, int width, int segment_chunks,
+                  T* __restrict__ out, int64_t out_stride, Pooling pooling) {
   constexpr int kSize = 16 / sizeof(T);
   const int64_t row = blockIdx.x;
   const int threads = static_cast<int>(blockDim.x), first = static_cast<int>(blockIdx.y) * segment_chunks;
@@ -54,7 +54,8 @@ __global__ void __launch_bounds__(kSegmentThreads)
   groups.finish(last * kSize);
 }
 
-// Thread: a chunk. No __restrict__: dgate and dup may be the memory of gate and up (a thread has read before it writes).
+// Thread: a chunk. No __restrict__: dgate and dup may be the memory of gate and up (a thread has read before it
+// writes).
 template <typename T, bool kAligned>
 __global__ void __launch_bounds__(kSegmentThreads)
     swiglu_backward_kernel(const T* dout, const T* gate, const T* up, int64_t chunks, T* dgate, T* dup) {
@@ -95,13 +96,14 @@ Status swiglu(const void* gate, const void* up, Type type, int64_t rows, int64_t
   const bool aligned = aligned_to(16, {gate, up, out}) && out_stride % vector_elements(type) == 0;
   return dispatch(type, aligned, [&](auto tag, auto whole) {
     using T = typename decltype(tag)::type;
-    return launch(swiglu_kernel<T, decltype(whole)::value>, cut.shape, stream, static_cast<const T*>(gate), static_cast<const T*>(up),
-                  static_cast<int>(width), cut.chunks, static_cast<T*>(out), out_stride, pooling);
+    return launch(swiglu_kernel<T, decltype(whole)::value>, cut.shape, stream, static_cast<const T*>(gate),
+                  static_cast<const T*>(up), static_cast<int>(width), cut.chunks, static_cast<T*>(out), out_stride,
+                  pooling);
   });
 }
 
-Status swiglu_backward(const void* dout, const void* gate, const void* up, Type type, int64_t rows, int64_t width, void* dgate, void* dup,
-                       Stream stream) {
+Status swiglu_backward(const void* dout, const void* gate, const void* up, Type type, int64_t rows, int64_t width,
+                       void* dgate, void* dup, Stream stream) {
   const Status checked = check_rows(rows, width, width, PoolOutput());
   if (checked != Status::kOk || rows == 0) return checked;
   if (!given(bytes_of(type), {dout, gate, up, dgate, dup})) return Status::kBadArgument;
@@ -110,8 +112,8 @@ Status swiglu_backward(const void* dout, const void* gate, const void* up, Type 
   return dispatch(type, aligned_to(16, {dout, gate, up, dgate, dup}), [&](auto tag, auto whole) {
     using T = typename decltype(tag)::type;
     return launch(swiglu_backward_kernel<T, decltype(whole)::value>, swiglu_backward_shape(rows, width, type), stream,
-                  static_cast<const T*>(dout), static_cast<const T*>(gate), static_cast<const T*>(up), chunks, static_cast<T*>(dgate),
-                  static_cast<T*>(dup));
+                  static_cast<const T*>(dout), static_cast<const T*>(gate), static_cast<const T*>(up), chunks,
+                  static_cast<T*>(dgate), static_cast<T*>(dup));
   });
 }
 

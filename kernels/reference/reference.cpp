@@ -1,4 +1,5 @@
-// Written for being obviously right: bit by bit, product by product, in double precision. Shares no code with the fast kernels.
+// Written for being obviously right: bit by bit, product by product, in double precision. Shares no code with the fast
+// kernels.
 #include "qalora/kernels/reference.h"
 
 namespace qalora::kernels::reference {

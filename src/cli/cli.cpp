@@ -2,14 +2,14 @@
 
 #include <unistd.h>
 
-#include <CLI/CLI.hpp>
 #include <c10/util/Exception.h>
+#include <CLI/CLI.hpp>
 
+#include <torch/version.h>
 #include <cstdlib>
 #include <iostream>
 #include <new>
 #include <nlohmann/json.hpp>
-#include <torch/version.h>
 
 #include "cuda_report.h"
 #include "qalora/cli/command.h"
@@ -51,9 +51,9 @@ nlohmann::json version_json() {
 
 std::string version_text() {
   const c10::Device where = tensor::parse_device("");
-  return message("qalora ", version_number(), " (", version_commit(), ")\nLibTorch ", TORCH_VERSION, "\n", cuda_line(), "\nCPU kernels ",
-                 kernels::active_isa(), ", ", tensor::threads(), " threads, default device ", where.str(), ", dtype ",
-                 tensor::dtype_name(tensor::default_compute_dtype(where)), "\n");
+  return message("qalora ", version_number(), " (", version_commit(), ")\nLibTorch ", TORCH_VERSION, "\n", cuda_line(),
+                 "\nCPU kernels ", kernels::active_isa(), ", ", tensor::threads(), " threads, default device ",
+                 where.str(), ", dtype ", tensor::dtype_name(tensor::default_compute_dtype(where)), "\n");
 }
 
 int fail(const std::string& text, ExitCode code) {
@@ -67,7 +67,8 @@ int usage_error(const CLI::ParseError& error, const CLI::App& app, int argc, cha
   const CLI::App* command = &app;
   for (const CLI::App* sub : app.get_subcommands()) command = sub;
   std::vector<std::string> names;
-  for (const CLI::App* sub : app.get_subcommands([](const CLI::App*) { return true; })) names.push_back(sub->get_name());
+  for (const CLI::App* sub : app.get_subcommands([](const CLI::App*) { return true; }))
+    names.push_back(sub->get_name());
   if (command == &app && argc > 1 && argv[1][0] != '-') {
     text = message("'", argv[1], "' is not a command", did_you_mean(argv[1], names), "; there are ", join(names, ", "));
   } else if (!command->remaining(/*recurse=*/true).empty()) {  // before what is missing: a misspelt flag is both
@@ -92,21 +93,24 @@ int guarded(const std::function<void()>& run) {
   } catch (const Error& error) {
     return fail(error.what(), error.code());
   } catch (const std::bad_alloc&) {
-    return fail("out of memory; lower micro_batch_size, sequence_length or the batch, or use a smaller model", ExitCode::kOutOfMemory);
+    return fail("out of memory; lower micro_batch_size, sequence_length or the batch, or use a smaller model",
+                ExitCode::kOutOfMemory);
   } catch (const c10::Error& error) {
     const std::string what = error.what_without_backtrace();
     if (const auto fault = known_fault(what)) return fail(fault->text, fault->code);
-    return fail("internal error in LibTorch: " + what + "\nplease report this with the command line", ExitCode::kFailure);
+    return fail("internal error in LibTorch: " + what + "\nplease report this with the command line",
+                ExitCode::kFailure);
   } catch (const fs::filesystem_error& error) {
     return fail(error.path1().string() + ": " + error.code().message(), ExitCode::kIo);
   } catch (const std::exception& error) {
-    return fail(std::string("internal error: ") + error.what() + "\nplease report this with the command line", ExitCode::kFailure);
+    return fail(std::string("internal error: ") + error.what() + "\nplease report this with the command line",
+                ExitCode::kFailure);
   }
 }
 
-// Worker threads that spin for a millisecond between two products, as they do by default, make a step several times slower
-// beside another busy process. The OpenMP library reads how long to spin when it is loaded, before main: only a new start of the
-// program can tell it. Where that fails the program runs as it is.
+// Worker threads that spin for a millisecond between two products, as they do by default, make a step several times
+// slower beside another busy process. The OpenMP library reads how long to spin when it is loaded, before main: only a
+// new start of the program can tell it. Where that fails the program runs as it is.
 void restart_with_short_spinning(char** argv) {
   if (std::getenv("OMP_WAIT_POLICY") != nullptr || std::getenv("GOMP_SPINCOUNT") != nullptr) return;
   setenv("GOMP_SPINCOUNT", "10000", /*overwrite=*/1);
@@ -117,14 +121,16 @@ void restart_with_short_spinning(char** argv) {
 
 int run(int argc, char** argv) {
   install_stop_handlers();
-  CLI::App app("Fine-tunes LLaMA models while they are quantised (QA-LoRA) and merges the result back with nothing lost.", "qalora");
+  CLI::App app(
+      "Fine-tunes LLaMA models while they are quantised (QA-LoRA) and merges the result back with nothing lost.",
+      "qalora");
   app.footer(kExamples);
   app.require_subcommand(0, 1);
   bool version = false, json = false;
   app.add_flag("--version", version, "versions of the program and its libraries");
   app.add_flag("--json", json, "with --version: as JSON");
-  std::vector<Command> commands = {make_quantize(app), make_finetune(app), make_merge(app), make_eval(app),
-                                   make_export(app), make_compare(app), make_generate(app), make_inspect(app)};
+  std::vector<Command> commands = {make_quantize(app), make_finetune(app), make_merge(app),    make_eval(app),
+                                   make_export(app),   make_compare(app),  make_generate(app), make_inspect(app)};
   try {
     app.parse(argc, argv);
   } catch (const CLI::CallForHelp&) {

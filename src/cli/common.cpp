@@ -1,12 +1,12 @@
-#include <sys/stat.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
-#include <cstdio>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <nlohmann/json.hpp>
@@ -40,11 +40,17 @@ std::shared_ptr<CommonOptions> add_common(CLI::App& app, unsigned flags) {
   const std::string group = "Common";
   options->computes = (flags & kComputes) != 0;
   if (options->computes) {
-    app.add_option("--device", options->device, "cpu or cuda[:N] (default: cuda if there is one)")->group(group)->type_name("NAME");
+    app.add_option("--device", options->device, "cpu or cuda[:N] (default: cuda if there is one)")
+        ->group(group)
+        ->type_name("NAME");
     app.add_option("--dtype", options->dtype,
                    "float32 or bfloat16: of matrix products (default: bfloat16 where the device is fast at it)")
-        ->group(group)->type_name("NAME");
-    app.add_option("--threads", options->threads, "threads (default: all cores)")->group(group)->check(CLI::Range(1, 4096))->type_name("N");
+        ->group(group)
+        ->type_name("NAME");
+    app.add_option("--threads", options->threads, "threads (default: all cores)")
+        ->group(group)
+        ->check(CLI::Range(1, 4096))
+        ->type_name("N");
   }
   if (flags & kWrites) {
     app.add_flag("--dry-run", options->dry_run, "check everything, write nothing")->group(group);
@@ -52,16 +58,23 @@ std::shared_ptr<CommonOptions> add_common(CLI::App& app, unsigned flags) {
   }
   app.add_flag("--json", options->json, "the result as JSON on stdout")->group(group);
   app.add_flag("-q,--quiet", options->quiet, "only errors on stderr")->group(group);
-  app.add_flag("-v,--verbose", options->verbose, "more messages; -vv also waits for each GPU kernel, so that an error stops at its cause")
+  app.add_flag("-v,--verbose", options->verbose,
+               "more messages; -vv also waits for each GPU kernel, so that an error stops at its cause")
       ->group(group);
   app.add_option("--color", options->color, "auto, always or never")
-      ->group(group)->check(one_of({"auto", "always", "never"}))->type_name("WHEN");
-  app.add_option("--log-file", options->log_file, "a copy of all messages, with times")->group(group)->type_name("FILE");
+      ->group(group)
+      ->check(one_of({"auto", "always", "never"}))
+      ->type_name("WHEN");
+  app.add_option("--log-file", options->log_file, "a copy of all messages, with times")
+      ->group(group)
+      ->type_name("FILE");
   return options;
 }
 
 void apply_common(CommonOptions& options) {
-  const log::Level level = options.quiet ? log::Level::kQuiet : options.verbose > 0 ? log::Level::kVerbose : log::Level::kNormal;
+  const log::Level level = options.quiet         ? log::Level::kQuiet
+                           : options.verbose > 0 ? log::Level::kVerbose
+                                                 : log::Level::kNormal;
   log::configure({.level = level, .color = parse_color(options.color), .file = options.log_file});
   const char* isa_error = kernels::force_isa_error();
   QALORA_REQUIRE(isa_error == nullptr, UserError, isa_error);
@@ -73,7 +86,8 @@ void apply_common(CommonOptions& options) {
   options.where = tensor::parse_device(options.computes || !options.device.empty() ? options.device : "cpu");
   // Work that names no device of its own, our kernels' launches among it, goes to the current one.
   if (!options.where.is_cpu()) c10::impl::VirtualGuardImpl(options.where.type()).setDevice(options.where);
-  options.compute = options.dtype.empty() ? tensor::default_compute_dtype(options.where) : tensor::parse_compute_dtype(options.dtype);
+  options.compute =
+      options.dtype.empty() ? tensor::default_compute_dtype(options.where) : tensor::parse_compute_dtype(options.dtype);
   tensor::set_threads(options.threads);
 }
 
@@ -129,7 +143,8 @@ std::string json_line(const nlohmann::json& document) {
 
 void require_input(const fs::path& path, const char* flag) {
   std::error_code error;
-  const bool there = fs::exists(path, error);  // a name that is too long or a folder that may not be entered is an error, not an absence
+  const bool there = fs::exists(
+      path, error);  // a name that is too long or a folder that may not be entered is an error, not an absence
   QALORA_REQUIRE(!error, UserError, flag, " ", path.string(), ": ", error.message());
   QALORA_REQUIRE(there, UserError, flag, " ", path.string(), ": no such file or folder");
 }
@@ -179,10 +194,12 @@ void require_replaceable(const fs::path& out) {
   QALORA_REQUIRE(kind == fs::file_type::directory, UserError, "--out ", out.string(), ": is a file, expected a folder");
   const std::vector<std::string> names = list_folder(out);
   const auto any = [&](const auto& predicate) { return std::any_of(names.begin(), names.end(), predicate); };
-  const bool model = any([](const std::string& name) { return name == "config.json" || name == "adapter_config.json"; });
+  const bool model =
+      any([](const std::string& name) { return name == "config.json" || name == "adapter_config.json"; });
   const bool weights = any([](const std::string& name) { return name.ends_with(".safetensors"); });
-  QALORA_REQUIRE(names.empty() || (model && weights), UserError, "--out ", out.string(),
-                 ": is a folder that holds no checkpoint and is not empty; --force does not replace it, choose another place");
+  QALORA_REQUIRE(
+      names.empty() || (model && weights), UserError, "--out ", out.string(),
+      ": is a folder that holds no checkpoint and is not empty; --force does not replace it, choose another place");
 }
 
 }  // namespace
@@ -190,22 +207,28 @@ void require_replaceable(const fs::path& out) {
 void require_output(const fs::path& out, bool force, const std::vector<fs::path>& inputs) {
   for (const fs::path& input : inputs) {
     if (input.empty()) continue;
-    QALORA_REQUIRE(!same_file(out, input), UserError, "--out ", out.string(), ": is the same place as the input ", input.string());
-    QALORA_REQUIRE(!holds(out, input), UserError, "--out ", out.string(), ": holds the input ", input.string(), "; choose another place");
-    QALORA_REQUIRE(!is_inside(out, input), UserError, "--out ", out.string(), ": lies inside the input ", input.string(), "; choose another place");
+    QALORA_REQUIRE(!same_file(out, input), UserError, "--out ", out.string(), ": is the same place as the input ",
+                   input.string());
+    QALORA_REQUIRE(!holds(out, input), UserError, "--out ", out.string(), ": holds the input ", input.string(),
+                   "; choose another place");
+    QALORA_REQUIRE(!is_inside(out, input), UserError, "--out ", out.string(), ": lies inside the input ",
+                   input.string(), "; choose another place");
   }
   require_free("--out", out, force);
   require_replaceable(out);
 }
 
-void require_writable(const fs::path& out, bool force, uint64_t required_bytes) { const AtomicFolder probe(out, force, required_bytes); }
+void require_writable(const fs::path& out, bool force, uint64_t required_bytes) {
+  const AtomicFolder probe(out, force, required_bytes);
+}
 
 void require_output_file(const char* flag, const fs::path& out, bool force, const std::vector<fs::path>& inputs) {
   for (const fs::path& input : inputs) {
     if (input.empty()) continue;
-    QALORA_REQUIRE(!same_file(out, input), UserError, flag, " ", out.string(), ": is the same place as the input ", input.string());
-    QALORA_REQUIRE(!is_inside(out, input), UserError, flag, " ", out.string(), ": lies inside the input ", input.string(),
-                   "; choose another place");
+    QALORA_REQUIRE(!same_file(out, input), UserError, flag, " ", out.string(), ": is the same place as the input ",
+                   input.string());
+    QALORA_REQUIRE(!is_inside(out, input), UserError, flag, " ", out.string(), ": lies inside the input ",
+                   input.string(), "; choose another place");
   }
   require_free(flag, out, force);
   std::error_code error;

@@ -27,7 +27,9 @@ struct CompareOptions {
   int64_t context_length = 0, limit = 0, batch_tokens = eval::kDefaultBatchTokens;
 };
 
-std::string number_or_large(const nlohmann::json& value) { return value.is_null() ? "too large" : format_fixed(value, 4); }
+std::string number_or_large(const nlohmann::json& value) {
+  return value.is_null() ? "too large" : format_fixed(value, 4);
+}
 
 void print_table(const nlohmann::json& json) {
   print(format_table({{"measure", "value"},
@@ -48,17 +50,18 @@ void run(CompareOptions& options) {
   if (!options.adapter.empty()) require_folder(options.adapter, "--adapter");
   require_input(options.data, "--data");
   QALORA_REQUIRE(text::Tokenizer::exists(options.model), UserError, options.model,
-                 ": no tokenizer (tokenizer.model or tokenizer.json) in it; copy the one that belongs to the model into the folder");
+                 ": no tokenizer (tokenizer.model or tokenizer.json) in it; copy the one that belongs to the model "
+                 "into the folder");
   const text::Tokenizer tokenizer{fs::path(options.model)};
   if (text::Tokenizer::exists(options.other) &&
       text::Tokenizer(fs::path(options.other)).fingerprint() != tokenizer.fingerprint()) {
-    log::warn(
-        message("the tokenizers of ", options.model, " and ", options.other, " differ; both models read the ids of the first"));
+    log::warn(message("the tokenizers of ", options.model, " and ", options.other,
+                      " differ; both models read the ids of the first"));
   }
   // Before the models, which take longer to read.
   const model::LlamaConfig config = model::read_config(options.model), other_config = model::read_config(options.other);
-  const int64_t length =
-      eval::block_length(options.context_length, config.context_length < other_config.context_length ? config : other_config);
+  const int64_t length = eval::block_length(
+      options.context_length, config.context_length < other_config.context_length ? config : other_config);
   const auto blocks = eval::read_blocks(options.data, tokenizer, length, options.limit);
   model::LoadOptions load;
   load.compute = options.common->compute;
@@ -89,7 +92,9 @@ Command make_compare(CLI::App& root) {
   app->add_option("--context-length", options->context_length, "tokens a block (default: 2048 or the smaller context)")
       ->check(whole_number(2));
   app->add_option("--limit", options->limit, "only the first N blocks")->check(whole_number(0));
-  app->add_option("--batch-tokens", options->batch_tokens, "tokens computed at a time")->capture_default_str()->check(whole_number(1));
+  app->add_option("--batch-tokens", options->batch_tokens, "tokens computed at a time")
+      ->capture_default_str()
+      ->check(whole_number(1));
   options->common = add_common(*app, kComputes);
   return {app, [options] { run(*options); }};
 }

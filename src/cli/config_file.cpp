@@ -80,7 +80,9 @@ struct Setter {
     return put(place, good ? &read : nullptr, "a number");
   }
   const char* operator()(bool* place) const { return put(place, std::get_if<bool>(&value), "true or false"); }
-  const char* operator()(std::string* place) const { return put(place, std::get_if<std::string>(&value), "text in quotes"); }
+  const char* operator()(std::string* place) const {
+    return put(place, std::get_if<std::string>(&value), "text in quotes");
+  }
   const char* operator()(std::vector<std::string>* place) const {
     return put(place, std::get_if<std::vector<std::string>>(&value), "a list of texts: [\"a\", \"b\"]");
   }
@@ -98,14 +100,16 @@ void load_config_file(CLI::App& app, const std::string& path, const std::vector<
   std::set<std::string> seen;
   for (const TomlEntry& entry : parse_toml(read_text_file(path), path)) {
     const std::string where = message(path, ":", entry.line);
-    QALORA_REQUIRE(entry.section.empty() || entry.section == app.get_name(), UserError, where, ": section [", entry.section,
-                   "] is not known; keys stand at the top or under [", app.get_name(), "]");
+    QALORA_REQUIRE(entry.section.empty() || entry.section == app.get_name(), UserError, where, ": section [",
+                   entry.section, "] is not known; keys stand at the top or under [", app.get_name(), "]");
     const auto key = std::find_if(keys.begin(), keys.end(), [&](const Key& k) { return k.name == entry.key; });
-    QALORA_REQUIRE(key != keys.end(), UserError, where, ": key '", entry.key, "' is not known", did_you_mean(entry.key, names));
+    QALORA_REQUIRE(key != keys.end(), UserError, where, ": key '", entry.key, "' is not known",
+                   did_you_mean(entry.key, names));
     QALORA_REQUIRE(seen.insert(entry.key).second, UserError, where, ": key '", entry.key, "' is given twice");
     const bool flag_wins = app.get_option(flag_of(entry.key))->count() > 0;
     const char* expected = std::visit(Setter{entry.value, /*store=*/!flag_wins}, key->value);
-    QALORA_REQUIRE(expected == nullptr, UserError, where, ": '", entry.key, "' is ", toml_plain(entry.value), ", expected ", expected);
+    QALORA_REQUIRE(expected == nullptr, UserError, where, ": '", entry.key, "' is ", toml_plain(entry.value),
+                   ", expected ", expected);
   }
 }
 

@@ -48,8 +48,11 @@ std::string cuda_line() {
 nlohmann::json cuda_json() {
   const tensor::CudaBuild& build = tensor::cuda_build();
   if (!build.built) return nullptr;
-  nlohmann::json report = {{"toolkit", build.toolkit}, {"architectures", build.architectures}, {"driver", nullptr},
-                           {"devices", nlohmann::json::array()}, {"problem", nullptr}};
+  nlohmann::json report = {{"toolkit", build.toolkit},
+                           {"architectures", build.architectures},
+                           {"driver", nullptr},
+                           {"devices", nlohmann::json::array()},
+                           {"problem", nullptr}};
   std::string problem;
   const tensor::Accelerator* cuda = tensor::load_cuda(&problem);
   if (cuda == nullptr) {
@@ -60,8 +63,11 @@ nlohmann::json cuda_json() {
   for (int index = 0; index < cuda->count(); ++index) {
     const tensor::AcceleratorProperties device = cuda->properties(index);
     const tensor::AcceleratorMemory memory = cuda->memory(index);
-    report["devices"].push_back({{"name", device.name}, {"architecture", device.architecture},
-                                 {"multiprocessors", device.multiprocessors}, {"bytes", memory.total}, {"free_bytes", memory.free}});
+    report["devices"].push_back({{"name", device.name},
+                                 {"architecture", device.architecture},
+                                 {"multiprocessors", device.multiprocessors},
+                                 {"bytes", memory.total},
+                                 {"free_bytes", memory.free}});
   }
   return report;
 }

@@ -6,7 +6,7 @@
 
 namespace qalora::cli {
 
-std::string cuda_line();    // "CUDA 13.0.88 for 8.0, 9.0; driver 13.0; NVIDIA H200 (9.0, 151 GB)" or why not
+std::string cuda_line();     // "CUDA 13.0.88 for 8.0, 9.0; driver 13.0; NVIDIA H200 (9.0, 151 GB)" or why not
 nlohmann::json cuda_json();  // null when not built
 
 }  // namespace qalora::cli

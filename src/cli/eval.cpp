@@ -79,17 +79,17 @@ std::string mmlu_table(const eval::MmluResult& result) {
   for (size_t i = 0; i < result.subjects.size(); ++i) {
     const auto category = eval::category_of(result.subjects[i]);
     const eval::Accuracy& accuracy = summary.subjects[i];
-    rows.push_back({result.subjects[i], category ? eval::category_name(*category) : "-", format_count(accuracy.questions),
-                    percent(accuracy.value())});
+    rows.push_back({result.subjects[i], category ? eval::category_name(*category) : "-",
+                    format_count(accuracy.questions), percent(accuracy.value())});
   }
   for (eval::Category category : eval::kCategories) {
     const eval::Accuracy& accuracy = summary.categories[static_cast<size_t>(category)];
     if (accuracy.questions == 0) continue;
-    rows.push_back({"all " + eval::category_name(category), eval::category_name(category), format_count(accuracy.questions),
-                    percent(accuracy.value())});
+    rows.push_back({"all " + eval::category_name(category), eval::category_name(category),
+                    format_count(accuracy.questions), percent(accuracy.value())});
   }
-  rows.push_back(
-      {"all, mean of questions", "", format_count(summary.micro.questions), percent(summary.micro.value(), summary.micro_error)});
+  rows.push_back({"all, mean of questions", "", format_count(summary.micro.questions),
+                  percent(summary.micro.value(), summary.micro_error)});
   rows.push_back({"all, mean of subjects", "", format_count(summary.micro.questions), percent(summary.macro_subjects)});
   return format_table(rows);
 }
@@ -104,28 +104,35 @@ void report_cuts(const eval::MmluResult& result) {
 }
 
 void run_mmlu(const EvalOptions& options, model::Llama& model, const Work& work) {
-  const eval::MmluResult result = eval::run_mmlu(model, *work.tokenizer, work.subjects, work.source.protocol, options.batch_tokens);
+  const eval::MmluResult result =
+      eval::run_mmlu(model, *work.tokenizer, work.subjects, work.source.protocol, options.batch_tokens);
   report_cuts(result);
   std::error_code error;
-  const std::string split = fs::is_directory(options.data, error) ? work.source.split : "file";  // QLoRA's file does not say
+  const std::string split =
+      fs::is_directory(options.data, error) ? work.source.split : "file";  // QLoRA's file does not say
   nlohmann::json json = eval::to_json(result);
   json["split"] = split;
   print_result(options, std::move(json),
-               message("mmlu, split ", split, ", protocol ", eval::protocol_name(result.protocol), ", ", result.shots, " shots, ",
-                       format_count(static_cast<int64_t>(result.answers.size())), " questions\n", mmlu_table(result)));
+               message("mmlu, split ", split, ", protocol ", eval::protocol_name(result.protocol), ", ", result.shots,
+                       " shots, ", format_count(static_cast<int64_t>(result.answers.size())), " questions\n",
+                       mmlu_table(result)));
   log_speed(result.tokens, result.seconds);
-  write_details(options, result.answers.size(), [&](size_t i) { return eval::details_line(result, result.answers[i]); });
+  write_details(options, result.answers.size(),
+                [&](size_t i) { return eval::details_line(result, result.answers[i]); });
 }
 
 void run_choice(const EvalOptions& options, model::Llama& model, const Work& work) {
   const eval::ChoiceResult result = eval::run_choices(model, *work.tokenizer, work.questions, options.batch_tokens);
   const int64_t count = static_cast<int64_t>(work.questions.size());
-  if (result.cut_prompts > 0) log::warn(message(result.cut_prompts, " of ", count, " contexts do not fit and were cut on the left"));
+  if (result.cut_prompts > 0)
+    log::warn(message(result.cut_prompts, " of ", count, " contexts do not fit and were cut on the left"));
   const eval::Accuracy plain{count, result.correct}, norm{count, result.correct_norm};
-  print_result(options, eval::to_json(result),
-               format_table({{"choice", "questions", "accuracy"},
-                             {"by log-likelihood", format_count(count), percent(plain.value(), eval::standard_error({&plain, 1}))},
-                             {"per byte", format_count(count), percent(norm.value(), eval::standard_error({&norm, 1}))}}));
+  print_result(
+      options, eval::to_json(result),
+      format_table(
+          {{"choice", "questions", "accuracy"},
+           {"by log-likelihood", format_count(count), percent(plain.value(), eval::standard_error({&plain, 1}))},
+           {"per byte", format_count(count), percent(norm.value(), eval::standard_error({&norm, 1}))}}));
   log_speed(result.tokens, result.seconds);
   write_details(options, result.answers.size(), [&](size_t i) { return eval::details_line(result, i); });
 }
@@ -134,10 +141,11 @@ void run_perplexity(const EvalOptions& options, model::Llama& model, const Work&
   const auto report = [&](const eval::PerplexityResult& result) {
     const nlohmann::json json = eval::to_json(result, work.blocks);
     const std::string value = json["perplexity"].is_null() ? "too large" : format_fixed(json["perplexity"], 4);
-    print_result(options, json,
-                 format_table({{"perplexity", "nll", "tokens", "blocks", "of tokens", "partial"},
-                               {value, format_fixed(result.nll, 6), format_count(result.tokens), format_count(result.blocks),
-                                format_count(work.blocks.block_tokens), format_count(work.blocks.partial_blocks)}}));
+    print_result(
+        options, json,
+        format_table({{"perplexity", "nll", "tokens", "blocks", "of tokens", "partial"},
+                      {value, format_fixed(result.nll, 6), format_count(result.tokens), format_count(result.blocks),
+                       format_count(work.blocks.block_tokens), format_count(work.blocks.partial_blocks)}}));
     log_speed(result.tokens, result.seconds);
   };
   if (options.save_logits.empty()) {
@@ -172,9 +180,11 @@ void check(const EvalOptions& options) {
                  "--context-length cuts --data into blocks; --token-ids are taken as they are");
   QALORA_REQUIRE(options.save_logits.empty() || ids, UserError, "--save-logits needs --token-ids");
   require_input(ids ? options.token_ids : options.data, ids ? "--token-ids" : "--data");
-  for (const auto& [flag, out] : {std::pair{"--details", options.details}, std::pair{"--save-logits", options.save_logits}}) {
+  for (const auto& [flag, out] :
+       {std::pair{"--details", options.details}, std::pair{"--save-logits", options.save_logits}}) {
     if (out.empty()) continue;
-    require_output_file(flag, out, options.common->force, {options.model, options.adapter, options.data, options.token_ids});
+    require_output_file(flag, out, options.common->force,
+                        {options.model, options.adapter, options.data, options.token_ids});
   }
   QALORA_REQUIRE(ids || text::Tokenizer::exists(options.model), UserError, options.model,
                  ": no tokenizer (tokenizer.model or tokenizer.json) in it, and --task ", options.task,
@@ -191,10 +201,14 @@ Work read_work(const EvalOptions& options, const model::LlamaConfig& config) {
   if (options.task == "choice") {
     work.questions = eval::read_choices(options.data, options.limit);
   } else if (options.task == "perplexity") {
-    work.blocks = eval::read_blocks(options.data, *work.tokenizer, eval::block_length(options.context_length, config), options.limit);
+    work.blocks = eval::read_blocks(options.data, *work.tokenizer, eval::block_length(options.context_length, config),
+                                    options.limit);
   } else {
-    work.source = {.data = options.data, .protocol = eval::parse_protocol(options.protocol), .subjects = options.subjects,
-                   .limit = options.limit, .split = options.split};
+    work.source = {.data = options.data,
+                   .protocol = eval::parse_protocol(options.protocol),
+                   .subjects = options.subjects,
+                   .limit = options.limit,
+                   .split = options.split};
     if (options.shots >= 0) work.source.shots = options.shots;
     work.subjects = eval::read_mmlu(work.source);
   }
@@ -233,27 +247,35 @@ Command make_eval(CLI::App& root) {
   app->add_option("--adapter", options->adapter, "adapter, checkpoint or run folder to put on the model");
   options->app = app;
   app->footer(kExamples);
-  app->add_option("--task", options->task, "mmlu, choice or perplexity")->required()->check(one_of({"mmlu", "choice", "perplexity"}));
-  app->add_option("--data", options->data,
-                  "mmlu: the folder with dev/ and test/, or QLoRA's JSON-Lines file; choice: JSON Lines; perplexity: text, or "
-                  ".jsonl with \"text\"");
+  app->add_option("--task", options->task, "mmlu, choice or perplexity")
+      ->required()
+      ->check(one_of({"mmlu", "choice", "perplexity"}));
+  app->add_option(
+      "--data", options->data,
+      "mmlu: the folder with dev/ and test/, or QLoRA's JSON-Lines file; choice: JSON Lines; perplexity: text, or "
+      ".jsonl with \"text\"");
   app->add_option("--protocol", options->protocol, "mmlu: hendrycks, qlora or lm-eval")
       ->capture_default_str()
       ->check(one_of({"hendrycks", "qlora", "lm-eval"}));
-  app->add_option("--shots", options->shots, "mmlu: worked examples in front of a question (default: 5; a QLoRA file: its own)")
+  app->add_option("--shots", options->shots,
+                  "mmlu: worked examples in front of a question (default: 5; a QLoRA file: its own)")
       ->check(whole_number(0));
-  app->add_option("--split", options->split, "mmlu: test or val, the folder's part that is asked (QLoRA's own runs ask val)")
+  app->add_option("--split", options->split,
+                  "mmlu: test or val, the folder's part that is asked (QLoRA's own runs ask val)")
       ->capture_default_str()
       ->check(one_of({"test", "val"}));
   app->add_option("--subjects", options->subjects, "mmlu: only these, separated by commas")->delimiter(',');
-  app->add_option("--limit", options->limit, "only the first N questions (mmlu: of each subject), blocks of text or rows of ids")
+  app->add_option("--limit", options->limit,
+                  "only the first N questions (mmlu: of each subject), blocks of text or rows of ids")
       ->check(whole_number(0));
   app->add_option("--details", options->details, "mmlu, choice: write one JSON line a question to this file");
-  app->add_option("--context-length", options->context_length, "perplexity: tokens a block (default: 2048 or the model's context)")
+  app->add_option("--context-length", options->context_length,
+                  "perplexity: tokens a block (default: 2048 or the model's context)")
       ->check(whole_number(2));
   app->add_option("--token-ids", options->token_ids,
                   "perplexity: a JSON list of ids, or a list of lists of one length, instead of --data");
-  app->add_option("--save-logits", options->save_logits, "perplexity: write the logits of --token-ids to this safetensors file");
+  app->add_option("--save-logits", options->save_logits,
+                  "perplexity: write the logits of --token-ids to this safetensors file");
   app->add_option("--batch-tokens", options->batch_tokens,
                   "tokens computed at a time: memory and speed; scores do not depend on it (float32, CPU)")
       ->capture_default_str()

@@ -28,15 +28,16 @@ std::string steps(double error) { return error == 0 ? "0" : short_number(error);
 void print_reports(const std::vector<exporting::TensorReport>& reports) {
   if (reports.empty()) return;
   const exporting::ReportTotals sum = exporting::totals(reports);
-  std::vector<std::vector<std::string>> rows = {{"what was rounded", "largest |dw|/scale", "subnormal", "flushed to 0", "overflow"}};
+  std::vector<std::vector<std::string>> rows = {
+      {"what was rounded", "largest |dw|/scale", "subnormal", "flushed to 0", "overflow"}};
   const auto row = [&](const std::string& name, double error, int64_t subnormal, int64_t flushed, int64_t overflow) {
     rows.push_back({name, steps(error), format_count(subnormal), format_count(flushed), format_count(overflow)});
   };
   for (const auto& report : exporting::worst(reports, kWorst)) {
     if (!report.lossless()) row(report.tensor, report.largest_error, report.subnormal, report.flushed, report.overflow);
   }
-  row(message("all ", reports.size(), " matrices (", sum.lossless, " without any loss)"), sum.largest_error, sum.subnormal, sum.flushed,
-      sum.overflow);
+  row(message("all ", reports.size(), " matrices (", sum.lossless, " without any loss)"), sum.largest_error,
+      sum.subnormal, sum.flushed, sum.overflow);
   print(format_table(rows));
 }
 
@@ -50,20 +51,24 @@ nlohmann::json report_json(const exporting::TensorReport& report) {
 
 nlohmann::json reports_json(const std::vector<exporting::TensorReport>& reports) {
   const exporting::ReportTotals sum = exporting::totals(reports);
-  nlohmann::json json = {{"largest_error", sum.largest_error}, {"subnormal", sum.subnormal}, {"flushed", sum.flushed},
-                         {"overflow", sum.overflow}, {"lossless", sum.lossless}, {"tensors", nlohmann::json::array()}};
+  nlohmann::json json = {
+      {"largest_error", sum.largest_error}, {"subnormal", sum.subnormal}, {"flushed", sum.flushed},
+      {"overflow", sum.overflow},           {"lossless", sum.lossless},   {"tensors", nlohmann::json::array()}};
   for (const auto& report : reports) json["tensors"].push_back(report_json(report));
   return json;
 }
 
 // Of the file beside the model's that an adapter goes to; "": there is none.
 fs::path adapter_file(const ExportOptions& options, const exporting::Format& format) {
-  return format.adapter_file == nullptr || options.adapter.empty() || options.out.empty() ? fs::path() : format.adapter_file(options.out);
+  return format.adapter_file == nullptr || options.adapter.empty() || options.out.empty()
+             ? fs::path()
+             : format.adapter_file(options.out);
 }
 
 // Refusals that cost nothing come first.
 void check_output(const ExportOptions& options, const exporting::Format& format) {
-  QALORA_REQUIRE(options.common->dry_run || !options.out.empty(), UserError, "--out: give the ", format.is_file ? "file" : "folder", " to write");
+  QALORA_REQUIRE(options.common->dry_run || !options.out.empty(), UserError, "--out: give the ",
+                 format.is_file ? "file" : "folder", " to write");
   if (options.out.empty()) return;
   if (format.is_file) {
     const std::vector<fs::path> inputs = {options.model, options.adapter};
@@ -84,7 +89,8 @@ int64_t rank_limit(int64_t rank) {
 }
 
 // The format's next step with the real paths and the real rank in it.
-std::string next_step(const exporting::Format& format, const exporting::Source& source, const std::string& out, const fs::path& beside) {
+std::string next_step(const exporting::Format& format, const exporting::Source& source, const std::string& out,
+                      const fs::path& beside) {
   std::string text = format.next_step;
   const auto replace = [&](const std::string& name, const std::string& value) {
     if (const size_t at = text.find(name); at != std::string::npos) text.replace(at, name.size(), value);
@@ -103,10 +109,12 @@ void run(ExportOptions& options) {
   const auto start = std::chrono::steady_clock::now();
   const exporting::Source source(options.model, options.adapter);
   const exporting::Plan plan = format.plan(source, options.of_format);
-  log::info(message("exporting ", options.model, source.adapter ? " with " + source.adapter_folder.string() : "", " to ", format.name, ": writes ",
-                    format_bytes(plan.bytes), ", peak memory about ", format_bytes(plan.peak_bytes)));
+  log::info(message("exporting ", options.model, source.adapter ? " with " + source.adapter_folder.string() : "",
+                    " to ", format.name, ": writes ", format_bytes(plan.bytes), ", peak memory about ",
+                    format_bytes(plan.peak_bytes)));
   for (const std::string& note : plan.notes) log::warn(note);
-  nlohmann::json json = {{"to", format.name}, {"bytes", plan.bytes}, {"notes", plan.notes}, {"dry_run", options.common->dry_run}};
+  nlohmann::json json = {
+      {"to", format.name}, {"bytes", plan.bytes}, {"notes", plan.notes}, {"dry_run", options.common->dry_run}};
   if (options.common->dry_run) {
     if (!options.out.empty() && !format.is_file) require_writable(options.out, options.common->force, plan.bytes);
     json["estimated_peak_memory_bytes"] = plan.peak_bytes;
@@ -114,7 +122,8 @@ void run(ExportOptions& options) {
     log::info("dry run: nothing was written");
     return;
   }
-  const std::vector<exporting::TensorReport> reports = format.write(source, options.of_format, options.out, options.common->force);
+  const std::vector<exporting::TensorReport> reports =
+      format.write(source, options.of_format, options.out, options.common->force);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (options.common->json) {
     json.update(reports_json(reports));
@@ -125,13 +134,15 @@ void run(ExportOptions& options) {
     print_reports(reports);
   }
   const fs::path beside = adapter_file(options, format);
-  log::info(message("wrote ", options.out, beside.empty() ? "" : " and " + beside.string(), " in ", format_duration(seconds), ", peak memory ", format_bytes(tensor::peak_memory_bytes())));
+  log::info(message("wrote ", options.out, beside.empty() ? "" : " and " + beside.string(), " in ",
+                    format_duration(seconds), ", peak memory ", format_bytes(tensor::peak_memory_bytes())));
   log::info(message("run it with: ", next_step(format, source, options.out, beside)));
 }
 
 std::string footer() {
   std::string text = "Formats:\n";
-  for (const auto& format : exporting::formats()) text += message("  ", format.name, std::string(14 - std::string(format.name).size(), ' '), format.summary, "\n");
+  for (const auto& format : exporting::formats())
+    text += message("  ", format.name, std::string(14 - std::string(format.name).size(), ' '), format.summary, "\n");
   return text +
          "Examples:\n"
          "  qalora export --model llama-7b-int4-alpaca --to mlx --out llama-7b-mlx\n";
@@ -148,9 +159,13 @@ Command make_export(CLI::App& root) {
   app->add_option("--model", options->model, "any checkpoint that can be read: dense or quantised")->required();
   app->add_option("--to", options->to, join(names, ", "))->required()->type_name("FORMAT");
   app->add_option("--out", options->out, "folder or file to write");
-  app->add_option("--adapter", options->adapter, "an adapter that belongs to the model: adapter, checkpoint or run folder");
-  app->add_option("--dtype-of-weights", options->of_format.weights_dtype, "of what is not packed: float32, float16, bfloat16; gguf: q8_0 too")->type_name("NAME");
-  app->add_option("--dtype-of-offsets", options->of_format.offsets_dtype, "of scales and offsets in an MLX folder: float32 or float16")
+  app->add_option("--adapter", options->adapter,
+                  "an adapter that belongs to the model: adapter, checkpoint or run folder");
+  app->add_option("--dtype-of-weights", options->of_format.weights_dtype,
+                  "of what is not packed: float32, float16, bfloat16; gguf: q8_0 too")
+      ->type_name("NAME");
+  app->add_option("--dtype-of-offsets", options->of_format.offsets_dtype,
+                  "of scales and offsets in an MLX folder: float32 or float16")
       ->type_name("NAME");
   options->common = add_common(*app, kComputes | kWrites);
   options->common->computes = false;  // rounding is the CPU's work: no device's libraries are loaded unasked

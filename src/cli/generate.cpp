@@ -19,7 +19,8 @@ namespace {
 constexpr const char* kExamples =
     "Examples:\n"
     "  qalora generate --model llama-7b-int4 --prompt 'The capital of France is' --max-tokens 20\n"
-    "  qalora generate --model llama-7b-int4 --adapter run --template alpaca --prompt 'Name three rivers.' --top-p 0.9\n";
+    "  qalora generate --model llama-7b-int4 --adapter run --template alpaca --prompt 'Name three rivers.' --top-p "
+    "0.9\n";
 
 struct PromptOptions {
   std::shared_ptr<CommonOptions> common;
@@ -46,19 +47,22 @@ void settle_temperature(PromptOptions& options) {
   double& temperature = options.generate.sampler.temperature;
   if (samples && !given("--temperature")) temperature = 1;
   generate::check_sampler(options.generate.sampler);
-  if (samples && temperature == 0) log::warn("--top-p and --top-k have no effect at --temperature 0, which takes the most likely token");
+  if (samples && temperature == 0)
+    log::warn("--top-p and --top-k have no effect at --temperature 0, which takes the most likely token");
 }
 
 void run(PromptOptions& options) {
   apply_common(*options.common);
   const bool has_prompt = options.app->get_option("--prompt")->count() > 0;
-  QALORA_REQUIRE(has_prompt != !options.prompt_file.empty(), UserError, "give --prompt TEXT or --prompt-file FILE, one of them");
+  QALORA_REQUIRE(has_prompt != !options.prompt_file.empty(), UserError,
+                 "give --prompt TEXT or --prompt-file FILE, one of them");
   settle_temperature(options);
   const text::TemplateKind kind = text::parse_template(options.kind);
   require_model(options.model, "--model");
   if (!options.adapter.empty()) require_folder(options.adapter, "--adapter");
   QALORA_REQUIRE(text::Tokenizer::exists(options.model), UserError, options.model,
-                 ": no tokenizer (tokenizer.model or tokenizer.json) in it; copy the one that belongs to the model into the folder");
+                 ": no tokenizer (tokenizer.model or tokenizer.json) in it; copy the one that belongs to the model "
+                 "into the folder");
   const text::Tokenizer tokenizer{fs::path(options.model)};
   const std::string prompt = read_prompt(options);
   const std::vector<int64_t> ids = text::make_prompt(tokenizer, kind, prompt);
@@ -68,7 +72,8 @@ void run(PromptOptions& options) {
   model::Llama model = model::load_model_with_adapter(options.model, options.adapter, load);
 
   options.generate.stop_ids = tokenizer.stop_ids();
-  // What continues a bare prompt is spelt with its blank, so that prompt + text is right; an answer to a template stands alone.
+  // What continues a bare prompt is spelt with its blank, so that prompt + text is right; an answer to a template
+  // stands alone.
   generate::TextStream stream(tokenizer, kind == text::TemplateKind::kNone ? ids : std::vector<int64_t>());
   const bool show = !options.common->json;
   const auto result = generate::generate(model, ids, options.generate, [&](int64_t id) {
@@ -78,7 +83,9 @@ void run(PromptOptions& options) {
   const std::string rest = stream.finish();
   if (show) print(rest + "\n");
 
-  const auto rate = [](int64_t tokens, double seconds) { return seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0; };
+  const auto rate = [](int64_t tokens, double seconds) {
+    return seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0;
+  };
   const double prefill = rate(result.prompt_tokens, result.prefill_seconds),
                decode = rate(result.decode_steps, result.decode_seconds);
   const int64_t tokens = static_cast<int64_t>(result.ids.size());
@@ -91,8 +98,9 @@ void run(PromptOptions& options) {
                 {"prefill_tokens_per_second", prefill},
                 {"tokens_per_second", decode}});
   }
-  log::info(message(result.prompt_tokens, " prompt tokens at ", format_fixed(prefill, 1), " tokens/s, ", tokens, " tokens at ",
-                    format_fixed(decode, 1), " tokens/s, ended by ", result.stopped ? "end of sequence" : "length"));
+  log::info(message(result.prompt_tokens, " prompt tokens at ", format_fixed(prefill, 1), " tokens/s, ", tokens,
+                    " tokens at ", format_fixed(decode, 1), " tokens/s, ended by ",
+                    result.stopped ? "end of sequence" : "length"));
 }
 
 }  // namespace
@@ -108,12 +116,17 @@ Command make_generate(CLI::App& root) {
   app->add_option("--prompt", options->prompt, "what to continue or, with a template, to answer");
   app->add_option("--prompt-file", options->prompt_file, "file with the prompt; - reads standard input");
   app->add_option("--template", options->kind, "none, alpaca, alpaca-paper or chat")->capture_default_str();
-  app->add_option("--max-tokens", options->generate.max_tokens, "longest answer")->capture_default_str()->check(whole_number(1));
-  app->add_option("--temperature", sampler.temperature,
-                  "0 takes the most likely token, higher is more varied (default: 0; 1 when --top-p or --top-k is given)");
+  app->add_option("--max-tokens", options->generate.max_tokens, "longest answer")
+      ->capture_default_str()
+      ->check(whole_number(1));
+  app->add_option(
+      "--temperature", sampler.temperature,
+      "0 takes the most likely token, higher is more varied (default: 0; 1 when --top-p or --top-k is given)");
   app->add_option("--top-p", sampler.top_p, "sample from the likeliest tokens that reach this probability")
       ->capture_default_str();
-  app->add_option("--top-k", sampler.top_k, "sample from the k likeliest tokens; 0: all")->capture_default_str()->check(whole_number(0));
+  app->add_option("--top-k", sampler.top_k, "sample from the k likeliest tokens; 0: all")
+      ->capture_default_str()
+      ->check(whole_number(0));
   app->add_option("--seed", sampler.seed, "of the random numbers, which temperature 0 does not use")
       ->capture_default_str()
       ->check(whole_number(0));

@@ -43,10 +43,12 @@ json inspect_run(const fs::path& folder) {
   json result = {{"kind", "run"}, {"path", folder.string()}};
   std::vector<std::string> checkpoints;
   if (fs::is_directory(folder / "checkpoints")) {
-    for (const auto& entry : fs::directory_iterator(folder / "checkpoints")) checkpoints.push_back(entry.path().filename().string());
+    for (const auto& entry : fs::directory_iterator(folder / "checkpoints"))
+      checkpoints.push_back(entry.path().filename().string());
   }
-  std::sort(checkpoints.begin(), checkpoints.end(),
-            [](const auto& a, const auto& b) { return std::pair(a.size(), a) < std::pair(b.size(), b); });  // step-9 before step-10
+  std::sort(checkpoints.begin(), checkpoints.end(), [](const auto& a, const auto& b) {
+    return std::pair(a.size(), a) < std::pair(b.size(), b);
+  });  // step-9 before step-10
   result["checkpoints"] = checkpoints;
   if (fs::exists(folder / "metrics.jsonl")) result["metrics"] = inspect_file(folder / "metrics.jsonl");
   if (fs::exists(folder / "model")) {
@@ -56,7 +58,8 @@ json inspect_run(const fs::path& folder) {
   }
   for (const char* part : {"adapter", "model"}) {
     if (!result.contains(part)) continue;
-    for (const char* key : {"architecture", "parameters", "bytes", "bits_per_weight", "tensors"}) result[key] = result[part][key];
+    for (const char* key : {"architecture", "parameters", "bytes", "bits_per_weight", "tensors"})
+      result[key] = result[part][key];
     result[part].erase("tensors");
   }
   return result;
@@ -96,14 +99,17 @@ json inspect_folder(const fs::path& folder) {
   const auto has = [&](const char* name) { return fs::exists(folder / name); };
   if (has("adapter_config.json")) return inspect_adapter(folder);
   if (has("config.toml") || has("checkpoints")) return inspect_run(folder);
-  if (has("config.json") || has("model.safetensors") || has("model.safetensors.index.json")) return inspect_checkpoint(folder);
+  if (has("config.json") || has("model.safetensors") || has("model.safetensors.index.json"))
+    return inspect_checkpoint(folder);
   if (io::MetaFolder::exists(folder)) return inspect_checkpoint(folder);
   if (const fs::path gguf = io::gguf_file_of(folder); !gguf.empty()) return inspect_gguf(gguf);
   if (has("dev") && (has("test") || has("val"))) return inspect_mmlu(folder);
   if (text::Tokenizer::exists(folder)) return inspect_tokenizer(folder);
-  throw DataError(message(folder.string(), ": nothing known in this folder; expected a checkpoint (config.json), an adapter "
-                          "(adapter_config.json), a run (config.toml), MMLU (dev/ and test/) or a tokenizer (tokenizer.model, "
-                          "tokenizer.json)"));
+  throw DataError(
+      message(folder.string(),
+              ": nothing known in this folder; expected a checkpoint (config.json), an adapter "
+              "(adapter_config.json), a run (config.toml), MMLU (dev/ and test/) or a tokenizer (tokenizer.model, "
+              "tokenizer.json)"));
 }
 
 // By its ending, or by what is in it.
@@ -121,7 +127,8 @@ json inspect_any(const fs::path& path) {
   if (fs::is_directory(path)) return inspect_folder(path);
   const std::string name = path.filename().string();
   const fs::path folder = path.has_parent_path() ? path.parent_path() : fs::path(".");
-  if (name == "config.json" || name.ends_with(".index.json") || name == "params.json" || name == "adapter_config.json") return inspect_folder(folder);
+  if (name == "config.json" || name.ends_with(".index.json") || name == "params.json" || name == "adapter_config.json")
+    return inspect_folder(folder);
   if (name == "tokenizer.model" || name == "tokenizer.json") return inspect_tokenizer(folder);
   if (path.extension() == ".safetensors") return inspect_safetensors(path);
   if (is_torch(path)) return inspect_torch(path);
@@ -171,7 +178,8 @@ void print_human(const json& document) {
   for (const auto& tensor : document["tensors"]) {
     std::string shape;
     for (const auto& size : tensor["shape"]) shape += (shape.empty() ? "" : " x ") + size.dump();
-    tensors.push_back({tensor["name"].get<std::string>(), tensor["dtype"].get<std::string>(), shape.empty() ? "scalar" : shape});
+    tensors.push_back(
+        {tensor["name"].get<std::string>(), tensor["dtype"].get<std::string>(), shape.empty() ? "scalar" : shape});
   }
   print("\n" + format_table(tensors));
 }
@@ -183,7 +191,8 @@ int architecture_here(c10::Device device) {
 }
 
 void run_explanation(const InspectOptions& options, const fs::path& path) {
-  const json document = explain_kernels(fs::is_directory(path) ? path : path.parent_path(), architecture_here(options.common->where));
+  const json document =
+      explain_kernels(fs::is_directory(path) ? path : path.parent_path(), architecture_here(options.common->where));
   return options.common->json ? print_json(document) : print(explain_kernels_text(document));
 }
 
@@ -209,11 +218,13 @@ void run(InspectOptions& options) {
 }  // namespace
 
 Command make_inspect(CLI::App& root) {
-  CLI::App* app = root.add_subcommand("inspect", "Show what is in a file or folder: model, adapter, run, tokenizer, data, configuration");
+  CLI::App* app = root.add_subcommand(
+      "inspect", "Show what is in a file or folder: model, adapter, run, tokenizer, data, configuration");
   auto options = std::make_shared<InspectOptions>();
   app->footer(kExamples);
   app->add_option("path", options->path, "file or folder")->required();
-  app->add_flag("--explain-kernels", options->explain_kernels, "of a quantised checkpoint: which GPU kernel serves how many rows, and why");
+  app->add_flag("--explain-kernels", options->explain_kernels,
+                "of a quantised checkpoint: which GPU kernel serves how many rows, and why");
   options->common = add_common(*app, kComputes);
   options->common->computes = false;  // the flags are there, but headers are all it reads
   return {app, [options] { run(*options); }};

@@ -43,8 +43,8 @@ json inspect_metrics(const fs::path& path) {
     const json event = json::parse(line, nullptr, /*allow_exceptions=*/false);
     // A crash may leave half of the last line.
     if (event.is_discarded() && in.peek() == std::char_traits<char>::eof()) break;
-    QALORA_REQUIRE(event.is_object() && event.contains("event") && event["event"].is_string(), DataError, path.string(), ":", number,
-                   ": not a step event of a run");
+    QALORA_REQUIRE(event.is_object() && event.contains("event") && event["event"].is_string(), DataError, path.string(),
+                   ":", number, ": not a step event of a run");
     const auto name = event["event"].get<std::string>();
     events[name] = events.value(name, 0) + 1;
     if (name == "step") last_step = event;
@@ -66,7 +66,8 @@ json inspect_config(const fs::path& path) {
 
 json inspect_state(const fs::path& path) {
   const json state = io::read_json_file(path);
-  QALORA_REQUIRE(state.is_object() && state.contains("step"), DataError, path.string(), ": not a training state, there is no 'step' in it");
+  QALORA_REQUIRE(state.is_object() && state.contains("step"), DataError, path.string(),
+                 ": not a training state, there is no 'step' in it");
   return {{"kind", "training state"}, {"path", path.string()}, {"state", state}};
 }
 
@@ -77,7 +78,8 @@ json inspect_answers(const fs::path& path) {
   std::set<std::string> subjects;
   eval::read_json_lines(path, [&](const json& line, const std::string& where) {
     const bool good = line.contains("prediction") && line.contains("answer") && line.contains("scores");
-    QALORA_REQUIRE(good, DataError, where, ": expected \"scores\", \"prediction\" and \"answer\", as eval --details writes them");
+    QALORA_REQUIRE(good, DataError, where,
+                   ": expected \"scores\", \"prediction\" and \"answer\", as eval --details writes them");
     ++questions;
     correct += line["prediction"] == line["answer"] ? 1 : 0;
     if (line.contains("subject")) subjects.insert(eval::string_field(line, "subject", where));
@@ -112,8 +114,8 @@ json inspect_ids(const fs::path& path) {
   size_t tokens = 0;
   int64_t largest = -1;
   for (const json& row : rows) {
-    QALORA_REQUIRE(row.is_array(), DataError, path.string(), ": expected a list of token ids or a list of such lists, got ",
-                   row.type_name(), " among them");
+    QALORA_REQUIRE(row.is_array(), DataError, path.string(),
+                   ": expected a list of token ids or a list of such lists, got ", row.type_name(), " among them");
     for (const json& id : row) {
       QALORA_REQUIRE(id.is_number_integer(), DataError, path.string(), ": expected token ids, got ", id.type_name());
       largest = std::max(largest, id.get<int64_t>());
@@ -142,9 +144,10 @@ json inspect_picture(const fs::path& path) {
 // --log-file: every line begins with a time, "2025-01-31 23:59:59  ".
 bool is_log(const std::string& start) {
   constexpr std::string_view kTime = "0000-00-00 00:00:00  ";
-  return start.size() >= kTime.size() && std::equal(kTime.begin(), kTime.end(), start.begin(), [](char wanted, char found) {
-    return wanted == '0' ? found >= '0' && found <= '9' : wanted == found;
-  });
+  return start.size() >= kTime.size() &&
+         std::equal(kTime.begin(), kTime.end(), start.begin(), [](char wanted, char found) {
+           return wanted == '0' ? found >= '0' && found <= '9' : wanted == found;
+         });
 }
 
 json inspect_log(const fs::path& path) {
@@ -183,7 +186,8 @@ json inspect_choices(const fs::path& path) {
 json inspect_records(const fs::path& path, const std::string& start) {
   const json first = json::parse(start.substr(0, start.find('\n')), nullptr, /*allow_exceptions=*/false);
   const auto has = [&](std::initializer_list<const char*> keys) {
-    return first.is_object() && std::all_of(keys.begin(), keys.end(), [&](const char* key) { return first.contains(key); });
+    return first.is_object() &&
+           std::all_of(keys.begin(), keys.end(), [&](const char* key) { return first.contains(key); });
   };
   if (has({"event"})) return inspect_metrics(path);
   if (has({"scores", "prediction", "answer"})) return inspect_answers(path);
@@ -191,7 +195,8 @@ json inspect_records(const fs::path& path, const std::string& start) {
   if (has({"subject", "input", "output"})) return inspect_mmlu_lines(path);
   if (has({"task", "seconds"})) return inspect_values(path, "result");  // what eval --json printed
   const size_t inside = start.starts_with("[") ? start.find_first_not_of(" \t\r\n[") : std::string::npos;
-  const bool ids = inside != std::string::npos && std::string_view("-0123456789").find(start[inside]) != std::string_view::npos;
+  const bool ids =
+      inside != std::string::npos && std::string_view("-0123456789").find(start[inside]) != std::string_view::npos;
   if (ids) return inspect_ids(path);
   return inspect_data(path);
 }
@@ -224,10 +229,13 @@ json inspect_file(const fs::path& path) {
   const bool records = extension == ".json" || extension == ".jsonl" || extension == ".csv" || extension == ".txt";
   if (records) return inspect_records(path, start);
   if (is_log(start)) return inspect_log(path);
-  QALORA_REQUIRE(extension != ".model", DataError, path.string(), 
+  QALORA_REQUIRE(extension != ".model", DataError, path.string(),
                  ": a tokenizer is read under the name tokenizer.model, in its own folder");
-  QALORA_REQUIRE(!start.starts_with("GGUF"), DataError, path.string(), ": a GGUF file; files are known by their ending, so rename it to .gguf");
-  throw DataError(message(path.string(), ": not a kind of file that is known here; expected .safetensors, .gguf, .bin, .pt, .pth, tokenizer.model, .toml, .svg, "
+  QALORA_REQUIRE(!start.starts_with("GGUF"), DataError, path.string(),
+                 ": a GGUF file; files are known by their ending, so rename it to .gguf");
+  throw DataError(message(path.string(),
+                          ": not a kind of file that is known here; expected .safetensors, .gguf, .bin, .pt, .pth, "
+                          "tokenizer.model, .toml, .svg, "
                           "metrics.jsonl, or data (.json, .jsonl, .csv, .txt)"));
 }
 

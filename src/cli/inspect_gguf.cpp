@@ -57,7 +57,8 @@ json metadata_json(const io::GgufContents& file) {
 json inspect_gguf(const fs::path& path) {
   const io::GgufFile opened(path);
   const io::GgufContents& file = opened.contents();
-  json result = {{"kind", "gguf"}, {"path", path.string()}, {"gguf_version", file.version}, {"file_bytes", opened.file_bytes()}};
+  json result = {
+      {"kind", "gguf"}, {"path", path.string()}, {"gguf_version", file.version}, {"file_bytes", opened.file_bytes()}};
   json tensors = json::array(), types = json::object();
   uint64_t bytes = 0;
   int64_t elements = 0;  // the file has the bytes for them, so the sum fits
@@ -76,8 +77,9 @@ json inspect_gguf(const fs::path& path) {
     result.update(model);
     if (text::has_gguf_vocabulary(file)) result["tokens"] = text::read_gguf_vocabulary(file).pieces.size();
   } catch (const DataError& error) {  // a sound file that is no model which can be run here
-    result.update({{"architecture", file.text("general.architecture").value_or("unknown")}, {"parameters", elements}, {"not_read",
-        error.what()}});
+    result.update({{"architecture", file.text("general.architecture").value_or("unknown")},
+                   {"parameters", elements},
+                   {"not_read", error.what()}});
   }
   result["bytes"] = bytes;
   result["bits_per_weight"] = elements == 0 ? 0.0 : 8.0 * static_cast<double>(bytes) / static_cast<double>(elements);

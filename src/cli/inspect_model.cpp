@@ -17,9 +17,9 @@ nlohmann::json tensor_entry(const std::string& name, const io::TensorInfo& info)
 }
 
 struct LinearSizes {
-  uint64_t bytes = 0, weights = 0;     // as stored, scales and offsets included
-  uint64_t resident[2] = {0, 0};       // in memory, computing in f32 and in bf16
-  uint64_t largest = 0;                // weights of the largest matrix
+  uint64_t bytes = 0, weights = 0;  // as stored, scales and offsets included
+  uint64_t resident[2] = {0, 0};    // in memory, computing in f32 and in bf16
+  uint64_t largest = 0;             // weights of the largest matrix
 };
 
 LinearSizes linear_sizes(const io::Checkpoint& checkpoint, const model::LlamaConfig& config) {
@@ -49,7 +49,8 @@ LinearSizes linear_sizes(const io::Checkpoint& checkpoint, const model::LlamaCon
 }
 
 // Memory to hold the weights and run one token: linear layers, embedding, f32 head, one dequantised layer.
-uint64_t run_bytes(const io::Checkpoint& checkpoint, const model::LlamaConfig& config, const LinearSizes& sizes, bool bf16) {
+uint64_t run_bytes(const io::Checkpoint& checkpoint, const model::LlamaConfig& config, const LinearSizes& sizes,
+                   bool bf16) {
   const uint64_t vocabulary = static_cast<uint64_t>(config.vocab_size) * static_cast<uint64_t>(config.hidden_size);
   const std::string embedding = "model.embed_tokens.weight";
   const bool widened = config.tied_head || model::is_packed(checkpoint, embedding);
@@ -80,7 +81,8 @@ nlohmann::json tensor_file(const char* kind, const io::TensorSource& file) {
 
 nlohmann::json inspect_checkpoint(const fs::path& folder) {
   const io::Checkpoint checkpoint(folder);
-  nlohmann::json json = {{"path", folder.string()}, {"bytes", checkpoint.total_bytes()}, {"files", checkpoint.files().size()}};
+  nlohmann::json json = {
+      {"path", folder.string()}, {"bytes", checkpoint.total_bytes()}, {"files", checkpoint.files().size()}};
   nlohmann::json tensors = nlohmann::json::array();
   bool packed = false;
   for (const auto& name : checkpoint.names()) {
@@ -109,7 +111,8 @@ nlohmann::json inspect_checkpoint(const fs::path& folder) {
     }
     json["base_fingerprint"] = io::base_fingerprint(checkpoint);
   }
-  json["memory_bytes"] = {{"float32", run_bytes(checkpoint, config, sizes, false)}, {"bfloat16", run_bytes(checkpoint, config, sizes, true)}};
+  json["memory_bytes"] = {{"float32", run_bytes(checkpoint, config, sizes, false)},
+                          {"bfloat16", run_bytes(checkpoint, config, sizes, true)}};
   json["kv_cache_bytes_per_token"] = {{"float32", 8 * config.layers * config.kv_heads * config.head_dim},
                                       {"bfloat16", 4 * config.layers * config.kv_heads * config.head_dim}};
   return json;

@@ -8,7 +8,7 @@
 namespace qalora::cli {
 
 nlohmann::json inspect_checkpoint(const fs::path& folder);
-nlohmann::json inspect_adapter(const fs::path& folder);      // folder as io::find_adapter returns it
+nlohmann::json inspect_adapter(const fs::path& folder);  // folder as io::find_adapter returns it
 nlohmann::json inspect_safetensors(const fs::path& file);
 nlohmann::json inspect_torch(const fs::path& file);  // of torch.save
 

@@ -29,7 +29,8 @@ constexpr const char* kExamples =
 struct QuantizeOptions {
   std::shared_ptr<CommonOptions> common;
   CLI::App* app = nullptr;
-  std::string model, out, group_size = "32", method, search_scale, calibration, template_name = "alpaca", data_format = "auto";
+  std::string model, out, group_size = "32", method, search_scale, calibration, template_name = "alpaca",
+                          data_format = "auto";
   int bits = 4;
   text::CalibrationOptions rows;
   model::GptqSettings gptq;
@@ -39,9 +40,10 @@ struct QuantizeOptions {
 };
 
 // What only gptq looks at.
-constexpr const char* kGptqFlags[] = {"--calibration", "--samples", "--sequence-length", "--seed", "--template", "--data-format", "--skip-bad-records",
-                                      "--batch-size", "--damping", "--static-groups", "--act-order", "--search-scale", "--refit", "--one-pass",
-                                      "--integer-zeros"};
+constexpr const char* kGptqFlags[] = {"--calibration", "--samples",       "--sequence-length",  "--seed",
+                                      "--template",    "--data-format",   "--skip-bad-records", "--batch-size",
+                                      "--damping",     "--static-groups", "--act-order",        "--search-scale",
+                                      "--refit",       "--one-pass",      "--integer-zeros"};
 
 int64_t parse_group_size(const std::string& text) {
   if (text == "row" || text == "-1") return quant::kWholeRow;
@@ -65,21 +67,26 @@ void advise_rtn(const QuantizeOptions& options) {
     log::warn("--dtype has no effect here: rounding computes in float32");
   }
   if (options.bits == 4) {
-    log::info("rounding to nearest; GPTQ loses less, at 4 bits too: give --calibration FILE, for example the data you will fine-tune on");
+    log::info(
+        "rounding to nearest; GPTQ loses less, at 4 bits too: give --calibration FILE, for example the data you will "
+        "fine-tune on");
     return;
   }
-  log::warn(message("rounding to nearest at ", options.bits, " bits loses much of the model: it does not let the other weights make up for an error. "
+  log::warn(message("rounding to nearest at ", options.bits,
+                    " bits loses much of the model: it does not let the other weights make up for an error. "
                     "GPTQ does: give --calibration FILE, for example the data you will fine-tune on"));
 }
 
 void check_options(const QuantizeOptions& options) {
-  QALORA_REQUIRE(options.bits != 16, UserError, "--bits 16: a dense copy is what 'qalora export --to safetensors' writes; use that");
+  QALORA_REQUIRE(options.bits != 16, UserError,
+                 "--bits 16: a dense copy is what 'qalora export --to safetensors' writes; use that");
   QALORA_REQUIRE(options.bits >= 2 && options.bits <= 4, UserError, "--bits ", options.bits, ": expected 2, 3 or 4");
   const bool known = options.method.empty() || options.method == "rtn" || options.method == "gptq";
-  QALORA_REQUIRE(known, UserError, "--method ", options.method, ": not known", did_you_mean(options.method, {"rtn", "gptq"}),
-                 "; expected gptq or rtn");
+  QALORA_REQUIRE(known, UserError, "--method ", options.method, ": not known",
+                 did_you_mean(options.method, {"rtn", "gptq"}), "; expected gptq or rtn");
   QALORA_REQUIRE(options.method != "gptq" || !options.calibration.empty(), UserError,
-                 "--method gptq: needs --calibration FILE, text or records that the model's inputs look like, for example the data you will fine-tune on");
+                 "--method gptq: needs --calibration FILE, text or records that the model's inputs look like, for "
+                 "example the data you will fine-tune on");
   if (!options.is_gptq()) check_rtn(options);
   require_model(options.model, "--model");
   if (options.is_gptq()) require_input(options.calibration, "--calibration");
@@ -89,14 +96,20 @@ void check_options(const QuantizeOptions& options) {
 
 void print_estimate(const model::QuantizePlan& plan, uint64_t peak_bytes) {
   log::info(message("quantising ", plan.linears, " matrices to ", plan.quantization.bits, " bits (",
-                    format_fixed(plan.bits_per_weight, 2), " with scales and offsets): ", format_bytes(plan.input_bytes), " -> ",
+                    format_fixed(plan.bits_per_weight, 2),
+                    " with scales and offsets): ", format_bytes(plan.input_bytes), " -> ",
                     format_bytes(plan.output_bytes), ", peak memory about ", format_bytes(peak_bytes)));
   for (const auto& note : plan.notes) log::warn(note);
 }
 
 json start_json(const QuantizeOptions& options, const model::QuantizePlan& plan) {
-  return {{"bits", options.bits}, {"group_size", plan.quantization.group_size}, {"method", options.is_gptq() ? "gptq" : "rtn"},
-          {"layers", json::array()}, {"bytes", plan.output_bytes}, {"bits_per_weight", plan.bits_per_weight}, {"dry_run", options.common->dry_run}};
+  return {{"bits", options.bits},
+          {"group_size", plan.quantization.group_size},
+          {"method", options.is_gptq() ? "gptq" : "rtn"},
+          {"layers", json::array()},
+          {"bytes", plan.output_bytes},
+          {"bits_per_weight", plan.bits_per_weight},
+          {"dry_run", options.common->dry_run}};
 }
 
 void print_summary(const std::vector<model::QuantizedLayer>& layers) {
@@ -107,7 +120,8 @@ void print_summary(const std::vector<model::QuantizedLayer>& layers) {
   worst.resize(std::min<size_t>(worst.size(), 5));
   std::vector<std::vector<std::string>> rows = {{"relative error of", "%"}};
   for (const auto& layer : worst) rows.push_back({layer.name, format_fixed(100 * layer.error, 2)});
-  rows.push_back({message("mean of all ", layers.size(), " matrices"), format_fixed(100 * sum / static_cast<double>(layers.size()), 2)});
+  rows.push_back({message("mean of all ", layers.size(), " matrices"),
+                  format_fixed(100 * sum / static_cast<double>(layers.size()), 2)});
   print(format_table(rows));
 }
 
@@ -128,7 +142,8 @@ void print_losses(const std::vector<model::GptqLayer>& layers) {
   };
   for (const auto& layer : layers) add(layer.name.substr(layer.name.rfind('.') + 1), layer);
   for (const auto& layer : layers) add("all", layer);
-  std::vector<std::vector<std::string>> rows = {{"sum over blocks", "loss", "rounding to nearest", "share %", "mean relative error %"}};
+  std::vector<std::vector<std::string>> rows = {
+      {"sum over blocks", "loss", "rounding to nearest", "share %", "mean relative error %"}};
   for (const auto& [kind, sums] : kinds) {
     rows.push_back({kind, short_number(sums.loss), short_number(sums.rounding),
                     sums.rounding > 0 ? format_fixed(100 * sums.loss / sums.rounding, 1) : "-",
@@ -138,12 +153,14 @@ void print_losses(const std::vector<model::GptqLayer>& layers) {
 }
 
 void say_written(const QuantizeOptions& options, const model::QuantizePlan& plan, double seconds) {
-  log::info(message("wrote ", options.out, ": ", format_bytes(plan.output_bytes), " in ", format_duration(seconds), ", peak memory ",
-                    format_bytes(tensor::peak_memory_bytes())));
-  log::info(message("fine-tune it with: qalora finetune --config FILE --model ", options.out, " --data FILE --out RUN"));
+  log::info(message("wrote ", options.out, ": ", format_bytes(plan.output_bytes), " in ", format_duration(seconds),
+                    ", peak memory ", format_bytes(tensor::peak_memory_bytes())));
+  log::info(
+      message("fine-tune it with: qalora finetune --config FILE --model ", options.out, " --data FILE --out RUN"));
 }
 
-void finish_dry(const QuantizeOptions& options, const model::QuantizePlan& plan, uint64_t disk_bytes, const json& result) {
+void finish_dry(const QuantizeOptions& options, const model::QuantizePlan& plan, uint64_t disk_bytes,
+                const json& result) {
   if (!options.out.empty()) require_writable(options.out, options.common->force, disk_bytes);
   if (options.common->json) print_json(result);
   log::info("dry run: nothing was written");
@@ -157,7 +174,8 @@ void run_rtn(const QuantizeOptions& options, const io::Checkpoint& checkpoint, c
   result["estimated_peak_memory_bytes"] = plan.peak_bytes;
   if (options.common->dry_run) return finish_dry(options, plan, plan.disk_bytes, result);
   const auto layers = model::quantize_checkpoint(checkpoint, plan, options.out, options.common->force);
-  for (const auto& layer : layers) result["layers"].push_back({{"name", layer.name}, {"error", layer.error}, {"loss", nullptr}});
+  for (const auto& layer : layers)
+    result["layers"].push_back({{"name", layer.name}, {"error", layer.error}, {"loss", nullptr}});
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   result["seconds"] = seconds;
   result["peak_memory_bytes"] = tensor::peak_memory_bytes();
@@ -167,20 +185,24 @@ void run_rtn(const QuantizeOptions& options, const io::Checkpoint& checkpoint, c
 
 text::Calibration calibrate(const QuantizeOptions& options, const model::LlamaConfig& config) {
   text::CalibrationOptions rows = options.rows;
-  if (options.app->get_option("--sequence-length")->count() == 0) rows.sequence_length = std::min(rows.sequence_length, config.context_length);
-  QALORA_REQUIRE(rows.sequence_length <= config.context_length, UserError, "--sequence-length ", rows.sequence_length, ": ", options.model,
-                 " reads at most ", config.context_length, " tokens");
+  if (options.app->get_option("--sequence-length")->count() == 0)
+    rows.sequence_length = std::min(rows.sequence_length, config.context_length);
+  QALORA_REQUIRE(rows.sequence_length <= config.context_length, UserError, "--sequence-length ", rows.sequence_length,
+                 ": ", options.model, " reads at most ", config.context_length, " tokens");
   rows.kind = text::parse_template(options.template_name);
   rows.format = text::parse_data_format(options.data_format);
   rows.seed = static_cast<uint64_t>(options.seed);
   std::optional<text::Tokenizer> tokenizer;
   if (text::Tokenizer::exists(options.model)) tokenizer.emplace(fs::path(options.model));
-  const text::Calibration result = text::read_calibration(options.calibration, tokenizer ? &*tokenizer : nullptr, config.vocab_size, rows);
-  log::info(message(options.calibration, ": ", result.rows.size(), " rows of ", rows.sequence_length, " tokens from ", format_count(result.records), " of ",
-                    format_count(result.all_records), " records (format ", text::data_format_name(result.format), ")",
+  const text::Calibration result =
+      text::read_calibration(options.calibration, tokenizer ? &*tokenizer : nullptr, config.vocab_size, rows);
+  log::info(message(options.calibration, ": ", result.rows.size(), " rows of ", rows.sequence_length, " tokens from ",
+                    format_count(result.records), " of ", format_count(result.all_records), " records (format ",
+                    text::data_format_name(result.format), ")",
                     result.tasks > 0 ? message(", balanced over ", result.tasks, " tasks") : ""));
   if (std::ssize(result.rows) < rows.samples) {
-    log::warn(message(options.calibration, ": gives ", result.rows.size(), " rows, --samples asks for ", rows.samples, "; all of it is used"));
+    log::warn(message(options.calibration, ": gives ", result.rows.size(), " rows, --samples asks for ", rows.samples,
+                      "; all of it is used"));
   }
   return result;
 }
@@ -188,17 +210,28 @@ text::Calibration calibrate(const QuantizeOptions& options, const model::LlamaCo
 json layers_json(const std::vector<model::GptqLayer>& layers) {
   json list = json::array();
   for (const auto& layer : layers) {
-    list.push_back({{"name", layer.name}, {"error", layer.error}, {"loss", layer.loss}, {"loss_before_refit", layer.loss_before_refit},
-                    {"loss_round_to_nearest", layer.loss_round_to_nearest}, {"damping", layer.damping}, {"dead_inputs", layer.dead_inputs}});
+    list.push_back({{"name", layer.name},
+                    {"error", layer.error},
+                    {"loss", layer.loss},
+                    {"loss_before_refit", layer.loss_before_refit},
+                    {"loss_round_to_nearest", layer.loss_round_to_nearest},
+                    {"damping", layer.damping},
+                    {"dead_inputs", layer.dead_inputs}});
   }
   return list;
 }
 
 void describe(json& result, const text::Calibration& calibration, const model::GptqMemory& memory, int64_t finished) {
-  result["calibration"] = {{"rows", calibration.rows.size()}, {"tokens", calibration.tokens}, {"records", calibration.records},
-                           {"tasks", calibration.tasks}, {"format", text::data_format_name(calibration.format)}};
+  result["calibration"] = {{"rows", calibration.rows.size()},
+                           {"tokens", calibration.tokens},
+                           {"records", calibration.records},
+                           {"tasks", calibration.tasks},
+                           {"format", text::data_format_name(calibration.format)}};
   result["estimated_peak_memory_bytes"] = memory.peak;
-  result["estimated_memory"] = {{"activations", memory.activations}, {"blocks", memory.blocks}, {"solver", memory.solver}, {"forward", memory.forward},
+  result["estimated_memory"] = {{"activations", memory.activations},
+                                {"blocks", memory.blocks},
+                                {"solver", memory.solver},
+                                {"forward", memory.forward},
                                 {"embedding", memory.embedding}};
   result["finished_blocks"] = finished;
 }
@@ -208,7 +241,8 @@ void run_gptq(QuantizeOptions& options, const io::Checkpoint& checkpoint, const 
   model::GptqSettings& settings = options.gptq;
   settings.solver.bits = plan.quantization.bits;
   settings.solver.group_size = plan.quantization.group_size;
-  if (!options.search_scale.empty()) settings.solver.search = options.search_scale == "mse" ? quant::ScaleSearch::kMse : quant::ScaleSearch::kMinMax;
+  if (!options.search_scale.empty())
+    settings.solver.search = options.search_scale == "mse" ? quant::ScaleSearch::kMse : quant::ScaleSearch::kMinMax;
   settings.compute = options.common->compute;
   settings.device = options.common->where;
   settings.model_fingerprint = io::dense_fingerprint(checkpoint);
@@ -216,10 +250,13 @@ void run_gptq(QuantizeOptions& options, const io::Checkpoint& checkpoint, const 
   const model::GptqMemory memory = model::gptq_memory(checkpoint, plan, calibration, settings);
   print_estimate(plan, memory.peak);
   json result = start_json(options, plan);
-  const int64_t finished = options.out.empty() ? 0 : model::finished_blocks(checkpoint, calibration, settings, options.out);
+  const int64_t finished =
+      options.out.empty() ? 0 : model::finished_blocks(checkpoint, calibration, settings, options.out);
   describe(result, calibration, memory, finished);
-  if (options.common->dry_run) return finish_dry(options, plan, model::gptq_disk_bytes(plan, options.out, finished), result);
-  const model::GptqReport report = model::gptq_checkpoint(checkpoint, plan, calibration, settings, options.out, options.common->force);
+  if (options.common->dry_run)
+    return finish_dry(options, plan, model::gptq_disk_bytes(plan, options.out, finished), result);
+  const model::GptqReport report =
+      model::gptq_checkpoint(checkpoint, plan, calibration, settings, options.out, options.common->force);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   result["layers"] = layers_json(report.layers);
   result["seconds"] = seconds;
@@ -228,8 +265,8 @@ void run_gptq(QuantizeOptions& options, const io::Checkpoint& checkpoint, const 
   result["solver_seconds"] = report.solver_seconds;
   result["peak_memory_bytes"] = tensor::peak_memory_bytes();
   options.common->json ? print_json(result) : print_losses(report.layers);
-  log::info(message("forward passes ", format_duration(report.forward_seconds), ", Hessians ", format_duration(report.hessian_seconds), ", solver ",
-                    format_duration(report.solver_seconds)));
+  log::info(message("forward passes ", format_duration(report.forward_seconds), ", Hessians ",
+                    format_duration(report.hessian_seconds), ", solver ", format_duration(report.solver_seconds)));
   say_written(options, plan, seconds);
 }
 
@@ -245,27 +282,59 @@ void run(QuantizeOptions& options) {
 
 void add_gptq(CLI::App& app, QuantizeOptions& options) {
   const std::string data = "Calibration", solver = "GPTQ";
-  app.add_option("--calibration", options.calibration, "data whose inputs decide what may be lost: any file that 'finetune --data' takes")
-      ->group(data)->type_name("FILE");
-  app.add_option("--samples", options.rows.samples, "rows of tokens")->group(data)->check(whole_number(1))->capture_default_str();
-  app.add_option("--sequence-length", options.rows.sequence_length, "tokens of a row, filled with records (default: 2048, or the model's context)")
-      ->group(data)->check(whole_number(1))->type_name("N");
-  app.add_option("--seed", options.seed, "of the choice of records")->group(data)->check(whole_number(0))->capture_default_str();
-  app.add_option("--template", options.template_name, "prompt around a record: alpaca, alpaca-paper, none or chat")->group(data)->capture_default_str();
+  app.add_option("--calibration", options.calibration,
+                 "data whose inputs decide what may be lost: any file that 'finetune --data' takes")
+      ->group(data)
+      ->type_name("FILE");
+  app.add_option("--samples", options.rows.samples, "rows of tokens")
+      ->group(data)
+      ->check(whole_number(1))
+      ->capture_default_str();
+  app.add_option("--sequence-length", options.rows.sequence_length,
+                 "tokens of a row, filled with records (default: 2048, or the model's context)")
+      ->group(data)
+      ->check(whole_number(1))
+      ->type_name("N");
+  app.add_option("--seed", options.seed, "of the choice of records")
+      ->group(data)
+      ->check(whole_number(0))
+      ->capture_default_str();
+  app.add_option("--template", options.template_name, "prompt around a record: alpaca, alpaca-paper, none or chat")
+      ->group(data)
+      ->capture_default_str();
   app.add_option("--data-format", options.data_format, "as finetune has it")->group(data)->capture_default_str();
-  app.add_flag("--skip-bad-records", options.rows.skip_bad_records, "leave bad records out instead of stopping at the first")->group(data);
+  app.add_flag("--skip-bad-records", options.rows.skip_bad_records,
+               "leave bad records out instead of stopping at the first")
+      ->group(data);
   app.add_option("--batch-size", options.gptq.batch_size, "rows of one forward pass (default: what makes 4096 tokens)")
-      ->group(data)->check(whole_number(1))->type_name("N");
+      ->group(data)
+      ->check(whole_number(1))
+      ->type_name("N");
   quant::GptqOptions& gptq = options.gptq.solver;
-  app.add_option("--damping", gptq.damping, "share of the Hessian's mean diagonal that is added to it; grows where that is too little")
-      ->group(solver)->check(CLI::Range(1e-9, 1.0))->capture_default_str();
-  app.add_flag("--static-groups,!--no-static-groups", gptq.static_groups, "scales of all groups first, not from the updated weights (default: on)")->group(solver);
-  app.add_flag("--act-order,!--no-act-order", gptq.act_order, "the columns that matter most first; groups stay contiguous (default: on)")->group(solver);
-  app.add_option("--search-scale", options.search_scale, "minmax: the grid spans a group; mse: what makes the error least (default: mse)")
-      ->group(solver)->check(one_of({"minmax", "mse"}))->type_name("HOW");
-  app.add_flag("--refit,!--no-refit", gptq.refit, "fit scales and offsets to the codes by least squares (default: on)")->group(solver);
-  app.add_flag("--one-pass", options.gptq.one_pass, "a block's matrices all on its unquantised inputs, not one behind the other")->group(solver);
-  app.add_flag("--integer-zeros", gptq.integer_zeros, "offsets are -scale * whole number, as GPTQ's own files need ('export --to gptq')")->group(solver);
+  app.add_option("--damping", gptq.damping,
+                 "share of the Hessian's mean diagonal that is added to it; grows where that is too little")
+      ->group(solver)
+      ->check(CLI::Range(1e-9, 1.0))
+      ->capture_default_str();
+  app.add_flag("--static-groups,!--no-static-groups", gptq.static_groups,
+               "scales of all groups first, not from the updated weights (default: on)")
+      ->group(solver);
+  app.add_flag("--act-order,!--no-act-order", gptq.act_order,
+               "the columns that matter most first; groups stay contiguous (default: on)")
+      ->group(solver);
+  app.add_option("--search-scale", options.search_scale,
+                 "minmax: the grid spans a group; mse: what makes the error least (default: mse)")
+      ->group(solver)
+      ->check(one_of({"minmax", "mse"}))
+      ->type_name("HOW");
+  app.add_flag("--refit,!--no-refit", gptq.refit, "fit scales and offsets to the codes by least squares (default: on)")
+      ->group(solver);
+  app.add_flag("--one-pass", options.gptq.one_pass,
+               "a block's matrices all on its unquantised inputs, not one behind the other")
+      ->group(solver);
+  app.add_flag("--integer-zeros", gptq.integer_zeros,
+               "offsets are -scale * whole number, as GPTQ's own files need ('export --to gptq')")
+      ->group(solver);
 }
 
 }  // namespace
@@ -278,9 +347,11 @@ Command make_quantize(CLI::App& root) {
   app->add_option("--model", options->model, "folder of a dense checkpoint")->required();
   app->add_option("--out", options->out, "folder to write");
   app->add_option("--bits", options->bits, "2, 3 or 4")->capture_default_str();
-  app->add_option("--group-size", options->group_size, "inputs that share a scale and an offset: 32, 64, 128, 256 or row")
+  app->add_option("--group-size", options->group_size,
+                  "inputs that share a scale and an offset: 32, 64, 128, 256 or row")
       ->capture_default_str();
-  app->add_option("--method", options->method, "gptq (the default with --calibration), or rtn: round to nearest")->type_name("NAME");
+  app->add_option("--method", options->method, "gptq (the default with --calibration), or rtn: round to nearest")
+      ->type_name("NAME");
   add_gptq(*app, *options);
   options->common = add_common(*app, kComputes | kWrites);
   return {app, [options] { run(*options); }};

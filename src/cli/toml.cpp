@@ -68,7 +68,8 @@ class Parser {
       }
       skip_blanks();
       skip_comment();
-      require(at_ == text_.size() || end_of_line(), message("expected the end of the line, got '", rest_of_line(), "'"));
+      require(at_ == text_.size() || end_of_line(),
+              message("expected the end of the line, got '", rest_of_line(), "'"));
     }
     return out;
   }
@@ -79,7 +80,9 @@ class Parser {
   }
 
   char peek() const { return at_ < text_.size() ? text_[at_] : '\0'; }
-  bool end_of_line() const { return peek() == '\n' || (peek() == '\r' && at_ + 1 < text_.size() && text_[at_ + 1] == '\n'); }
+  bool end_of_line() const {
+    return peek() == '\n' || (peek() == '\r' && at_ + 1 < text_.size() && text_[at_ + 1] == '\n');
+  }
   std::string rest_of_line() const {
     const std::string_view rest = text_.substr(at_, text_.find('\n', at_) - at_);
     return std::string(rest.substr(0, 40));
@@ -150,8 +153,10 @@ class Parser {
     while (true) {
       skip_lines();
       if (peek() == ']') break;
-      require(at_ < text_.size(), message("the list of '", key, "' begins in line ", begin, " and never ends: ']' is missing"));
-      require(peek() == '"' || peek() == '\'', message("the list of '", key, "' holds texts in quotes, got '", rest_of_line(), "'"));
+      require(at_ < text_.size(),
+              message("the list of '", key, "' begins in line ", begin, " and never ends: ']' is missing"));
+      require(peek() == '"' || peek() == '\'',
+              message("the list of '", key, "' holds texts in quotes, got '", rest_of_line(), "'"));
       out.push_back(read_text());
       skip_lines();
       if (peek() == ',') {
@@ -195,8 +200,9 @@ class Parser {
     uint32_t code = 0;
     const auto [end, error] = std::from_chars(hex.data(), hex.data() + hex.size(), code, 16);
     const bool good = digits > 0 && hex.size() == digits && error == std::errc() && end == hex.data() + digits;
-    require(good && code <= 0x10ffff && (code < 0xd800 || code > 0xdfff),
-            message("'\\", rest_of_line().substr(0, 1 + digits), "' is not an escape; a backslash itself is written \\\\"));
+    require(
+        good && code <= 0x10ffff && (code < 0xd800 || code > 0xdfff),
+        message("'\\", rest_of_line().substr(0, 1 + digits), "' is not an escape; a backslash itself is written \\\\"));
     at_ += 1 + digits;
     return utf8_of(code);
   }
@@ -210,7 +216,9 @@ class Parser {
 
 }  // namespace
 
-std::vector<TomlEntry> parse_toml(std::string_view text, const std::string& name) { return Parser(text, name).entries(); }
+std::vector<TomlEntry> parse_toml(std::string_view text, const std::string& name) {
+  return Parser(text, name).entries();
+}
 
 std::string toml_quoted(std::string_view text) {
   constexpr char kHex[] = "0123456789abcdef";

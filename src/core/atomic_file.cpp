@@ -72,7 +72,8 @@ std::string unique_number() {
   return text;
 }
 
-// An exclusive lock on a folder, which ends with its process however that ends; -1 where somebody holds it or the file system has none.
+// An exclusive lock on a folder, which ends with its process however that ends; -1 where somebody holds it or the file
+// system has none.
 int lock_folder(const fs::path& folder) {
   const int descriptor = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
   if (descriptor < 0 || ::flock(descriptor, LOCK_EX | LOCK_NB) == 0) return descriptor;
@@ -100,8 +101,8 @@ void require_room(const fs::path& path, const fs::path& parent, uint64_t require
   struct statvfs disk = {};
   if (required_bytes == 0 || ::statvfs(parent.c_str(), &disk) != 0) return;
   const uint64_t free_bytes = static_cast<uint64_t>(disk.f_bavail) * disk.f_frsize;
-  QALORA_REQUIRE(free_bytes >= required_bytes, IoError, path.string(), ": needs ", format_bytes(required_bytes), ", but the disk has only ",
-                 format_bytes(free_bytes), " free; choose another output or make room");
+  QALORA_REQUIRE(free_bytes >= required_bytes, IoError, path.string(), ": needs ", format_bytes(required_bytes),
+                 ", but the disk has only ", format_bytes(free_bytes), " free; choose another output or make room");
 }
 
 // Puts `staging` at `path` -> where that which lay there is now.
@@ -124,7 +125,8 @@ fs::path change_places(const fs::path& staging, const fs::path& path) {
 }  // namespace
 
 AtomicFile::AtomicFile(const fs::path& path)
-    : path_(path), temporary_(parent_of(path) / message(".", path.filename().string(), kStagingMark, unique_number())) {
+    : path_(path),
+      temporary_(parent_of(path) / message(".", path.filename().string(), kStagingMark, unique_number())) {
   std::error_code ignored;
   QALORA_REQUIRE(path.has_filename() && !fs::is_directory(path, ignored), IoError, path.string(),
                  ": is a folder, expected a file name to write");
@@ -149,7 +151,8 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
   start_writeback();
 }
 
-// Has the kernel put on the disk what is whole, so that commit's sync does not find it all waiting. A hint: failure has no meaning.
+// Has the kernel put on the disk what is whole, so that commit's sync does not find it all waiting. A hint: failure has
+// no meaning.
 void AtomicFile::start_writeback() {
   constexpr int64_t kPiece = int64_t{32} << 20;
   if (written_ - started_ < kPiece) return;
@@ -172,7 +175,8 @@ void AtomicFile::commit() {
 }
 
 AtomicFolder::AtomicFolder(const fs::path& path, bool replace, uint64_t required_bytes)
-    : path_(folder_path(path)), replace_(replace) {
+    : path_(folder_path(path)),
+      replace_(replace) {
   const bool exists = is_taken(path_);
   QALORA_REQUIRE(replace || !exists, UserError, path_.string(),
                  ": exists already; choose another output, or --force to replace it");
@@ -224,7 +228,8 @@ AtomicFolder::~AtomicFolder() { discard(); }
 void AtomicFolder::commit() {
   QALORA_CHECK(!committed_, path_.string(), " was committed twice");
   std::error_code failed;
-  for (fs::recursive_directory_iterator entry(staging_, failed), end; !failed && entry != end; entry.increment(failed)) {
+  for (fs::recursive_directory_iterator entry(staging_, failed), end; !failed && entry != end;
+       entry.increment(failed)) {
     const fs::file_type type = entry->symlink_status(failed).type();
     if (type == fs::file_type::directory) sync_folder(entry->path());
     if (type == fs::file_type::regular) sync_path(entry->path(), 0);

@@ -18,7 +18,8 @@ namespace qalora {
 
 namespace {
 
-// Opens for reading, or says why not. The caller closes. Non-blocking, because opening a pipe that nobody writes to would wait for ever.
+// Opens for reading, or says why not. The caller closes. Non-blocking, because opening a pipe that nobody writes to
+// would wait for ever.
 int open_for_reading(const fs::path& path) {
   int descriptor = -1;
   do {
@@ -37,7 +38,8 @@ struct Descriptor {
 
 struct stat status_of(int descriptor, const fs::path& path) {
   struct stat status = {};
-  QALORA_REQUIRE(::fstat(descriptor, &status) == 0, DataError, path.string(), ": cannot be read: ", std::strerror(errno));
+  QALORA_REQUIRE(::fstat(descriptor, &status) == 0, DataError, path.string(),
+                 ": cannot be read: ", std::strerror(errno));
   QALORA_REQUIRE(!S_ISDIR(status.st_mode), DataError, path.string(), ": is a folder, expected a file");
   return status;
 }
@@ -58,7 +60,8 @@ MappedFile::MappedFile(const fs::path& path) : path_(path) {
   size_ = static_cast<size_t>(status.st_size);
   if (size_ == 0) return;
   void* map = ::mmap(nullptr, size_, PROT_READ, MAP_SHARED, file.value, 0);
-  QALORA_REQUIRE(map != MAP_FAILED, DataError, path.string(), ": cannot be mapped (", size_, " bytes): ", std::strerror(errno));
+  QALORA_REQUIRE(map != MAP_FAILED, DataError, path.string(), ": cannot be mapped (", size_,
+                 " bytes): ", std::strerror(errno));
   data_ = static_cast<const std::byte*>(map);
 }
 
@@ -67,7 +70,9 @@ MappedFile::~MappedFile() {
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
-    : path_(std::move(other.path_)), data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+    : path_(std::move(other.path_)),
+      data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)) {}
 
 MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   std::swap(path_, other.path_);
@@ -78,7 +83,8 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 
 void MappedFile::release(std::span<const std::byte> part) const {
   if (part.empty()) return;
-  QALORA_CHECK(part.data() >= data_ && part.data() + part.size() <= data_ + size_, "the part lies outside ", path_.string());
+  QALORA_CHECK(part.data() >= data_ && part.data() + part.size() <= data_ + size_, "the part lies outside ",
+               path_.string());
   // Only pages that lie wholly inside: the neighbours may still be in use.
   const uintptr_t page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
   const uintptr_t address = reinterpret_cast<uintptr_t>(part.data());
@@ -96,7 +102,7 @@ std::string read_text_file(const fs::path& path, uint64_t limit_bytes) {
   };
   if (S_ISREG(status.st_mode)) refuse(static_cast<uint64_t>(status.st_size));
   std::string text;
-  char buffer[1 << 16];  // read to the end and not to st_size: pipes and /proc say 0
+  char buffer[1 << 16];                   // read to the end and not to st_size: pipes and /proc say 0
   bool early = S_ISFIFO(status.st_mode);  // a pipe whose writer has not come yet reads as if it were at its end
   while (true) {
     const ssize_t count = ::read(file.value, buffer, sizeof buffer);
@@ -120,7 +126,8 @@ std::string read_text_file(const fs::path& path, uint64_t limit_bytes) {
 fs::file_type kind_of(const fs::path& path) {
   std::error_code failed;
   const fs::file_type type = fs::status(path, failed).type();
-  QALORA_REQUIRE(!failed || type == fs::file_type::not_found, DataError, path.string(), ": cannot be read: ", failed.message());
+  QALORA_REQUIRE(!failed || type == fs::file_type::not_found, DataError, path.string(),
+                 ": cannot be read: ", failed.message());
   return type;
 }
 

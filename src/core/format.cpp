@@ -34,7 +34,8 @@ size_t edit_distance(std::string_view a, std::string_view b) {
 
 // Columns on a screen, near enough: one a UTF-8 character.
 size_t display_width(std::string_view text) {
-  return static_cast<size_t>(std::count_if(text.begin(), text.end(), [](unsigned char c) { return (c & 0xC0) != 0x80; }));
+  return static_cast<size_t>(
+      std::count_if(text.begin(), text.end(), [](unsigned char c) { return (c & 0xC0) != 0x80; }));
 }
 
 bool is_number(std::string_view cell) {
@@ -75,7 +76,8 @@ std::string format_duration(double seconds) {
 std::string format_count(int64_t count) {
   std::string text = std::to_string(count);
   const int64_t first = count < 0 ? 1 : 0;
-  for (int64_t at = static_cast<int64_t>(text.size()) - 3; at > first; at -= 3) text.insert(static_cast<size_t>(at), ",");
+  for (int64_t at = static_cast<int64_t>(text.size()) - 3; at > first; at -= 3)
+    text.insert(static_cast<size_t>(at), ",");
   return text;
 }
 
@@ -131,7 +133,8 @@ std::string format_table(const std::vector<std::vector<std::string>>& rows) {
   std::vector<size_t> widths;
   for (const auto& row : rows) {
     widths.resize(std::max(widths.size(), row.size()));
-    for (size_t column = 0; column < row.size(); ++column) widths[column] = std::max(widths[column], display_width(row[column]));
+    for (size_t column = 0; column < row.size(); ++column)
+      widths[column] = std::max(widths[column], display_width(row[column]));
   }
   std::string text;
   for (size_t index = 0; index < rows.size(); ++index) {

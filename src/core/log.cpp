@@ -33,8 +33,9 @@ void erase_live_line(State& s) {
   s.live = false;
 }
 
-// Names from files stand in messages: control characters, which a terminal would obey, are written as \\x1b, and what is far too long
-// loses its middle. A line after the first is indented, so that a name with a line break cannot pass for a message of its own.
+// Names from files stand in messages: control characters, which a terminal would obey, are written as \\x1b, and what
+// is far too long loses its middle. A line after the first is indented, so that a name with a line break cannot pass
+// for a message of its own.
 std::string printable(const std::string& text) {
   constexpr size_t kLongest = 4000, kStart = 3000, kEnd = 500;
   if (text.size() > kLongest) {
@@ -48,10 +49,12 @@ std::string printable(const std::string& text) {
     result += code;
   };
   for (size_t i = 0; i < text.size(); ++i) {
-    const auto byte = static_cast<unsigned char>(text[i]), next = static_cast<unsigned char>(i + 1 < text.size() ? text[i + 1] : 0);
+    const auto byte = static_cast<unsigned char>(text[i]),
+               next = static_cast<unsigned char>(i + 1 < text.size() ? text[i + 1] : 0);
     if (byte == '\n') {
       result += "\n  ";
-    } else if (byte == 0xC2 && next >= 0x80 && next < 0xA0) {  // U+0080 to U+009F, the other half of the control characters
+    } else if (byte == 0xC2 && next >= 0x80 &&
+               next < 0xA0) {  // U+0080 to U+009F, the other half of the control characters
       escape(next);
       ++i;
     } else if ((byte < 0x20 && byte != '\t') || byte == 0x7F) {
@@ -100,7 +103,8 @@ void configure(const Options& options) {
   std::FILE* file = nullptr;
   if (!options.file.empty()) {
     file = std::fopen(options.file.c_str(), "ae");
-    QALORA_REQUIRE(file != nullptr, IoError, options.file.string(), ": the log file cannot be opened: ", std::strerror(errno));
+    QALORA_REQUIRE(file != nullptr, IoError, options.file.string(),
+                   ": the log file cannot be opened: ", std::strerror(errno));
   }
   State& s = state();
   std::lock_guard lock(s.mutex);

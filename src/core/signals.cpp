@@ -17,9 +17,11 @@ void on_stop(int number) {
   stop_number = number;
 }
 
-// The page of a mapped file is gone. Nothing can be cleaned up here: what was being written lies under its temporary name.
+// The page of a mapped file is gone. Nothing can be cleaned up here: what was being written lies under its temporary
+// name.
 void on_lost_page(int) {
-  constexpr char kText[] = "\nerror: an input file became shorter while it was read, or its disk failed; nothing was put in place\n";
+  constexpr char kText[] =
+      "\nerror: an input file became shorter while it was read, or its disk failed; nothing was put in place\n";
   [[maybe_unused]] const ssize_t ignored = ::write(STDERR_FILENO, kText, sizeof kText - 1);
   _exit(static_cast<int>(ExitCode::kData));
 }

@@ -1,5 +1,5 @@
-// The CUDA half of the program, as the table of include/qalora/tensor/accelerator.h. Knows LibTorch's CUDA side and our kernels, and no
-// room above; nothing here throws anything but LibTorch's own errors.
+// The CUDA half of the program, as the table of include/qalora/tensor/accelerator.h. Knows LibTorch's CUDA side and our
+// kernels, and no room above; nothing here throws anything but LibTorch's own errors.
 #include <ATen/Context.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/cuda/CUDACachingAllocator.h>
@@ -26,7 +26,9 @@ using tensor::RecordedGraph;
 
 c10::DeviceIndex device_index(int index) { return static_cast<c10::DeviceIndex>(index); }
 
-std::string version_text(int version) { return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10); }
+std::string version_text(int version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
 
 // 0 where no driver is installed.
 int driver_version() {
@@ -53,8 +55,9 @@ Devices look_for_devices() {
   const char* visible = std::getenv("CUDA_VISIBLE_DEVICES");
   const int driver = driver_version();
   if (driver == 0) {
-    found.problem = "the NVIDIA driver's library libcuda.so.1 is missing or does not answer; install a driver for CUDA " +
-                    version_text(CUDART_VERSION) + " or newer";
+    found.problem =
+        "the NVIDIA driver's library libcuda.so.1 is missing or does not answer; install a driver for CUDA " +
+        version_text(CUDART_VERSION) + " or newer";
   } else if (error == cudaErrorInsufficientDriver) {
     found.problem = "the NVIDIA driver is for CUDA " + version_text(driver) + " and older than this build's CUDA " +
                     version_text(CUDART_VERSION) + "; update the driver";
@@ -63,7 +66,8 @@ Devices look_for_devices() {
   } else if (error == cudaErrorNoDevice || error == cudaSuccess) {
     found.problem = "the NVIDIA driver finds no device; does nvidia-smi list one?";
   } else {
-    found.problem = std::string("the NVIDIA driver does not start (") + cudaGetErrorString(error) + "); does nvidia-smi work?";
+    found.problem =
+        std::string("the NVIDIA driver does not start (") + cudaGetErrorString(error) + "); does nvidia-smi work?";
   }
   return found;
 }
@@ -107,11 +111,14 @@ AcceleratorMemory memory(int index) {
   const auto statistics = c10::cuda::CUDACachingAllocator::getDeviceStats(device_index(index));
   constexpr size_t kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
   const int64_t cached = statistics.reserved_bytes[kAll].current - statistics.allocated_bytes[kAll].current;
-  return {.total = total, .free = free + static_cast<uint64_t>(cached > 0 ? cached : 0),
+  return {.total = total,
+          .free = free + static_cast<uint64_t>(cached > 0 ? cached : 0),
           .peak = static_cast<uint64_t>(statistics.allocated_bytes[kAll].peak)};
 }
 
-kernels::cuda::Stream current_stream(int index) { return c10::cuda::getCurrentCUDAStream(device_index(index)).stream(); }
+kernels::cuda::Stream current_stream(int index) {
+  return c10::cuda::getCurrentCUDAStream(device_index(index)).stream();
+}
 
 void synchronize(int index) {
   const c10::cuda::CUDAGuard guard(device_index(index));

@@ -20,8 +20,8 @@ size_t leading_blanks(std::string_view text) {
   size_t count = 0;
   while (count < text.size()) {
     const std::string_view rest = text.substr(count);
-    const auto* wide =
-        std::find_if(std::begin(kWide), std::end(kWide), [&](std::string_view blank) { return rest.starts_with(blank); });
+    const auto* wide = std::find_if(std::begin(kWide), std::end(kWide),
+                                    [&](std::string_view blank) { return rest.starts_with(blank); });
     if (wide != std::end(kWide)) {
       count += wide->size();
     } else if (is_narrow(rest.front())) {

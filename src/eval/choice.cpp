@@ -23,8 +23,8 @@ ChoiceQuestion parse_question(const nlohmann::json& row, const std::string& wher
   for (const auto& choice : *choices) {
     QALORA_REQUIRE(choice.is_string(), DataError, where, ": \"choices\" must be strings, got ", choice.type_name());
     question.choices.push_back(choice.get<std::string>());
-    QALORA_REQUIRE(leading_blanks(question.choices.back()) < question.choices.back().size(), DataError, where, ": choice ",
-                   question.choices.size() - 1, " is empty");
+    QALORA_REQUIRE(leading_blanks(question.choices.back()) < question.choices.back().size(), DataError, where,
+                   ": choice ", question.choices.size() - 1, " is empty");
   }
   const auto answer = row.find("answer");
   QALORA_REQUIRE(answer != row.end() && answer->is_number_integer(), DataError, where,
@@ -52,8 +52,8 @@ std::vector<ChoiceQuestion> read_choices(const fs::path& path, int64_t limit) {
   return questions;
 }
 
-ChoiceResult run_choices(model::Llama& model, const text::Tokenizer& tokenizer, const std::vector<ChoiceQuestion>& questions,
-                         int64_t batch_tokens) {
+ChoiceResult run_choices(model::Llama& model, const text::Tokenizer& tokenizer,
+                         const std::vector<ChoiceQuestion>& questions, int64_t batch_tokens) {
   std::vector<Continuations> prompts;
   for (const auto& question : questions) {
     std::vector<std::string> texts;

@@ -42,11 +42,12 @@ void add_positions(Sums& sums, const at::Tensor& logits, const at::Tensor& other
 
 }  // namespace
 
-CompareResult compare_models(model::Llama& model, model::Llama& other, const TokenBlocks& blocks, int64_t batch_tokens) {
+CompareResult compare_models(model::Llama& model, model::Llama& other, const TokenBlocks& blocks,
+                             int64_t batch_tokens) {
   at::NoGradGuard no_grad;
   QALORA_REQUIRE(model.config.vocab_size == other.config.vocab_size, DataError,
-                 "the models cannot be compared: one has a vocabulary of ", model.config.vocab_size, " tokens, the other of ",
-                 other.config.vocab_size);
+                 "the models cannot be compared: one has a vocabulary of ", model.config.vocab_size,
+                 " tokens, the other of ", other.config.vocab_size);
   const auto start = std::chrono::steady_clock::now();
   std::vector<ScoreRequest> requests;
   int64_t total = 0;
@@ -67,7 +68,8 @@ CompareResult compare_models(model::Llama& model, model::Llama& other, const Tok
       for (int64_t begin = 0; begin < positions; begin += chunk) {
         const int64_t count = std::min(chunk, positions - begin), at_row = static_cast<int64_t>(row);
         const at::Tensor logits = padded_logits(model, hidden[at_row].narrow(0, begin, count));
-        const at::Tensor others = padded_logits(other, other_hidden[at_row].narrow(0, begin, count)).to(logits.device());
+        const at::Tensor others =
+            padded_logits(other, other_hidden[at_row].narrow(0, begin, count)).to(logits.device());
         const auto targets = at::tensor(at::IntArrayRef(ids.data() + begin + 1, static_cast<size_t>(count)), at::kLong);
         add_positions(sums, logits, others, targets.to(logits.device()));
       }

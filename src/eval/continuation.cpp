@@ -37,12 +37,12 @@ Continuations encode_continuations(const text::Tokenizer& tokenizer, std::string
     out.context = {start};
   }
   for (const auto& text : texts) {
-    const auto whole =
-        tokenizer.encode(kept + moved + text, {.add_bos = kept.empty() ? tokenizer.bos_id() >= 0 : tokenizer.adds_bos()});
+    const auto whole = tokenizer.encode(kept + moved + text,
+                                        {.add_bos = kept.empty() ? tokenizer.bos_id() >= 0 : tokenizer.adds_bos()});
     const bool bare = kept.empty() && tokenizer.bos_id() < 0;  // `whole` has no start token of its own
     const size_t skip = bare ? 0 : out.context.size();
-    QALORA_REQUIRE(bare || (whole.size() >= skip && std::equal(out.context.begin(), out.context.end(), whole.begin())), DataError,
-                   where, ": the tokens of the context change when '", text,
+    QALORA_REQUIRE(bare || (whole.size() >= skip && std::equal(out.context.begin(), out.context.end(), whole.begin())),
+                   DataError, where, ": the tokens of the context change when '", text,
                    "' follows it, so its likelihood is not defined; let the context end "
                    "where a word ends and the answer begin with a blank");
     QALORA_REQUIRE(whole.size() > skip, DataError, where, ": '", text, "' has no tokens of its own");

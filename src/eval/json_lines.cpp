@@ -8,7 +8,8 @@
 
 namespace qalora::eval {
 
-void read_json_lines(const fs::path& path, const std::function<bool(const nlohmann::json&, const std::string& where)>& record) {
+void read_json_lines(const fs::path& path,
+                     const std::function<bool(const nlohmann::json&, const std::string& where)>& record) {
   const MappedFile file(path);
   std::string_view rest(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size());
   if (rest.starts_with("\xEF\xBB\xBF")) rest.remove_prefix(3);
@@ -20,7 +21,8 @@ void read_json_lines(const fs::path& path, const std::function<bool(const nlohma
     const std::string where = message(path.string(), ":", number);
     const nlohmann::json value = nlohmann::json::parse(line, nullptr, false);
     const bool array = number == 1 && line.starts_with('[');
-    QALORA_REQUIRE(!array, DataError, where, ": begins a JSON array, expected JSON Lines: one object a line; jq -c '.[]' makes them of it");
+    QALORA_REQUIRE(!array, DataError, where,
+                   ": begins a JSON array, expected JSON Lines: one object a line; jq -c '.[]' makes them of it");
     QALORA_REQUIRE(!value.is_discarded(), DataError, where, ": not valid JSON; expected one JSON object a line");
     QALORA_REQUIRE(value.is_object(), DataError, where, ": expected a JSON object, got ", value.type_name());
     if (!record(value, where)) return;

@@ -23,17 +23,22 @@ constexpr size_t kSequences = 4;
 constexpr int64_t kLength = 128;  // tokens of a sequence at most
 
 constexpr const char* kText =
-    "A river that leaves the mountains carries stones, then sand, and at last only mud. Where it slows down it drops what it can no "
-    "longer hold, and over the centuries it builds a plain. Farmers settle there because the soil is deep; they count the floods, "
-    "name the fields, and quarrel about bridges. In 1847 the village had 312 people, two mills and a school. Question: what does a "
+    "A river that leaves the mountains carries stones, then sand, and at last only mud. Where it slows down it drops "
+    "what it can no "
+    "longer hold, and over the centuries it builds a plain. Farmers settle there because the soil is deep; they count "
+    "the floods, "
+    "name the fields, and quarrel about bridges. In 1847 the village had 312 people, two mills and a school. Question: "
+    "what does a "
     "slow river leave behind? Answer: the finest part of its load.";
 
 bool usable(const std::vector<int64_t>& ids, const model::LlamaConfig& config) {
-  return ids.size() >= 2 && std::all_of(ids.begin(), ids.end(), [&](int64_t id) { return id >= 0 && id < config.vocab_size; });
+  return ids.size() >= 2 &&
+         std::all_of(ids.begin(), ids.end(), [&](int64_t id) { return id >= 0 && id < config.vocab_size; });
 }
 
 // The first records of a data set as ids.
-ProofTokens record_tokens(const std::string& path, const text::Tokenizer* tokenizer, const model::LlamaConfig& config, int64_t length) {
+ProofTokens record_tokens(const std::string& path, const text::Tokenizer* tokenizer, const model::LlamaConfig& config,
+                          int64_t length) {
   ProofTokens tokens;
   const text::Dataset dataset(path, text::DataFormat::kAuto, /*skip_bad_records=*/true);
   text::ExampleOptions options;
@@ -41,7 +46,8 @@ ProofTokens record_tokens(const std::string& path, const text::Tokenizer* tokeni
   for (int64_t i = 0; i < dataset.size() && tokens.sequences.size() < kSequences; ++i) {
     const text::Record record = dataset.record(i);
     if (tokenizer == nullptr && record.input_ids.empty()) break;
-    std::vector<int64_t> ids = record.input_ids.empty() ? text::make_example(*tokenizer, record, options).input_ids : record.input_ids;
+    std::vector<int64_t> ids =
+        record.input_ids.empty() ? text::make_example(*tokenizer, record, options).input_ids : record.input_ids;
     ids.resize(std::min<size_t>(ids.size(), static_cast<size_t>(length)));
     if (usable(ids, config)) tokens.sequences.push_back(std::move(ids));
   }
@@ -68,7 +74,8 @@ at::Tensor run(model::Llama& model, const ProofTokens& tokens, const char* what)
   std::vector<ScoreRequest> requests;
   for (const auto& ids : tokens.sequences) requests.push_back({ids, 0});
   std::vector<at::Tensor> states(requests.size());
-  run_requests(model, requests, kDefaultBatchTokens, what, [&](size_t i, const at::Tensor& hidden) { states[i] = hidden.clone(); });
+  run_requests(model, requests, kDefaultBatchTokens, what,
+               [&](size_t i, const at::Tensor& hidden) { states[i] = hidden.clone(); });
   return at::cat(states);
 }
 
@@ -78,7 +85,8 @@ double logit_distance(const model::Llama& model, const at::Tensor& a, const at::
   const int64_t chunk = logits_chunk(model);
   for (int64_t begin = 0; begin < a.size(0); begin += chunk) {
     const int64_t count = std::min(chunk, a.size(0) - begin);
-    const at::Tensor first = padded_logits(model, a.narrow(0, begin, count)), second = padded_logits(model, b.narrow(0, begin, count));
+    const at::Tensor first = padded_logits(model, a.narrow(0, begin, count)),
+                     second = padded_logits(model, b.narrow(0, begin, count));
     const double distance = (first - second).abs().max().item<double>();
     if (!(distance <= largest)) largest = distance;  // keeps NaN
     if (std::isnan(largest)) break;
@@ -100,8 +108,9 @@ std::vector<MovedOffsets> moved_offsets(model::Llama& model, const io::AdapterFi
     const quant::PackedWeight& weight = linear->packed();
     io::AdapterConfig config = adapter.config;
     config.group_size = weight.group_size;  // the merge has compared them
-    result.push_back({linear, weight.offsets,
-                      quant::offset_change(linear->module(), config, found->second, weight.in_features, weight.group_size)});
+    result.push_back(
+        {linear, weight.offsets,
+         quant::offset_change(linear->module(), config, found->second, weight.in_features, weight.group_size)});
   }
   return result;
 }
@@ -157,8 +166,8 @@ ProofTokens proof_tokens(const fs::path& model, const model::LlamaConfig& config
   return {{std::move(ids)}, "built-in text"};
 }
 
-MergeProof prove_merge(const fs::path& base, const io::AdapterFile& adapter, const fs::path& merged, const ProofTokens& tokens,
-                       c10::Device device) {
+MergeProof prove_merge(const fs::path& base, const io::AdapterFile& adapter, const fs::path& merged,
+                       const ProofTokens& tokens, c10::Device device) {
   at::NoGradGuard no_grad;
   QALORA_CHECK(!tokens.sequences.empty(), "no tokens to prove a merge on");
   at::Tensor plain, adapted;
@@ -188,7 +197,8 @@ MergeProof prove_merge(const fs::path& base, const io::AdapterFile& adapter, con
   proof.tokens = adapted.size(0);
   proof.effect = logit_distance(model, adapted, plain);
   proof.max_logit_difference = logit_distance(model, adapted, result);
-  for (const at::Tensor& draw : shaken) proof.tolerance = std::max(proof.tolerance, kMargin * logit_distance(model, adapted, draw));
+  for (const at::Tensor& draw : shaken)
+    proof.tolerance = std::max(proof.tolerance, kMargin * logit_distance(model, adapted, draw));
   return proof;
 }
 

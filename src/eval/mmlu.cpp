@@ -25,8 +25,8 @@ const std::vector<std::string>& letter_texts() {
   return texts;
 }
 
-// The letters as they follow a prompt, looked up once for every token a prompt ends with: what follows is tokenised by what
-// stands directly before it, and all prompts end in "Answer:".
+// The letters as they follow a prompt, looked up once for every token a prompt ends with: what follows is tokenised by
+// what stands directly before it, and all prompts end in "Answer:".
 class Letters {
  public:
   explicit Letters(const text::Tokenizer& tokenizer) : tokenizer_(tokenizer) {}
@@ -43,15 +43,17 @@ class Letters {
   std::map<int64_t, std::vector<std::vector<int64_t>>> tails_;
 };
 
-std::vector<int64_t> single_tokens(const std::vector<std::vector<int64_t>>& tails, Protocol protocol, const std::string& where) {
+std::vector<int64_t> single_tokens(const std::vector<std::vector<int64_t>>& tails, Protocol protocol,
+                                   const std::string& where) {
   std::vector<int64_t> ids;
   for (size_t i = 0; i < tails.size(); ++i) {
     QALORA_REQUIRE(tails[i].size() == 1, DataError, where, ": --protocol ", protocol_name(protocol),
                    " compares one token a letter, but "
                    "this tokenizer writes '",
                    letter_texts()[i], "' with ", tails[i].size(), "; use --protocol lm-eval");
-    QALORA_REQUIRE(std::find(ids.begin(), ids.end(), tails[i][0]) == ids.end(), DataError, where, ": two letters share token ",
-                   tails[i][0], ", so their scores could not differ; the tokenizer does not fit --protocol ",
+    QALORA_REQUIRE(std::find(ids.begin(), ids.end(), tails[i][0]) == ids.end(), DataError, where,
+                   ": two letters share token ", tails[i][0],
+                   ", so their scores could not differ; the tokenizer does not fit --protocol ",
                    protocol_name(protocol));
     ids.push_back(tails[i][0]);
   }
@@ -64,7 +66,8 @@ struct Prepared {
 };
 
 // Where the prompt's worked examples begin and end (behind their letter), in bytes.
-std::vector<std::pair<size_t, size_t>> example_spans(const MmluSubject& subject, const MmluQuestion& question, size_t shots) {
+std::vector<std::pair<size_t, size_t>> example_spans(const MmluSubject& subject, const MmluQuestion& question,
+                                                     size_t shots) {
   std::vector<std::pair<size_t, size_t>> spans;
   size_t begin = subject.header.size();
   for (size_t i = 0; i < shots; ++i) {
@@ -83,9 +86,11 @@ std::vector<std::pair<size_t, size_t>> example_spans(const MmluSubject& subject,
   return spans;
 }
 
-// Worked examples that are left whole when `front` tokens are cut off the prompt's beginning or `back` tokens off its end.
+// Worked examples that are left whole when `front` tokens are cut off the prompt's beginning or `back` tokens off its
+// end.
 int64_t whole_examples(const text::Tokenizer& tokenizer, bool bos, const std::string& prompt,
-                       const std::vector<std::pair<size_t, size_t>>& spans, int64_t total, int64_t front, int64_t back) {
+                       const std::vector<std::pair<size_t, size_t>>& spans, int64_t total, int64_t front,
+                       int64_t back) {
   if (front == 0 && back == 0) return static_cast<int64_t>(spans.size());
   const auto tokens_of = [&](size_t bytes) {
     return static_cast<int64_t>(tokenizer.encode(std::string_view(prompt).substr(0, bytes), {.add_bos = bos}).size());
@@ -103,8 +108,8 @@ struct Asked {
   int64_t context_length;
 };
 
-// What does not fit is cut as the protocol cuts it: hendrycks drops the last worked example and tries again, qlora cuts the end,
-// question and all, and lm-eval the beginning (when it is scored; here it is only counted).
+// What does not fit is cut as the protocol cuts it: hendrycks drops the last worked example and tries again, qlora cuts
+// the end, question and all, and lm-eval the beginning (when it is scored; here it is only counted).
 Continuations prepare(const text::Tokenizer& tokenizer, Letters& letters, const Asked& asked, MmluAnswer& answer) {
   const auto& [subject, question, protocol, bos, context_length] = asked;
   size_t shots = subject.examples.size();
@@ -139,8 +144,8 @@ Continuations prepare(const text::Tokenizer& tokenizer, Letters& letters, const 
   return out;
 }
 
-Prepared prepare_all(const model::Llama& model, const text::Tokenizer& tokenizer, const std::vector<MmluSubject>& subjects,
-                     Protocol protocol) {
+Prepared prepare_all(const model::Llama& model, const text::Tokenizer& tokenizer,
+                     const std::vector<MmluSubject>& subjects, Protocol protocol) {
   Prepared out;
   out.result.protocol = protocol;
   out.result.bos = tokenizer.bos_id() >= 0 && (tokenizer.adds_bos() || protocol == Protocol::kQlora);
@@ -204,10 +209,12 @@ MmluResult run_mmlu(model::Llama& model, const text::Tokenizer& tokenizer, const
   for (size_t i = 0; i < result.answers.size(); ++i) {
     auto& answer = result.answers[i];
     for (double score : answer.scores) {
-      QALORA_REQUIRE(std::isfinite(score), DataError, prepared.prompts[i].where, ": the model scores an answer with ", score,
+      QALORA_REQUIRE(std::isfinite(score), DataError, prepared.prompts[i].where, ": the model scores an answer with ",
+                     score,
                      ": its weights or activations are not finite; check the checkpoint, or use --dtype float32");
     }
-    answer.prediction = static_cast<int>(std::max_element(answer.scores.begin(), answer.scores.end()) - answer.scores.begin());
+    answer.prediction =
+        static_cast<int>(std::max_element(answer.scores.begin(), answer.scores.end()) - answer.scores.begin());
     result.tokens += answer.prompt_tokens;
     if (answer.cut_tokens > 0 || answer.dropped_shots > 0) ++result.cut_prompts;
   }

@@ -33,17 +33,18 @@ const std::vector<CategorySubjects>& category_table() {
         "high_school_mathematics", "high_school_physics", "high_school_statistics", "machine_learning"}},
       {Category::kSocialSciences,
        {"econometrics", "high_school_geography", "high_school_government_and_politics", "high_school_macroeconomics",
-        "high_school_microeconomics", "high_school_psychology", "human_sexuality", "professional_psychology", "public_relations",
-        "security_studies", "sociology", "us_foreign_policy"}},
+        "high_school_microeconomics", "high_school_psychology", "human_sexuality", "professional_psychology",
+        "public_relations", "security_studies", "sociology", "us_foreign_policy"}},
       {Category::kOther,
-       {"anatomy", "business_ethics", "clinical_knowledge", "college_medicine", "global_facts", "human_aging", "management",
-        "marketing", "medical_genetics", "miscellaneous", "nutrition", "professional_accounting", "professional_medicine",
-        "virology"}},
+       {"anatomy", "business_ethics", "clinical_knowledge", "college_medicine", "global_facts", "human_aging",
+        "management", "marketing", "medical_genetics", "miscellaneous", "nutrition", "professional_accounting",
+        "professional_medicine", "virology"}},
   };
   return table;
 }
 
-// "abstract_algebra" -> " abstract algebra". The original puts this behind "about ", hence two blanks there; the harness one.
+// "abstract_algebra" -> " abstract algebra". The original puts this behind "about ", hence two blanks there; the
+// harness one.
 std::string header_of(const std::string& subject, Protocol protocol) {
   std::string words;
   for (const auto& part : split(subject, '_')) words += " " + part;
@@ -67,8 +68,8 @@ std::vector<CsvRow> read_questions(const fs::path& path, Protocol protocol) {
   text::read_csv(path, [&](std::vector<std::string>& cells, int64_t line) {
     if (cells.size() == 1 && cells[0].empty()) return;  // a blank line
     const std::string where = message(path.string(), ":", line);
-    QALORA_REQUIRE(cells.size() == 6, DataError, where, ": expected 6 cells (question, four choices, answer letter), got ",
-                   cells.size());
+    QALORA_REQUIRE(cells.size() == 6, DataError, where,
+                   ": expected 6 cells (question, four choices, answer letter), got ", cells.size());
     const std::string& letter = cells[5];
     QALORA_REQUIRE(letter.size() == 1 && letter[0] >= 'A' && letter[0] <= 'D', DataError, where,
                    ": the answer must be A, B, C or D, got '", letter, "'");
@@ -82,15 +83,16 @@ std::vector<CsvRow> read_questions(const fs::path& path, Protocol protocol) {
   return rows;
 }
 
-std::vector<std::string> read_examples(const fs::path& dev, const std::string& subject, Protocol protocol, int64_t shots) {
+std::vector<std::string> read_examples(const fs::path& dev, const std::string& subject, Protocol protocol,
+                                       int64_t shots) {
   if (shots == 0) return {};
   const fs::path path = dev / (subject + "_dev.csv");
   std::error_code error;
   QALORA_REQUIRE(fs::is_regular_file(path, error), DataError, path.string(), ": missing, and --shots ", shots,
                  " takes its worked examples from it; give the folder that holds dev/, or --shots 0");
   const auto rows = read_questions(path, protocol);
-  QALORA_REQUIRE(static_cast<int64_t>(rows.size()) >= shots, DataError, path.string(), ": --shots ", shots, " needs ", shots,
-                 " worked examples, got ", rows.size());
+  QALORA_REQUIRE(static_cast<int64_t>(rows.size()) >= shots, DataError, path.string(), ": --shots ", shots, " needs ",
+                 shots, " worked examples, got ", rows.size());
   std::vector<std::string> examples;
   for (int64_t i = 0; i < shots; ++i) {
     const auto& row = rows[static_cast<size_t>(i)];
@@ -101,8 +103,8 @@ std::vector<std::string> read_examples(const fs::path& dev, const std::string& s
 
 void check_wanted(const std::vector<std::string>& wanted, const std::vector<std::string>& known, const fs::path& data) {
   for (const auto& name : wanted) {
-    QALORA_REQUIRE(std::find(known.begin(), known.end(), name) != known.end(), UserError, "--subjects: '", name, "' is not in ",
-                   data.string(), did_you_mean(name, known), "; it has ", known.size(), " subjects");
+    QALORA_REQUIRE(std::find(known.begin(), known.end(), name) != known.end(), UserError, "--subjects: '", name,
+                   "' is not in ", data.string(), did_you_mean(name, known), "; it has ", known.size(), " subjects");
   }
 }
 
@@ -114,7 +116,8 @@ bool is_wanted(const std::vector<std::string>& wanted, const std::string& name) 
 std::vector<std::string> subject_names(const fs::path& folder, const std::string& suffix) {
   std::vector<std::string> names;
   std::error_code error, ignored;
-  for (auto entry = fs::directory_iterator(folder, error); !error && entry != fs::directory_iterator(); entry.increment(error)) {
+  for (auto entry = fs::directory_iterator(folder, error); !error && entry != fs::directory_iterator();
+       entry.increment(error)) {
     const std::string name = entry->path().filename().string();
     if (entry->is_regular_file(ignored) && name.size() > suffix.size() && name.ends_with(suffix)) {
       names.push_back(name.substr(0, name.size() - suffix.size()));
@@ -130,8 +133,9 @@ std::vector<MmluSubject> read_folder(const MmluSource& source) {
   const fs::path asked = source.data / source.split;
   const std::string suffix = "_" + source.split + ".csv";
   std::error_code error;
-  QALORA_REQUIRE(fs::is_directory(asked, error), DataError, source.data.string(), ": expected MMLU's folder with ", source.split,
-                 "/SUBJECT", suffix, " and dev/SUBJECT_dev.csv, but it has no folder ", source.split, "/");
+  QALORA_REQUIRE(fs::is_directory(asked, error), DataError, source.data.string(), ": expected MMLU's folder with ",
+                 source.split, "/SUBJECT", suffix, " and dev/SUBJECT_dev.csv, but it has no folder ", source.split,
+                 "/");
   const std::vector<std::string> names = subject_names(asked, suffix);
   check_wanted(source.subjects, names, source.data);
 
@@ -159,7 +163,8 @@ int64_t count_own_shots(const std::string& prompt) {
   return std::max<int64_t>(0, count - 1);
 }
 
-MmluQuestion parse_qlora_row(const nlohmann::json& row, const std::string& where, int64_t index, const MmluSubject& subject) {
+MmluQuestion parse_qlora_row(const nlohmann::json& row, const std::string& where, int64_t index,
+                             const MmluSubject& subject) {
   MmluQuestion question;
   question.index = index;
   question.where = where;
@@ -173,7 +178,8 @@ MmluQuestion parse_qlora_row(const nlohmann::json& row, const std::string& where
   QALORA_REQUIRE(question.own_shots == 0, DataError, where, ": the prompt already holds ", question.own_shots,
                  " worked examples; leave --shots out to take it as it is");
   QALORA_REQUIRE(question.text.starts_with(subject.header), DataError, where, ": expected \"input\" to begin with '",
-                 subject.header.substr(0, subject.header.size() - 2), "', so that --shots can put the worked examples behind it");
+                 subject.header.substr(0, subject.header.size() - 2),
+                 "', so that --shots can put the worked examples behind it");
   question.text.erase(0, subject.header.size());
   return question;
 }
@@ -252,11 +258,14 @@ std::vector<MmluSubject> read_mmlu(const MmluSource& source) {
   QALORA_REQUIRE(fs::exists(source.data, error), UserError, "--data ", source.data.string(), ": ",
                  error ? error.message() : "does not exist");
   if (fs::is_directory(source.data, error)) return read_folder(source);
-  QALORA_REQUIRE(source.split == "test", UserError, "--split belongs to MMLU's folder; ", source.data.string(), " is a file");
+  QALORA_REQUIRE(source.split == "test", UserError, "--split belongs to MMLU's folder; ", source.data.string(),
+                 " is a file");
   return read_qlora_file(source);
 }
 
-int64_t count_questions(const fs::path& path) { return static_cast<int64_t>(read_questions(path, Protocol::kHendrycks).size()); }
+int64_t count_questions(const fs::path& path) {
+  return static_cast<int64_t>(read_questions(path, Protocol::kHendrycks).size());
+}
 
 std::string mmlu_prompt(const MmluSubject& subject, const MmluQuestion& question, size_t shots) {
   QALORA_CHECK(shots <= subject.examples.size(), shots, " of ", subject.examples.size(), " examples");

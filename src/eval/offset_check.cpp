@@ -23,8 +23,8 @@ double half_ulp(double exact) {
 
 // One module's offsets before and after, and what lies between.
 struct Module {
-  at::Tensor before, after;  // [out_features, groups] f32
-  at::Tensor a, b;           // [rank, groups], [out_features, rank] f32
+  at::Tensor before, after;     // [out_features, groups] f32
+  at::Tensor a, b;              // [rank, groups], [out_features, rank] f32
   std::vector<double> factors;  // k of each group
 
   // The largest error of a row in units of what one rounding to fp32 may do.
@@ -43,7 +43,8 @@ struct Module {
     const double doubles = 2 * static_cast<double>(rank + 3) * std::ldexp(1.0, -53);
     double worst = 0;
     for (int64_t g = 0; g < groups; ++g) {
-      const double old = before.const_data_ptr<float>()[row * groups + g], written = after.const_data_ptr<float>()[row * groups + g];
+      const double old = before.const_data_ptr<float>()[row * groups + g],
+                   written = after.const_data_ptr<float>()[row * groups + g];
       const double k = factors[static_cast<size_t>(g)], exact = old + k * sums[static_cast<size_t>(g)];
       const double allowed = half_ulp(exact) + doubles * (std::abs(old) + std::abs(k) * sizes[static_cast<size_t>(g)]);
       const double error = std::abs(written - exact) / allowed;
@@ -69,8 +70,10 @@ struct Module {
 
 at::Tensor as_float(const at::Tensor& tensor) { return tensor.to(at::kFloat).contiguous(); }
 
-// k of each group: the scaling, for mean pooling by the number of inputs in the group, of which the last may have fewer.
-std::vector<double> factors_of(const io::AdapterConfig& config, double scaling, int64_t in_features, int64_t group_size, int64_t groups) {
+// k of each group: the scaling, for mean pooling by the number of inputs in the group, of which the last may have
+// fewer.
+std::vector<double> factors_of(const io::AdapterConfig& config, double scaling, int64_t in_features, int64_t group_size,
+                               int64_t groups) {
   std::vector<double> result(static_cast<size_t>(groups), scaling);
   if (config.pooling != io::Pooling::kMean) return result;
   for (int64_t g = 0; g < groups; ++g) {
@@ -80,16 +83,18 @@ std::vector<double> factors_of(const io::AdapterConfig& config, double scaling, 
   return result;
 }
 
-double worst_of_module(const io::Checkpoint& base, const io::AdapterFile& adapter, const io::Checkpoint& merged, const std::string& module,
-                       int64_t in_features, int64_t group_size) {
+double worst_of_module(const io::Checkpoint& base, const io::AdapterFile& adapter, const io::Checkpoint& merged,
+                       const std::string& module, int64_t in_features, int64_t group_size) {
   const std::string name = module + ".biases";
   const auto& weights = adapter.modules.at(module);
   const io::TensorInfo &before = base.info(name), &after = merged.info(name);
   const bool fits = after.dtype == io::Dtype::kF32 && after.shape == before.shape && before.shape.size() == 2 &&
-                    weights.a.size(1) == before.shape[1] && weights.b.size(0) == before.shape[0] && weights.b.size(1) == weights.a.size(0);
+                    weights.a.size(1) == before.shape[1] && weights.b.size(0) == before.shape[0] &&
+                    weights.b.size(1) == weights.a.size(0);
   if (!fits) return std::numeric_limits<double>::infinity();
-  const Module parts{as_float(base.read(name)), merged.read(name), as_float(weights.a), as_float(weights.b),
-                     factors_of(adapter.config, weights.scaling(adapter.config), in_features, group_size, before.shape[1])};
+  const Module parts{
+      as_float(base.read(name)), merged.read(name), as_float(weights.a), as_float(weights.b),
+      factors_of(adapter.config, weights.scaling(adapter.config), in_features, group_size, before.shape[1])};
   return parts.worst();
 }
 
@@ -99,13 +104,14 @@ OffsetCheck check_offsets(const io::Checkpoint& base, const io::AdapterFile& ada
   OffsetCheck check;
   std::map<std::string, int64_t> widths;  // inputs of each linear layer
   const model::LlamaConfig config = model::read_config(base);
-  QALORA_REQUIRE(config.quantization.has_value(), DataError, base.folder().string(), ": is dense, it has no offsets to merge into");
+  QALORA_REQUIRE(config.quantization.has_value(), DataError, base.folder().string(),
+                 ": is dense, it has no offsets to merge into");
   for (const auto& tensor : model::expected_tensors(config)) {
     if (tensor.linear) widths[io::module_of(tensor.name)] = tensor.shape[1];
   }
   for (const auto& [module, weights] : adapter.modules) {
-    QALORA_REQUIRE(widths.contains(module) && base.contains(module + ".biases"), DataError, base.folder().string(), ": module '", module,
-                   "' has no offsets to merge into");
+    QALORA_REQUIRE(widths.contains(module) && base.contains(module + ".biases"), DataError, base.folder().string(),
+                   ": module '", module, "' has no offsets to merge into");
   }
   for (const std::string& name : base.names()) {
     throw_if_stopped();
@@ -114,7 +120,8 @@ OffsetCheck check_offsets(const io::Checkpoint& base, const io::AdapterFile& ada
     double worst = 0;
     if (adapter.modules.contains(module)) {
       const int64_t in_features = widths.at(module);
-      worst = worst_of_module(base, adapter, merged, module, in_features, config.quantization->group_size_of(module, in_features));
+      worst = worst_of_module(base, adapter, merged, module, in_features,
+                              config.quantization->group_size_of(module, in_features));
     } else if (!std::ranges::equal(base.bytes(name).span, merged.bytes(name).span)) {
       worst = std::numeric_limits<double>::infinity();
     }

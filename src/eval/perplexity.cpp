@@ -22,7 +22,9 @@ namespace {
 
 constexpr int64_t kDefaultBlockTokens = 2048;
 
-bool enough(const TokenBlocks& out, int64_t limit) { return limit > 0 && static_cast<int64_t>(out.blocks.size()) >= limit; }
+bool enough(const TokenBlocks& out, int64_t limit) {
+  return limit > 0 && static_cast<int64_t>(out.blocks.size()) >= limit;
+}
 
 void add_document(TokenBlocks& out, const text::Tokenizer& tokenizer, std::string_view text, int64_t limit) {
   throw_if_stopped();
@@ -39,13 +41,14 @@ void add_document(TokenBlocks& out, const text::Tokenizer& tokenizer, std::strin
   }
 }
 
-std::vector<int64_t> parse_ids(const nlohmann::json& list, const fs::path& path, size_t row, const model::LlamaConfig& config) {
-  QALORA_REQUIRE(list.is_array(), DataError, path.string(), ": expected one list of token ids or a list of such lists; row ", row,
-                 " is ", list.type_name());
+std::vector<int64_t> parse_ids(const nlohmann::json& list, const fs::path& path, size_t row,
+                               const model::LlamaConfig& config) {
+  QALORA_REQUIRE(list.is_array(), DataError, path.string(),
+                 ": expected one list of token ids or a list of such lists; row ", row, " is ", list.type_name());
   QALORA_REQUIRE(list.size() >= 2, DataError, path.string(), ": row ", row, " has ", list.size(),
                  " tokens; two are needed to predict one");
-  QALORA_REQUIRE(static_cast<int64_t>(list.size()) <= config.context_length, DataError, path.string(), ": row ", row, " has ",
-                 list.size(), " tokens; the model's context is ", config.context_length);
+  QALORA_REQUIRE(static_cast<int64_t>(list.size()) <= config.context_length, DataError, path.string(), ": row ", row,
+                 " has ", list.size(), " tokens; the model's context is ", config.context_length);
   std::vector<int64_t> ids;
   for (size_t i = 0; i < list.size(); ++i) {
     const auto& id = list[i];
@@ -58,13 +61,14 @@ std::vector<int64_t> parse_ids(const nlohmann::json& list, const fs::path& path,
 
 // How many bytes the logits of all rows take, checked against what memory and disk can hold.
 void check_room(const TokenBlocks& rows, int64_t vocab_size, const fs::path& path) {
-  const int64_t shape[] = {static_cast<int64_t>(rows.blocks.size()), rows.block_tokens, vocab_size, int64_t{sizeof(float)}};
+  const int64_t shape[] = {static_cast<int64_t>(rows.blocks.size()), rows.block_tokens, vocab_size,
+                           int64_t{sizeof(float)}};
   const auto bytes = checked_elements(shape);
   const uint64_t memory = tensor::available_memory_bytes();
-  QALORA_REQUIRE(bytes && static_cast<uint64_t>(*bytes) <= memory / 2, MemoryError, "--save-logits ", path.string(), ": ",
-                 rows.blocks.size(), " rows of ", rows.block_tokens, " positions and ", vocab_size, " logits need ",
-                 bytes ? format_bytes(static_cast<uint64_t>(*bytes)) : "too many bytes", " of memory; half of what is free is ",
-                 format_bytes(memory / 2), "; give fewer ids");
+  QALORA_REQUIRE(bytes && static_cast<uint64_t>(*bytes) <= memory / 2, MemoryError, "--save-logits ", path.string(),
+                 ": ", rows.blocks.size(), " rows of ", rows.block_tokens, " positions and ", vocab_size,
+                 " logits need ", bytes ? format_bytes(static_cast<uint64_t>(*bytes)) : "too many bytes",
+                 " of memory; half of what is free is ", format_bytes(memory / 2), "; give fewer ids");
   std::error_code failed;
   const auto space = fs::space(fs::absolute(path).parent_path(), failed);
   QALORA_REQUIRE(!failed, IoError, path.string(), ": ", failed.message());
@@ -77,8 +81,8 @@ void check_room(const TokenBlocks& rows, int64_t vocab_size, const fs::path& pat
 int64_t block_length(int64_t asked, const model::LlamaConfig& config) {
   if (asked == 0) return std::min(kDefaultBlockTokens, config.context_length);
   QALORA_REQUIRE(asked >= 2, UserError, "--context-length: expected 2 or more, got ", asked);
-  QALORA_REQUIRE(asked <= config.context_length, UserError, "--context-length ", asked, " is more than the model's context of ",
-                 config.context_length, " tokens");
+  QALORA_REQUIRE(asked <= config.context_length, UserError, "--context-length ", asked,
+                 " is more than the model's context of ", config.context_length, " tokens");
   return asked;
 }
 
@@ -123,7 +127,8 @@ TokenBlocks read_token_ids(const fs::path& path, const model::LlamaConfig& confi
   return out;
 }
 
-PerplexityResult run_perplexity(model::Llama& model, const TokenBlocks& blocks, int64_t batch_tokens, at::Tensor* logits) {
+PerplexityResult run_perplexity(model::Llama& model, const TokenBlocks& blocks, int64_t batch_tokens,
+                                at::Tensor* logits) {
   const auto start = std::chrono::steady_clock::now();
   std::vector<ScoreRequest> requests;
   for (const auto& block : blocks.blocks) requests.push_back({block, 0});
@@ -137,7 +142,9 @@ PerplexityResult run_perplexity(model::Llama& model, const TokenBlocks& blocks, 
     const int64_t chunk = logits_chunk(model);
     for (int64_t begin = 0; begin < hidden.size(0); begin += chunk) {
       const int64_t count = std::min(chunk, hidden.size(0) - begin);
-      (*logits)[static_cast<int64_t>(index)].narrow(0, begin, count).copy_(padded_logits(model, hidden.narrow(0, begin, count)));
+      (*logits)[static_cast<int64_t>(index)]
+          .narrow(0, begin, count)
+          .copy_(padded_logits(model, hidden.narrow(0, begin, count)));
     }
   });
   PerplexityResult result;

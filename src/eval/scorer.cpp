@@ -25,7 +25,8 @@ int64_t padded_length(const ScoreRequest& request, int64_t context_length) {
 
 void check_request(const ScoreRequest& request, const model::LlamaConfig& config) {
   const int64_t length = static_cast<int64_t>(request.ids.size());
-  QALORA_CHECK(length > 0 && request.first >= 0 && request.first < length, "request of ", length, " tokens from ", request.first);
+  QALORA_CHECK(length > 0 && request.first >= 0 && request.first < length, "request of ", length, " tokens from ",
+               request.first);
   QALORA_REQUIRE(length <= config.context_length, UserError, "a sequence of ", length,
                  " tokens does not fit the model's context of ", config.context_length, " tokens");
   for (size_t i = 0; i < request.ids.size(); ++i) {
@@ -35,8 +36,8 @@ void check_request(const ScoreRequest& request, const model::LlamaConfig& config
   }
 }
 
-// Rows of one padded length as the model takes them. Rows of zeros are added at the end until the token count is a multiple
-// of 16; that happens only where the context length itself is not one.
+// Rows of one padded length as the model takes them. Rows of zeros are added at the end until the token count is a
+// multiple of 16; that happens only where the context length itself is not one.
 text::Batch make_batch(const std::vector<ScoreRequest>& requests, const std::vector<size_t>& batch, int64_t length) {
   int64_t rows = static_cast<int64_t>(batch.size());
   while (rows * length % kRowMultiple != 0) ++rows;
@@ -67,7 +68,8 @@ std::vector<std::vector<size_t>> plan_batches(const std::vector<ScoreRequest>& r
   int64_t length = 0;
   for (size_t index : order) {
     const int64_t needed = padded_length(requests[index], context_length);
-    if (batches.empty() || needed != length || static_cast<int64_t>(batches.back().size() + 1) * length > batch_tokens) {
+    if (batches.empty() || needed != length ||
+        static_cast<int64_t>(batches.back().size() + 1) * length > batch_tokens) {
       batches.emplace_back();
       length = needed;
     }
@@ -86,8 +88,8 @@ at::Tensor run_batch(model::Llama& model, const std::vector<ScoreRequest>& reque
   return hidden.view({input.rows(), length, hidden.size(-1)}).narrow(0, 0, static_cast<int64_t>(batch.size()));
 }
 
-void run_requests(model::Llama& model, const std::vector<ScoreRequest>& requests, int64_t batch_tokens, const char* what,
-                  const std::function<void(size_t, const at::Tensor&)>& result) {
+void run_requests(model::Llama& model, const std::vector<ScoreRequest>& requests, int64_t batch_tokens,
+                  const char* what, const std::function<void(size_t, const at::Tensor&)>& result) {
   at::NoGradGuard no_grad;
   int64_t total = 0;
   for (const auto& request : requests) {
@@ -125,7 +127,8 @@ at::Tensor padded_logits(const model::Llama& model, const at::Tensor& hidden) {
   return model.logits(filled).narrow(0, 0, rows);
 }
 
-std::vector<double> log_likelihoods(const model::Llama& model, const at::Tensor& hidden, std::span<const int64_t> targets) {
+std::vector<double> log_likelihoods(const model::Llama& model, const at::Tensor& hidden,
+                                    std::span<const int64_t> targets) {
   const int64_t rows = hidden.size(0);
   QALORA_CHECK(rows == static_cast<int64_t>(targets.size()), rows, " states for ", targets.size(), " targets");
   std::vector<double> out;
@@ -135,14 +138,16 @@ std::vector<double> log_likelihoods(const model::Llama& model, const at::Tensor&
     const int64_t count = std::min(chunk, rows - begin);
     const at::Tensor logits = padded_logits(model, hidden.narrow(0, begin, count));  // [count, vocab] f32
     const at::Tensor wanted = at::tensor(at::IntArrayRef(targets.data() + begin, count), at::kLong).to(logits.device());
-    const at::Tensor values = at::log_softmax(logits, -1).gather(1, wanted.unsqueeze(1)).squeeze(1).to(at::kCPU).contiguous();
+    const at::Tensor values =
+        at::log_softmax(logits, -1).gather(1, wanted.unsqueeze(1)).squeeze(1).to(at::kCPU).contiguous();
     const float* data = values.data_ptr<float>();
     out.insert(out.end(), data, data + count);
   }
   for (size_t i = 0; i < out.size(); ++i) {
-    QALORA_REQUIRE(
-        std::isfinite(out[i]), DataError, "the model gives token ", targets[i], " a log-likelihood of ", out[i],
-        ": its weights or activations are not finite; check the checkpoint with 'qalora inspect', or use --dtype float32");
+    QALORA_REQUIRE(std::isfinite(out[i]), DataError, "the model gives token ", targets[i], " a log-likelihood of ",
+                   out[i],
+                   ": its weights or activations are not finite; check the checkpoint with 'qalora inspect', or use "
+                   "--dtype float32");
   }
   return out;
 }

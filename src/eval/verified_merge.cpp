@@ -8,17 +8,21 @@ namespace {
 void require_exact(const std::string& out, const MergeReport& report) {
   const model::ByteChanges& changes = report.changes;
   const bool kept = changes.codes == 0 && changes.scales == 0 && changes.others == 0;
-  QALORA_REQUIRE(kept, VerificationError, out, ": not written: ", changes.codes, " bytes of codes, ", changes.scales, " of scales and ",
-                 changes.others, " of other tensors differ from the base; the disk or the memory of this machine is not reliable");
+  QALORA_REQUIRE(kept, VerificationError, out, ": not written: ", changes.codes, " bytes of codes, ", changes.scales,
+                 " of scales and ", changes.others,
+                 " of other tensors differ from the base; the disk or the memory of this machine is not reliable");
   QALORA_REQUIRE(report.offsets.exact(), VerificationError, out, ": not written: tensor '", report.offsets.worst_name,
-                 "': an offset is ", report.offsets.worst, " roundings away from base + scaling * B A, expected at most 1; please report "
+                 "': an offset is ", report.offsets.worst,
+                 " roundings away from base + scaling * B A, expected at most 1; please report "
                  "this with the adapter's adapter_config.json");
   const MergeProof& proof = report.logits;
   QALORA_REQUIRE(!(proof.tolerance == 0), VerificationError, out,
-                 ": not written: the logits of base + adapter do not depend on the offsets, so nothing can be proved; the adapter is so "
+                 ": not written: the logits of base + adapter do not depend on the offsets, so nothing can be proved; "
+                 "the adapter is so "
                  "large that the model overflows");
-  QALORA_REQUIRE(proof.verified(), VerificationError, out, ": not written: the merged model's logits differ from base + adapter by ",
-                 proof.max_logit_difference, ", rounding explains at most ", proof.tolerance, " on ", proof.tokens,
+  QALORA_REQUIRE(proof.verified(), VerificationError, out,
+                 ": not written: the merged model's logits differ from base + adapter by ", proof.max_logit_difference,
+                 ", rounding explains at most ", proof.tolerance, " on ", proof.tokens,
                  " tokens; please report this with the adapter's adapter_config.json");
 }
 

@@ -25,18 +25,23 @@ constexpr const char* kFlag = "--dtype-of-weights";
 io::Dtype weights_dtype(const Source& source, const Options& options) {
   const io::Dtype stored = source.checkpoint.info("model.embed_tokens.weight").dtype;
   const bool is_float = stored == io::Dtype::kF32 || stored == io::Dtype::kF16 || stored == io::Dtype::kBF16;
-  return choose_dtype(options.weights_dtype, kFlag, is_float ? stored : io::Dtype::kF16, {"float32", "float16", "bfloat16"});
+  return choose_dtype(options.weights_dtype, kFlag, is_float ? stored : io::Dtype::kF16,
+                      {"float32", "float16", "bfloat16"});
 }
 
-bool adapted(const Source& source, const std::string& module) { return source.adapter && source.adapter->modules.contains(module); }
+bool adapted(const Source& source, const std::string& module) {
+  return source.adapter && source.adapter->modules.contains(module);
+}
 
 std::vector<io::PlannedTensor> plan_tensors(const Source& source, const Options& options) {
   std::vector<io::PlannedTensor> plan;
-  for (const auto& tensor : model::expected_tensors(source.config)) plan.push_back({tensor.name, weights_dtype(source, options), tensor.shape});
+  for (const auto& tensor : model::expected_tensors(source.config))
+    plan.push_back({tensor.name, weights_dtype(source, options), tensor.shape});
   return plan;
 }
 
-// An adapter whose groups are the base's merges into the offsets, as `merge` does it; any other one is added to the dense weight.
+// An adapter whose groups are the base's merges into the offsets, as `merge` does it; any other one is added to the
+// dense weight.
 bool merges(const Source& source) {
   const io::AdapterConfig& config = source.adapter->config;
   return config.pooling != io::Pooling::kNone && config.group_size == source.config.quantization->group_size;
@@ -81,7 +86,8 @@ class Writer {
     return {expanded_a(source_, module, in_features).to(at::kFloat), source_.adapter->modules.at(module).b};
   }
 
-  at::Tensor rounded_packed(const quant::PackedWeight& packed, const at::Tensor& a, const at::Tensor& b, TensorReport& report) const {
+  at::Tensor rounded_packed(const quant::PackedWeight& packed, const at::Tensor& a, const at::Tensor& b,
+                            TensorReport& report) const {
     const kernels::PackedView view = packed.view();
     const RowSource rows = [&](int64_t begin, int64_t end, float* out) {
       const kernels::Status status = kernels::dequantize_rows(view, begin, end, out);
@@ -107,7 +113,9 @@ bool is_copied(const Source& source, const io::PlannedTensor& planned) {
 
 nlohmann::json dense_config(const Source& source, io::Dtype dtype) {
   nlohmann::json config = model::derived_config(source.checkpoint.config(), source.config, std::nullopt);
-  config["torch_dtype"] = config["dtype"] = dtype == io::Dtype::kF16 ? "float16" : dtype == io::Dtype::kBF16 ? "bfloat16" : "float32";
+  config["torch_dtype"] = config["dtype"] = dtype == io::Dtype::kF16    ? "float16"
+                                            : dtype == io::Dtype::kBF16 ? "bfloat16"
+                                                                        : "float32";
   if (source.adapter) model::mark_merged(config, source.adapter_folder);
   return config;
 }
@@ -129,7 +137,9 @@ std::vector<TensorReport> write_dense(const Source& source, const Options& optio
   const Writer weights(source, io::scalar_type(dtype));
   std::vector<TensorReport> reports;
   std::future<void> writing;  // of the tensor before, while the next is made
-  const auto finish_writing = [&] { if (writing.valid()) writing.get(); };
+  const auto finish_writing = [&] {
+    if (writing.valid()) writing.get();
+  };
   Progress progress("exporting", static_cast<int64_t>(plan.size()), "tensors");
   for (const io::PlannedTensor& planned : plan) {
     throw_if_stopped();
@@ -140,8 +150,9 @@ std::vector<TensorReport> write_dense(const Source& source, const Options& optio
       source.checkpoint.release(planned.name);
     } else {
       const at::Tensor weight = weights.weight(planned, report);
-      QALORA_REQUIRE(report.overflow == 0, UserError, source.checkpoint.file_of(planned.name).string(), ": tensor '", planned.name, "': ",
-                     report.overflow, " of its weights are not finite in ", io::dtype_name(dtype), "; export with ", kFlag, " bfloat16 or float32");
+      QALORA_REQUIRE(report.overflow == 0, UserError, source.checkpoint.file_of(planned.name).string(), ": tensor '",
+                     planned.name, "': ", report.overflow, " of its weights are not finite in ", io::dtype_name(dtype),
+                     "; export with ", kFlag, " bfloat16 or float32");
       finish_writing();
       writing = std::async(std::launch::async, [&writer, &planned, weight] { writer.write(planned.name, weight); });
     }

@@ -6,8 +6,8 @@
 namespace qalora::exporting {
 namespace {
 
-// Magnitudes in the order of integers: inf above all that are finite, NaN above inf. A maximum of floats is no vector code to a compiler,
-// because NaN is neither more nor less.
+// Magnitudes in the order of integers: inf above all that are finite, NaN above inf. A maximum of floats is no vector
+// code to a compiler, because NaN is neither more nor less.
 constexpr int32_t kInfinity = 0x7f800000;
 int32_t magnitude(float value) { return std::bit_cast<int32_t>(value) & 0x7fffffff; }
 

@@ -1,4 +1,5 @@
-// What two stretches of numbers differ by: the innermost loops of every report, written so that a compiler makes vector code of them.
+// What two stretches of numbers differ by: the innermost loops of every report, written so that a compiler makes vector
+// code of them.
 #pragma once
 
 #include <cstdint>

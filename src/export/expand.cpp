@@ -17,7 +17,8 @@ namespace {
 int64_t pool_length(const Source& source, const std::string& module, int64_t in_features) {
   const io::AdapterConfig& config = source.adapter->config;
   if (config.pooling == io::Pooling::kNone) return 1;
-  if (config.group_size == source.config.quantization->group_size) return source.config.quantization->group_size_of(module, in_features);
+  if (config.group_size == source.config.quantization->group_size)
+    return source.config.quantization->group_size_of(module, in_features);
   return config.group_size == quant::kWholeRow ? in_features : config.group_size;
 }
 
@@ -38,13 +39,14 @@ void check_shapes(const Source& source, const std::string& where) {
   const auto shapes = model::linear_shapes(source.config);
   for (const auto& [module, weights] : source.adapter->modules) {
     const auto shape = shapes.find(module);
-    QALORA_REQUIRE(shape != shapes.end(), DataError, where, ": module '", module, "' is not a linear layer of ", source.checkpoint.folder().string());
+    QALORA_REQUIRE(shape != shapes.end(), DataError, where, ": module '", module, "' is not a linear layer of ",
+                   source.checkpoint.folder().string());
     model::require_known_order(source.adapter->config, module, source.checkpoint.contains(module + ".g_idx"));
     const int64_t out_features = shape->second[0], in_features = shape->second[1];
     const int64_t columns = kernels::groups_per_row(in_features, pool_length(source, module, in_features));
-    QALORA_REQUIRE(weights.a.size(1) == columns && weights.b.size(0) == out_features, DataError, where, ": module '", module, "' has A ",
-                   weights.a.sizes(), " and B ", weights.b.sizes(), ", the model needs A [", weights.a.size(0), ", ", columns, "] and B [",
-                   out_features, ", ", weights.a.size(0), "]");
+    QALORA_REQUIRE(weights.a.size(1) == columns && weights.b.size(0) == out_features, DataError, where, ": module '",
+                   module, "' has A ", weights.a.sizes(), " and B ", weights.b.sizes(), ", the model needs A [",
+                   weights.a.size(0), ", ", columns, "] and B [", out_features, ", ", weights.a.size(0), "]");
   }
 }
 
@@ -53,13 +55,15 @@ void check_shapes(const Source& source, const std::string& where) {
 void check_adapter(const Source& source) {
   const std::string where = source.adapter_folder.string();
   QALORA_REQUIRE(source.quantised() || source.adapter->config.pooling == io::Pooling::kNone, DataError, where,
-                 ": pools its inputs for a quantised base, but ", source.checkpoint.folder().string(), " is dense; give the quantised checkpoint that "
+                 ": pools its inputs for a quantised base, but ", source.checkpoint.folder().string(),
+                 " is dense; give the quantised checkpoint that "
                  "it was trained on");
   model::warn_of_unknown_base(source.adapter->config, source.adapter_folder, source.checkpoint.folder());
   model::require_not_merged(source.checkpoint.folder(), source.adapter_folder);
   check_shapes(source, where);
   try {
-    model::require_base(source.adapter->config, source.quantised() ? model::base_identity(source.checkpoint) : model::BaseIdentity{});
+    model::require_base(source.adapter->config,
+                        source.quantised() ? model::base_identity(source.checkpoint) : model::BaseIdentity{});
   } catch (const DataError& error) {
     throw DataError(where + ": " + error.what());
   }

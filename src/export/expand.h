@@ -1,4 +1,5 @@
-// An adapter on pooled inputs as the ordinary LoRA that computes the same: each column of A once for every input of its group.
+// An adapter on pooled inputs as the ordinary LoRA that computes the same: each column of A once for every input of its
+// group.
 #pragma once
 
 #include <ATen/core/Tensor.h>

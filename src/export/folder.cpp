@@ -13,7 +13,9 @@
 
 namespace qalora::exporting {
 
-Source::Source(const fs::path& model, const fs::path& adapter_path) : checkpoint(model), config(model::read_config(checkpoint)) {
+Source::Source(const fs::path& model, const fs::path& adapter_path)
+    : checkpoint(model),
+      config(model::read_config(checkpoint)) {
   model::check_tensors(checkpoint, config);
   if (adapter_path.empty()) return;
   adapter_folder = io::find_adapter(adapter_path);
@@ -23,13 +25,15 @@ Source::Source(const fs::path& model, const fs::path& adapter_path) : checkpoint
 std::vector<Matrix> packed_matrices(const Source& source) {
   std::vector<Matrix> result;
   for (const auto& tensor : model::expected_tensors(source.config)) {
-    if (model::is_packed(source.checkpoint, tensor.name)) result.push_back({io::module_of(tensor.name), tensor.shape[0], tensor.shape[1]});
+    if (model::is_packed(source.checkpoint, tensor.name))
+      result.push_back({io::module_of(tensor.name), tensor.shape[0], tensor.shape[1]});
   }
   return result;
 }
 
 quant::PackedWeight read_packed(const Source& source, const Matrix& matrix) {
-  return model::read_packed(source.checkpoint, matrix.module, matrix.out_features, matrix.in_features, *source.config.quantization);
+  return model::read_packed(source.checkpoint, matrix.module, matrix.out_features, matrix.in_features,
+                            *source.config.quantization);
 }
 
 std::vector<std::string> tensor_names(const Source& source) {
@@ -45,8 +49,11 @@ std::vector<std::string> tensor_names(const Source& source) {
 
 void refuse_permuted(const Source& source, const char* format) {
   for (const std::string& name : source.checkpoint.names()) {
-    QALORA_REQUIRE(!name.ends_with(".g_idx"), UserError, source.checkpoint.folder().string(), ": tensor '", name, "': the inputs of this GPTQ "
-                   "model were sorted before they were grouped (act-order), and ", format, " has no place for their order; export it with "
+    QALORA_REQUIRE(!name.ends_with(".g_idx"), UserError, source.checkpoint.folder().string(), ": tensor '", name,
+                   "': the inputs of this GPTQ "
+                   "model were sorted before they were grouped (act-order), and ",
+                   format,
+                   " has no place for their order; export it with "
                    "--to safetensors, or quantise the dense model without act-order");
   }
 }
@@ -59,10 +66,11 @@ void refuse_option(const std::string& value, const char* flag, const char* forma
   QALORA_REQUIRE(value.empty(), UserError, flag, " has no meaning for --to ", format);
 }
 
-io::Dtype choose_dtype(const std::string& value, const char* flag, io::Dtype fallback, const std::set<std::string>& known) {
+io::Dtype choose_dtype(const std::string& value, const char* flag, io::Dtype fallback,
+                       const std::set<std::string>& known) {
   if (value.empty()) return fallback;
-  QALORA_REQUIRE(known.contains(value), UserError, flag, ": expected ", join({known.begin(), known.end()}, ", "), ", got '", value, "'",
-                 did_you_mean(value, {known.begin(), known.end()}));
+  QALORA_REQUIRE(known.contains(value), UserError, flag, ": expected ", join({known.begin(), known.end()}, ", "),
+                 ", got '", value, "'", did_you_mean(value, {known.begin(), known.end()}));
   return value == "float16" ? io::Dtype::kF16 : value == "bfloat16" ? io::Dtype::kBF16 : io::Dtype::kF32;
 }
 

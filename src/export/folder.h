@@ -22,18 +22,20 @@ struct Matrix {
 std::vector<Matrix> packed_matrices(const Source& source);
 quant::PackedWeight read_packed(const Source& source, const Matrix& matrix);
 
-// The names of every tensor that belongs to the model, packed ones with their scales and offsets; not the tables of constants that some
-// files carry.
+// The names of every tensor that belongs to the model, packed ones with their scales and offsets; not the tables of
+// constants that some files carry.
 std::vector<std::string> tensor_names(const Source& source);
 
-// UserError when the source's inputs were permuted before they were grouped (act-order), which only GPTQ's own engines undo.
+// UserError when the source's inputs were permuted before they were grouped (act-order), which only GPTQ's own engines
+// undo.
 void refuse_permuted(const Source& source, const char* format);
 // UserError when the format takes no adapter. `way`: what to do instead.
 void refuse_adapter(const Source& source, const char* format, const char* way);
 // UserError when an option was given that the format has no use for.
 void refuse_option(const std::string& value, const char* flag, const char* format);
 // UserError unless value is one of `known`; "" gives the fallback.
-io::Dtype choose_dtype(const std::string& value, const char* flag, io::Dtype fallback, const std::set<std::string>& known);
+io::Dtype choose_dtype(const std::string& value, const char* flag, io::Dtype fallback,
+                       const std::set<std::string>& known);
 at::ScalarType scalar_of(io::Dtype dtype);
 
 // Bytes of the plan and of what lies beside the weights.

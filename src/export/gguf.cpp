@@ -32,14 +32,15 @@ constexpr const char* kDivisors = "rope_freqs.weight";
 // How one tensor of the model gets into the file.
 enum class Way { kPacked, kDense, kDequantised };
 struct Item {
-  std::string name;       // here
+  std::string name;  // here
   io::GgufPlanned there;
   Way way = Way::kDense;
   bool permuted = false;
 };
 
-std::string where(const Source& source, const std::string& name) { return message(source.checkpoint.file_of(name).string(), ": tensor '",
-    name, "'"); }
+std::string where(const Source& source, const std::string& name) {
+  return message(source.checkpoint.file_of(name).string(), ": tensor '", name, "'");
+}
 
 GgufType stored_type(io::Dtype dtype) {
   return dtype == io::Dtype::kF16 ? GgufType::kF16 : dtype == io::Dtype::kBF16 ? GgufType::kBF16 : GgufType::kF32;
@@ -51,21 +52,23 @@ at::ScalarType scalar_type(GgufType type) {
 
 // Of --dtype-of-weights; nothing when it was not given.
 std::optional<GgufType> chosen_type(const Options& options) {
-  static const std::map<std::string, GgufType> names = {
-      {"float32", GgufType::kF32}, {"float16", GgufType::kF16}, {"bfloat16", GgufType::kBF16}, {"q8_0", GgufType::kQ8_0}};
+  static const std::map<std::string, GgufType> names = {{"float32", GgufType::kF32},
+                                                        {"float16", GgufType::kF16},
+                                                        {"bfloat16", GgufType::kBF16},
+                                                        {"q8_0", GgufType::kQ8_0}};
   if (options.weights_dtype.empty()) return std::nullopt;
   const auto found = names.find(options.weights_dtype);
-  QALORA_REQUIRE(found != names.end(), UserError, "--dtype-of-weights: expected float32, float16, bfloat16 or q8_0, got '",
-      options.weights_dtype,
-                 "'", did_you_mean(options.weights_dtype, {"float32", "float16", "bfloat16", "q8_0"}));
+  QALORA_REQUIRE(found != names.end(), UserError,
+                 "--dtype-of-weights: expected float32, float16, bfloat16 or q8_0, got '", options.weights_dtype, "'",
+                 did_you_mean(options.weights_dtype, {"float32", "float16", "bfloat16", "q8_0"}));
   return found->second;
 }
 
 // Why Q4_1 cannot hold these codes; "" when it can.
 std::string misfit(const quant::PackedWeight& weight) {
   if (weight.bits > 4) return message("has codes of ", weight.bits, " bits, and Q4_1's have 4");
-  if (weight.in_features % io::kGgufBlock != 0) return message("has ", weight.in_features,
-      " inputs, not a multiple of Q4_1's blocks of 32");
+  if (weight.in_features % io::kGgufBlock != 0)
+    return message("has ", weight.in_features, " inputs, not a multiple of Q4_1's blocks of 32");
   if (weight.group_size != weight.in_features && weight.group_size % io::kGgufBlock != 0) {
     return message("is quantised in groups of ", weight.group_size, ", not a multiple of Q4_1's blocks of 32");
   }
@@ -89,7 +92,7 @@ GgufType type_for(const Source& source, const Options& options, const model::Exp
     way = why.empty() ? Way::kPacked : Way::kDequantised;
     if (why.empty()) return GgufType::kQ4_1;
     QALORA_REQUIRE(chosen, UserError, where(source, tensor.name), " ", why,
-        "; choose what it becomes with --dtype-of-weights (float16 and q8_0 "
+                   "; choose what it becomes with --dtype-of-weights (float16 and q8_0 "
                    "round it), or export it with --to safetensors");
     return *chosen;
   }
@@ -101,11 +104,13 @@ std::vector<Item> plan_items(const Source& source, const Options& options) {
   std::vector<Item> items;
   for (const auto& tensor : model::expected_tensors(source.config)) {
     const auto name = io::name_to_gguf(tensor.name);
-    QALORA_REQUIRE(name, UserError, where(source, tensor.name), " has no place in a GGUF file; export the model with --to safetensors");
+    QALORA_REQUIRE(name, UserError, where(source, tensor.name),
+                   " has no place in a GGUF file; export the model with --to safetensors");
     Item item{.name = tensor.name, .there = {.name = *name, .type = GgufType::kF32, .shape = tensor.shape}};
     item.there.type = type_for(source, options, tensor, item.way);
-    QALORA_REQUIRE(item.there.type != GgufType::kQ8_0 || tensor.shape.back() % io::kGgufBlock == 0, UserError, where(source, tensor.name),
-                   " has rows of ", tensor.shape.back(), " numbers, not a multiple of q8_0's blocks of 32; choose float16");
+    QALORA_REQUIRE(item.there.type != GgufType::kQ8_0 || tensor.shape.back() % io::kGgufBlock == 0, UserError,
+                   where(source, tensor.name), " has rows of ", tensor.shape.back(),
+                   " numbers, not a multiple of q8_0's blocks of 32; choose float16");
     item.permuted = is_permuted(source.config, tensor.name);
     items.push_back(std::move(item));
   }
@@ -114,7 +119,8 @@ std::vector<Item> plan_items(const Source& source, const Options& options) {
 
 std::vector<io::GgufPlanned> plan_tensors(const Source& source, const std::vector<Item>& items) {
   std::vector<io::GgufPlanned> plan;
-  if (source.config.rope.kind == model::RopeKind::kLlama3) plan.push_back({kDivisors, GgufType::kF32, {source.config.head_dim / 2}});
+  if (source.config.rope.kind == model::RopeKind::kLlama3)
+    plan.push_back({kDivisors, GgufType::kF32, {source.config.head_dim / 2}});
   for (const Item& item : items) plan.push_back(item.there);
   return plan;
 }
@@ -123,7 +129,8 @@ std::vector<io::GgufPlanned> plan_tensors(const Source& source, const std::vecto
 int64_t file_type(const std::vector<Item>& items) {
   std::map<GgufType, int64_t> count;
   for (const Item& item : items) count[item.there.type] += item.name.ends_with("_proj.weight") ? 1 : 0;
-  const auto most = std::max_element(count.begin(), count.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
+  const auto most =
+      std::max_element(count.begin(), count.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
   switch (most->first) {
     case GgufType::kQ4_1: return 3;
     case GgufType::kQ8_0: return 7;
@@ -134,7 +141,8 @@ int64_t file_type(const std::vector<Item>& items) {
 }
 
 bool any_blocks(const std::vector<Item>& items) {
-  return std::any_of(items.begin(), items.end(), [](const Item& item) { return io::gguf_code_bits(item.there.type) > 0; });
+  return std::any_of(items.begin(), items.end(),
+                     [](const Item& item) { return io::gguf_code_bits(item.there.type) > 0; });
 }
 
 // Largest distance in steps of the grid, over rows that several threads look at.
@@ -165,15 +173,20 @@ Extent extent(const uint8_t* codes) {
   return result;
 }
 
-// Reads rows back as they were written and holds them beside what they should be. One object a thread: it keeps the rows' buffers.
+// Reads rows back as they were written and holds them beside what they should be. One object a thread: it keeps the
+// rows' buffers.
 class RowCheck {
  public:
   explicit RowCheck(const quant::PackedWeight& weight)
-      : weight_(weight), blocks_(weight.in_features / io::kGgufBlock), codes_(static_cast<size_t>(weight.in_features)),
-        packed_(static_cast<size_t>(weight.codes.size(1))), scales_(static_cast<size_t>(blocks_)), offsets_(scales_.size()) {}
+      : weight_(weight),
+        blocks_(weight.in_features / io::kGgufBlock),
+        codes_(static_cast<size_t>(weight.in_features)),
+        packed_(static_cast<size_t>(weight.codes.size(1))),
+        scales_(static_cast<size_t>(blocks_)),
+        offsets_(scales_.size()) {}
 
-  // The codes must be the same. The error of a block is largest at its smallest or its largest code, because it is linear in the code;
-  // returned in steps of the grid.
+  // The codes must be the same. The error of a block is largest at its smallest or its largest code, because it is
+  // linear in the code; returned in steps of the grid.
   double error(int64_t row, const std::byte* written) {
     const int64_t words = weight_.codes.size(1), groups = weight_.groups();
     io::gguf_row_codes(GgufType::kQ4_1, written, blocks_, 8, reinterpret_cast<uint32_t*>(codes_.data()));
@@ -183,7 +196,8 @@ class RowCheck {
       kernels::pack_row(codes_.data(), weight_.in_features, weight_.bits, packed_.data());
     }
     const auto* exact = weight_.codes.const_data_ptr<int32_t>() + row * words;
-    QALORA_CHECK(std::memcmp(exact, packed_.data(), packed_.size() * 4) == 0, "the codes that were written are those of row ", row);
+    QALORA_CHECK(std::memcmp(exact, packed_.data(), packed_.size() * 4) == 0,
+                 "the codes that were written are those of row ", row);
     io::gguf_row_scales(GgufType::kQ4_1, written, blocks_, scales_.data());
     io::gguf_row_offsets(GgufType::kQ4_1, written, blocks_, offsets_.data());
     const float* scales = weight_.scales.const_data_ptr<float>() + row * groups;
@@ -193,7 +207,8 @@ class RowCheck {
     for (int64_t b = 0, group = 0; b < blocks_; ++b) {
       if (b > 0 && b % blocks_of_group == 0) ++group;
       const double scale = scales[group], offset = offsets[group];
-      const double of_scale = scales_[static_cast<size_t>(b)] - scale, of_offset = offsets_[static_cast<size_t>(b)] - offset;
+      const double of_scale = scales_[static_cast<size_t>(b)] - scale,
+                   of_offset = offsets_[static_cast<size_t>(b)] - offset;
       if (of_scale == 0 && of_offset == 0) continue;
       const auto [least, most] = extent(codes_.data() + b * io::kGgufBlock);
       const double error = std::max(std::abs(of_scale * least + of_offset), std::abs(of_scale * most + of_offset));
@@ -212,10 +227,14 @@ class RowCheck {
 
 class Exporter {
  public:
-  Exporter(const Source& source, const fs::path& out, const io::GgufMetadata& metadata, std::vector<io::GgufPlanned> plan)
-      : source_(source), writer_(out, metadata, std::move(plan)) {}
+  Exporter(const Source& source, const fs::path& out, const io::GgufMetadata& metadata,
+           std::vector<io::GgufPlanned> plan)
+      : source_(source),
+        writer_(out, metadata, std::move(plan)) {}
 
-  void write_divisors(const std::vector<float>& divisors) { writer_.write(kDivisors, std::as_bytes(std::span(divisors))); }
+  void write_divisors(const std::vector<float>& divisors) {
+    writer_.write(kDivisors, std::as_bytes(std::span(divisors)));
+  }
 
   TensorReport write(const Item& item) {
     TensorReport report{.tensor = item.name};
@@ -231,15 +250,16 @@ class Exporter {
 
  private:
   void packed(const Item& item, TensorReport& report) {
-    const quant::PackedWeight weight = read_packed(source_, {io::module_of(item.name), item.there.shape[0], item.there.shape[1]});
+    const quant::PackedWeight weight =
+        read_packed(source_, {io::module_of(item.name), item.there.shape[0], item.there.shape[1]});
     const at::Tensor scales = weight.scales.to(at::kHalf), offsets = weight.offsets.to(at::kHalf);
     count_rounding(weight.scales, scales, report);
     count_rounding(weight.offsets, offsets, report);
     QALORA_REQUIRE(report.overflow == 0, UserError, where(source_, item.name), ": ", report.overflow,
-        " of its scales and offsets are above 65504, "
+                   " of its scales and offsets are above 65504, "
                    "the largest number of Q4_1's 16 bits; export the model with --to mlx or --to safetensors");
-    const int64_t rows = weight.out_features(), blocks = weight.in_features / io::kGgufBlock, words = weight.codes.size(1),
-        groups = weight.groups();
+    const int64_t rows = weight.out_features(), blocks = weight.in_features / io::kGgufBlock,
+                  words = weight.codes.size(1), groups = weight.groups();
     std::vector<std::byte> bytes(item.there.bytes());
     const size_t row_bytes = bytes.size() / static_cast<size_t>(rows);
     const auto* codes = reinterpret_cast<const uint32_t*>(weight.codes.const_data_ptr<int32_t>());
@@ -252,7 +272,8 @@ class Exporter {
       for (int64_t there = begin; there < end; ++there) {
         const int64_t row = item.permuted ? row_from_gguf(there, source_.config.head_dim) : there;
         std::byte* out = bytes.data() + row_bytes * static_cast<size_t>(there);
-        io::gguf_pack_q4_1(codes + row * words, weight.bits, s + row * groups, o + row * groups, weight.group_size, blocks, out);
+        io::gguf_pack_q4_1(codes + row * words, weight.bits, s + row * groups, o + row * groups, weight.group_size,
+                           blocks, out);
         here = std::max(here, check.error(row, out));
       }
       largest.raise(here);
@@ -263,7 +284,8 @@ class Exporter {
 
   at::Tensor stored(const Item& item) const {
     if (item.way == Way::kDequantised) {
-      return read_packed(source_, {io::module_of(item.name), item.there.shape[0], item.there.shape[1]}).dequantize(at::kFloat);
+      return read_packed(source_, {io::module_of(item.name), item.there.shape[0], item.there.shape[1]})
+          .dequantize(at::kFloat);
     }
     return source_.checkpoint.read(item.name);
   }
@@ -277,7 +299,8 @@ class Exporter {
   }
 
   void dense(const Item& item, TensorReport& report) {
-    if (item.way == Way::kDense && stored_type(source_.checkpoint.info(item.name).dtype) == item.there.type) return copied(item);
+    if (item.way == Way::kDense && stored_type(source_.checkpoint.info(item.name).dtype) == item.there.type)
+      return copied(item);
     at::Tensor values = reordered(item, stored(item));
     source_.checkpoint.release(item.name);
     require_finite(item, io::tensor_bytes(values), values.scalar_type());
@@ -298,7 +321,8 @@ class Exporter {
       std::vector<std::byte> bytes(stored.span.size());
       for (int64_t there = 0; there < rows; ++there) {
         const auto row = static_cast<size_t>(row_from_gguf(there, source_.config.head_dim));
-        std::memcpy(bytes.data() + static_cast<size_t>(there) * row_bytes, stored.span.data() + row * row_bytes, row_bytes);
+        std::memcpy(bytes.data() + static_cast<size_t>(there) * row_bytes, stored.span.data() + row * row_bytes,
+                    row_bytes);
       }
       writer_.write(item.there.name, bytes);
     } else {
@@ -344,7 +368,7 @@ class Exporter {
       }
     });
     QALORA_REQUIRE(fits, UserError, where(source_, item.name),
-        " has numbers that are too large for q8_0; choose --dtype-of-weights float32");
+                   " has numbers that are too large for q8_0; choose --dtype-of-weights float32");
     return bytes;
   }
 
@@ -353,9 +377,9 @@ class Exporter {
     const int64_t columns = shape[1], row_bytes = bytes.size(1);
     at::parallel_for(0, shape[0], 16, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
-        io::gguf_row_values(GgufType::kQ8_0, reinterpret_cast<const std::byte*>(bytes.const_data_ptr<uint8_t>() + row * row_bytes),
-            columns / io::kGgufBlock,
-                            values.data_ptr<float>() + row * columns);
+        io::gguf_row_values(GgufType::kQ8_0,
+                            reinterpret_cast<const std::byte*>(bytes.const_data_ptr<uint8_t>() + row * row_bytes),
+                            columns / io::kGgufBlock, values.data_ptr<float>() + row * columns);
       }
     });
     return values;
@@ -384,21 +408,25 @@ Plan plan_gguf(const Source& source, const Options& options) {
   uint64_t largest = 0;
   for (const auto& item : items) {
     largest = std::max(largest, item.there.bytes() + source.checkpoint.info(item.name).bytes());
-    if (item.way == Way::kDequantised) largest = std::max<uint64_t>(largest,
-        4 * static_cast<uint64_t>(item.there.shape[0] * item.there.shape[1]));
+    if (item.way == Way::kDequantised)
+      largest = std::max<uint64_t>(largest, 4 * static_cast<uint64_t>(item.there.shape[0] * item.there.shape[1]));
   }
   plan.peak_bytes = peak_bytes({}, 0) + 2 * largest;
-  if (source.adapter) plan.notes.push_back("the adapter goes into a file of its own beside the model's, as GGUF LoRA; give both to the engine");
+  if (source.adapter)
+    plan.notes.push_back(
+        "the adapter goes into a file of its own beside the model's, as GGUF LoRA; give both to the engine");
   return plan;
 }
 
 std::vector<TensorReport> write_gguf(const Source& source, const Options& options, const fs::path& out, bool replace) {
   const std::vector<Item> items = plan_items(source, options);
   const fs::path beside = gguf_adapter_path(out);
-  QALORA_REQUIRE(!source.adapter || replace || kind_of(beside) == fs::file_type::not_found, UserError, "--out: the adapter's file ",
-                 beside.string(), " exists already; choose another place or give --force to replace it");
+  QALORA_REQUIRE(!source.adapter || replace || kind_of(beside) == fs::file_type::not_found, UserError,
+                 "--out: the adapter's file ", beside.string(),
+                 " exists already; choose another place or give --force to replace it");
   std::vector<std::string> notes;
-  Exporter exporter(source, out, gguf_metadata(source, file_type(items), any_blocks(items), notes), plan_tensors(source, items));
+  Exporter exporter(source, out, gguf_metadata(source, file_type(items), any_blocks(items), notes),
+                    plan_tensors(source, items));
   if (const auto divisors = gguf_rope_divisors(source.config); !divisors.empty()) exporter.write_divisors(divisors);
   Progress progress("exporting", static_cast<int64_t>(items.size()), "tensors");
   std::vector<TensorReport> reports;

@@ -17,7 +17,8 @@ std::vector<TensorReport> write_gguf(const Source& source, const Options& option
 std::string gguf_architecture(const model::LlamaConfig& config);
 // Refuses a rotary scaling that the engine does not compute.
 void check_gguf_rope(const Source& source);
-io::GgufMetadata gguf_metadata(const Source& source, int64_t file_type, bool quantised, std::vector<std::string>& notes);
+io::GgufMetadata gguf_metadata(const Source& source, int64_t file_type, bool quantised,
+                               std::vector<std::string>& notes);
 // The divisors of LLaMA 3's scaling, f32 [head_dim / 2]; empty where there are none.
 std::vector<float> gguf_rope_divisors(const model::LlamaConfig& config);
 

@@ -56,7 +56,9 @@ fs::path gguf_adapter_path(const fs::path& out) {
   return path += ".lora.gguf";  // "llama-v1.1" and "llama-v1.2" are two models
 }
 
-uint64_t gguf_adapter_bytes(const Source& source) { return io::gguf_file_bytes(adapter_metadata(source), plan_tensors(source)); }
+uint64_t gguf_adapter_bytes(const Source& source) {
+  return io::gguf_file_bytes(adapter_metadata(source), plan_tensors(source));
+}
 
 std::unique_ptr<io::GgufWriter> write_gguf_adapter(const Source& source, const fs::path& path) {
   const int64_t rank = largest_rank(*source.adapter);
@@ -67,7 +69,8 @@ std::unique_ptr<io::GgufWriter> write_gguf_adapter(const Source& source, const f
     if (!tensor.linear || found == source.adapter->modules.end()) continue;
     const std::string name = name_there(module);
     const at::Tensor a = padded(expanded_a(source, module, tensor.shape[1]), 0, rank).to(at::kFloat).contiguous();
-    const at::Tensor b = padded(rows_there(source.config, tensor.name, found->second.b.to(at::kFloat)), 1, rank).contiguous();
+    const at::Tensor b =
+        padded(rows_there(source.config, tensor.name, found->second.b.to(at::kFloat)), 1, rank).contiguous();
     QALORA_REQUIRE(at::isfinite(a).all().item<bool>(), DataError, source.adapter_folder.string(), ": module '", module,
                    "': A is not finite when its scaling is in it");
     writer->write(name + ".lora_a", io::tensor_bytes(a));

@@ -47,16 +47,22 @@ text::Vocabulary vocabulary_of(const Source& source, std::vector<std::string>& n
     text::Vocabulary vocabulary = text::Tokenizer(place).vocabulary();
     if (vocabulary.kind == text::TokenizerKind::kSentencePiece && vocabulary.add_space_prefix) {
       if (!vocabulary.legacy) {
-        notes.emplace_back("llama.cpp puts a blank in front of text behind a special token as well, this tokenizer only at the very front: there "
-                        "the ids differ");
+        notes.emplace_back(
+            "llama.cpp puts a blank in front of text behind a special token as well, this tokenizer only at the very "
+            "front: there "
+            "the ids differ");
       }
       if (vocabulary.prefix_only_without) {
-        notes.emplace_back("llama.cpp puts a blank in front of a text that begins with one as well, this tokenizer does not: there the ids differ");
+        notes.emplace_back(
+            "llama.cpp puts a blank in front of a text that begins with one as well, this tokenizer does not: there "
+            "the ids differ");
       }
     }
     return vocabulary;
   }
-  notes.emplace_back("the model has no tokenizer beside it: the file's tokens are placeholders, so that the engine takes and gives ids, not text");
+  notes.emplace_back(
+      "the model has no tokenizer beside it: the file's tokens are placeholders, so that the engine takes and gives "
+      "ids, not text");
   return text::placeholder_vocabulary(source.config.vocab_size);
 }
 
@@ -79,13 +85,14 @@ void check_gguf_rope(const Source& source) {
   const model::RopeConfig& rope = source.config.rope;
   const std::string where = source.checkpoint.config_name();
   const char* way = "; export it with --to safetensors";
-  QALORA_REQUIRE(rope.kind != model::RopeKind::kDynamic, UserError, where, ": a dynamic rotary scaling, which llama.cpp does not compute",
-      way);
+  QALORA_REQUIRE(rope.kind != model::RopeKind::kDynamic, UserError, where,
+                 ": a dynamic rotary scaling, which llama.cpp does not compute", way);
   QALORA_REQUIRE(rope.kind != model::RopeKind::kLlama3 || gguf_architecture(source.config) == "llama", UserError, where,
-                 ": LLaMA 3's rotary scaling, which llama.cpp computes for LLaMA only, not for ", source.config.model_type, way);
+                 ": LLaMA 3's rotary scaling, which llama.cpp computes for LLaMA only, not for ",
+                 source.config.model_type, way);
   if (rope.kind != model::RopeKind::kYarn) return;
-  const bool usual = rope.beta_fast == 32 && rope.beta_slow == 1 && !rope.attention_factor && !rope.mscale && !rope.mscale_all_dim &&
-      rope.truncate;
+  const bool usual = rope.beta_fast == 32 && rope.beta_slow == 1 && !rope.attention_factor && !rope.mscale &&
+                     !rope.mscale_all_dim && rope.truncate;
   QALORA_REQUIRE(usual, UserError, where, ": YaRN with other settings than its factor, which GGUF does not carry", way);
 }
 
@@ -100,7 +107,8 @@ std::vector<float> gguf_rope_divisors(const model::LlamaConfig& config) {
   return {divisors.begin(), divisors.end()};
 }
 
-io::GgufMetadata gguf_metadata(const Source& source, int64_t file_type, bool quantised, std::vector<std::string>& notes) {
+io::GgufMetadata gguf_metadata(const Source& source, int64_t file_type, bool quantised,
+                               std::vector<std::string>& notes) {
   const model::LlamaConfig& config = source.config;
   const std::string architecture = gguf_architecture(config), prefix = architecture + ".";
   io::GgufMetadata metadata;
@@ -111,7 +119,8 @@ io::GgufMetadata gguf_metadata(const Source& source, int64_t file_type, bool qua
   if (quantised) metadata.u32("general.quantization_version", kQuantizationVersion);
   add_sizes(config, prefix, metadata);
   add_rope(config, prefix, metadata);
-  text::add_gguf_vocabulary(vocabulary_of(source, notes), config.vocab_size, source.checkpoint.folder().string(), metadata);
+  text::add_gguf_vocabulary(vocabulary_of(source, notes), config.vocab_size, source.checkpoint.folder().string(),
+                            metadata);
   return metadata;
 }
 

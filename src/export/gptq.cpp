@@ -20,7 +20,7 @@ constexpr int64_t kMultiple = 32;  // words of 32 codes: what the engines' kerne
 
 // The zero points of offsets that are -(scale * zero) with an integer zero in 0 .. 2^bits - 1.
 struct ZeroPoints {
-  at::Tensor zeros;      // [out_features, groups] u8
+  at::Tensor zeros;        // [out_features, groups] u8
   int64_t first_bad = -1;  // the first offset that is none of these, counted along the rows
 };
 
@@ -60,11 +60,13 @@ at::Tensor packed_rows(const at::Tensor& values, int bits) {
 }
 
 std::vector<io::PlannedTensor> matrix_tensors(const Matrix& matrix, const quant::PackedWeight& shape) {
-  const int64_t words = kernels::words_per_row(matrix.in_features, shape.bits), groups = kernels::groups_per_row(matrix.in_features, shape.group_size);
-  return {{matrix.module + ".qweight", io::Dtype::kI32, {words, matrix.out_features}},
-          {matrix.module + ".qzeros", io::Dtype::kI32, {groups, kernels::words_per_row(matrix.out_features, shape.bits)}},
-          {matrix.module + ".g_idx", io::Dtype::kI32, {matrix.in_features}},
-          {matrix.module + ".scales", io::Dtype::kF16, {groups, matrix.out_features}}};
+  const int64_t words = kernels::words_per_row(matrix.in_features, shape.bits),
+                groups = kernels::groups_per_row(matrix.in_features, shape.group_size);
+  return {
+      {matrix.module + ".qweight", io::Dtype::kI32, {words, matrix.out_features}},
+      {matrix.module + ".qzeros", io::Dtype::kI32, {groups, kernels::words_per_row(matrix.out_features, shape.bits)}},
+      {matrix.module + ".g_idx", io::Dtype::kI32, {matrix.in_features}},
+      {matrix.module + ".scales", io::Dtype::kF16, {groups, matrix.out_features}}};
 }
 
 // Bits and group size, without the numbers.
@@ -93,42 +95,57 @@ std::vector<io::PlannedTensor> plan_tensors(const Source& source) {
 }
 
 void check_matrix(const Source& source, const Matrix& matrix, const quant::PackedWeight& shape) {
-  const std::string where = message(source.checkpoint.file_of(matrix.module + ".weight").string(), ": '", matrix.module, "': ");
+  const std::string where =
+      message(source.checkpoint.file_of(matrix.module + ".weight").string(), ": '", matrix.module, "': ");
   const bool linear = matrix.module.starts_with("model.layers.");
-  QALORA_REQUIRE(linear, UserError, where, "is quantised, and GPTQ's engines read embedding and head as dense numbers; use --to mlx");
+  QALORA_REQUIRE(linear, UserError, where,
+                 "is quantised, and GPTQ's engines read embedding and head as dense numbers; use --to mlx");
   const std::set<int> known = {2, 3, 4, 8};
-  QALORA_REQUIRE(known.contains(shape.bits), UserError, where, "has codes of ", shape.bits, " bits, GPTQ's layout 2, 3, 4 or 8; use --to mlx or "
+  QALORA_REQUIRE(known.contains(shape.bits), UserError, where, "has codes of ", shape.bits,
+                 " bits, GPTQ's layout 2, 3, 4 or 8; use --to mlx or "
                  "--to safetensors");
-  QALORA_REQUIRE(matrix.in_features % kMultiple == 0 && matrix.out_features % kMultiple == 0, UserError, where, "is [", matrix.out_features, ", ",
-                 matrix.in_features, "]; GPTQ's words need multiples of ", kMultiple, " in both dimensions. Use --to mlx or --to safetensors");
+  QALORA_REQUIRE(matrix.in_features % kMultiple == 0 && matrix.out_features % kMultiple == 0, UserError, where, "is [",
+                 matrix.out_features, ", ", matrix.in_features, "]; GPTQ's words need multiples of ", kMultiple,
+                 " in both dimensions. Use --to mlx or --to safetensors");
   QALORA_REQUIRE(matrix.in_features % shape.group_size == 0, UserError, where, "has ", matrix.in_features,
-                 " inputs, not a multiple of the group size ", shape.group_size, ", which GPTQ's engines ask for; use --to safetensors");
+                 " inputs, not a multiple of the group size ", shape.group_size,
+                 ", which GPTQ's engines ask for; use --to safetensors");
 }
 
-// Engines take every linear layer of a GPTQ folder for packed: the lists of those that are not differ from engine to engine.
+// Engines take every linear layer of a GPTQ folder for packed: the lists of those that are not differ from engine to
+// engine.
 void require_all_packed(const Source& source) {
   for (const auto& tensor : model::expected_tensors(source.config)) {
-    QALORA_REQUIRE(!tensor.linear || model::is_packed(source.checkpoint, tensor.name), UserError, source.checkpoint.file_of(tensor.name).string(),
-                   ": tensor '", tensor.name, "' is dense, and GPTQ's engines expect every linear layer quantised; use --to mlx or --to safetensors");
+    QALORA_REQUIRE(
+        !tensor.linear || model::is_packed(source.checkpoint, tensor.name), UserError,
+        source.checkpoint.file_of(tensor.name).string(), ": tensor '", tensor.name,
+        "' is dense, and GPTQ's engines expect every linear layer quantised; use --to mlx or --to safetensors");
   }
 }
 
-[[noreturn]] void refuse_offset(const Source& source, const Matrix& matrix, const at::Tensor& scales, const at::Tensor& offsets, int bits, int64_t index) {
+[[noreturn]] void refuse_offset(const Source& source, const Matrix& matrix, const at::Tensor& scales,
+                                const at::Tensor& offsets, int bits, int64_t index) {
   const int64_t row = index / scales.size(1), group = index % scales.size(1);
   const double scale = scales[row][group].item<double>(), offset = offsets[row][group].item<double>();
-  throw UserError(message(source.checkpoint.file_of(matrix.module + ".biases").string(), ": tensor '", matrix.module, ".biases': row ", row,
-                          ", group ", group, ": the offset ", offset, " is not -scale * zero with a whole zero point of ", bits,
-                          " bits (scale ", scale, "), and GPTQ's files hold no others: a merged adapter or fitted offsets would be rounded away. "
-                          "--to gguf and --to mlx hold real offsets; or export the base that was not merged with --to gptq and its adapter with "
-                          "--to lora"));
+  throw UserError(
+      message(source.checkpoint.file_of(matrix.module + ".biases").string(), ": tensor '", matrix.module,
+              ".biases': row ", row, ", group ", group, ": the offset ", offset,
+              " is not -scale * zero with a whole zero point of ", bits, " bits (scale ", scale,
+              "), and GPTQ's files hold no others: a merged adapter or fitted offsets would be rounded away. "
+              "--to gguf and --to mlx hold real offsets; or export the base that was not merged with --to gptq and its "
+              "adapter with "
+              "--to lora"));
 }
 
 // Scales and offsets of a matrix, whose codes are not needed to know whether GPTQ can hold it.
 ZeroPoints checked_zero_points(const Source& source, const Matrix& matrix, int bits) {
-  const auto read = [&](const char* part) { return source.checkpoint.read(matrix.module + part).to(at::kFloat).contiguous(); };
+  const auto read = [&](const char* part) {
+    return source.checkpoint.read(matrix.module + part).to(at::kFloat).contiguous();
+  };
   const at::Tensor scales = read(".scales"), offsets = read(".biases");
-  QALORA_REQUIRE(scales.sizes() == offsets.sizes() && scales.dim() == 2, DataError, source.checkpoint.file_of(matrix.module + ".scales").string(), ": '",
-                 matrix.module, "' has scales ", scales.sizes(), " and offsets ", offsets.sizes());
+  QALORA_REQUIRE(scales.sizes() == offsets.sizes() && scales.dim() == 2, DataError,
+                 source.checkpoint.file_of(matrix.module + ".scales").string(), ": '", matrix.module, "' has scales ",
+                 scales.sizes(), " and offsets ", offsets.sizes());
   ZeroPoints points = zero_points(scales, offsets, bits);
   if (points.first_bad >= 0) refuse_offset(source, matrix, scales, offsets, bits, points.first_bad);
   return points;
@@ -138,7 +155,8 @@ struct Converted {
   at::Tensor qweight, qzeros, g_idx;
 };
 
-Converted convert(const Source& source, const Matrix& matrix, const quant::PackedWeight& weight, const ZeroPoints& points, TensorReport& report) {
+Converted convert(const Source& source, const Matrix& matrix, const quant::PackedWeight& weight,
+                  const ZeroPoints& points, TensorReport& report) {
   Converted result;
   // A row's stream of codes cut into words is a column of qweight.
   result.qweight = weight.codes.t().contiguous();
@@ -146,8 +164,9 @@ Converted convert(const Source& source, const Matrix& matrix, const quant::Packe
   result.g_idx = at::arange(matrix.in_features, at::kInt).floor_divide_(weight.group_size);
   const at::Tensor scales = weight.scales.to(at::kHalf);
   count_rounding(weight.scales, scales, report);
-  QALORA_REQUIRE(report.overflow == 0, UserError, source.checkpoint.file_of(matrix.module + ".scales").string(), ": '", matrix.module, "': ",
-                 report.overflow, " of its scales are too large for GPTQ's float16; use --to mlx");
+  QALORA_REQUIRE(report.overflow == 0, UserError, source.checkpoint.file_of(matrix.module + ".scales").string(), ": '",
+                 matrix.module, "': ", report.overflow,
+                 " of its scales are too large for GPTQ's float16; use --to mlx");
   // What a reader makes of it: scale * (code - zero), with the scale that was written.
   quant::PackedWeight written = weight;
   written.scales = scales.to(at::kFloat);
@@ -157,12 +176,20 @@ Converted convert(const Source& source, const Matrix& matrix, const quant::Packe
 }
 
 nlohmann::json quantization_json(const model::QuantizationConfig& quantization) {
-  return {{"bits", quantization.bits}, {"group_size", quantization.group_size}, {"desc_act", false}, {"sym", false}, {"lm_head", false},
-          {"quant_method", "gptq"}, {"checkpoint_format", "gptq_v2"}, {"format", "gptq_v2"}, {"pack_dtype", "int32"},
+  return {{"bits", quantization.bits},
+          {"group_size", quantization.group_size},
+          {"desc_act", false},
+          {"sym", false},
+          {"lm_head", false},
+          {"quant_method", "gptq"},
+          {"checkpoint_format", "gptq_v2"},
+          {"format", "gptq_v2"},
+          {"pack_dtype", "int32"},
           {"meta", {{"quantizer", {"qalora"}}}}};
 }
 
-// Writes the tensors as the plan asks for them; a matrix is converted when its first part is due and kept until its last.
+// Writes the tensors as the plan asks for them; a matrix is converted when its first part is due and kept until its
+// last.
 class MatrixWriter {
  public:
   MatrixWriter(const Source& source, std::vector<TensorReport>& reports) : source_(source), reports_(reports) {
@@ -174,7 +201,9 @@ class MatrixWriter {
     const std::string module = io::module_of(name);
     if (name.ends_with(".scales")) return scales(module);
     if (module != current_) convert_next(module);
-    return name.ends_with(".qweight") ? converted_.qweight : name.ends_with(".qzeros") ? converted_.qzeros : converted_.g_idx;
+    return name.ends_with(".qweight")  ? converted_.qweight
+           : name.ends_with(".qzeros") ? converted_.qzeros
+                                       : converted_.g_idx;
   }
 
  private:
@@ -206,14 +235,19 @@ class MatrixWriter {
 
 Plan plan_gptq(const Source& source, const Options& options) {
   const std::string where = source.checkpoint.folder().string();
-  refuse_adapter(source, "a GPTQ file", "export the model with --to gptq and the adapter with --to lora: an engine that runs both computes the tuned "
-                 "model exactly");
+  refuse_adapter(
+      source, "a GPTQ file",
+      "export the model with --to gptq and the adapter with --to lora: an engine that runs both computes the tuned "
+      "model exactly");
   refuse_option(options.weights_dtype, "--dtype-of-weights", "gptq");
   refuse_option(options.offsets_dtype, "--dtype-of-offsets", "gptq, whose scales are float16");
   refuse_permuted(source, "this export");
-  QALORA_REQUIRE(source.quantised(), UserError, where, ": is dense; quantise it first (qalora quantize), or use --to safetensors");
-  QALORA_REQUIRE(source.config.quantization->modules.empty(), UserError, where, ": bits or group sizes differ from layer to layer ('",
-                 source.config.quantization->modules.begin()->first, "'), which few of GPTQ's engines read; use --to mlx or --to safetensors");
+  QALORA_REQUIRE(source.quantised(), UserError, where,
+                 ": is dense; quantise it first (qalora quantize), or use --to safetensors");
+  QALORA_REQUIRE(source.config.quantization->modules.empty(), UserError, where,
+                 ": bits or group sizes differ from layer to layer ('",
+                 source.config.quantization->modules.begin()->first,
+                 "'), which few of GPTQ's engines read; use --to mlx or --to safetensors");
   require_all_packed(source);
   for (const Matrix& matrix : packed_matrices(source)) {
     const quant::PackedWeight shape = shape_of(source, matrix);

@@ -26,7 +26,8 @@ at::Tensor padded(const at::Tensor& matrix, int64_t dimension, int64_t rank) {
   return dimension == 0 ? at::constant_pad_nd(matrix, {0, 0, 0, missing}) : at::constant_pad_nd(matrix, {0, missing});
 }
 
-// The steps of the grid beside which a change of the weights is small or large: [out_features, groups] f32; of a dense weight undefined.
+// The steps of the grid beside which a change of the weights is small or large: [out_features, groups] f32; of a dense
+// weight undefined.
 struct Steps {
   at::Tensor scales;
   int64_t group_size = 1;
@@ -40,8 +41,8 @@ Steps steps_of(const Source& source, const std::string& module, int64_t out_feat
 }
 
 // B A in double, of what was meant and of what is written; block by block of rows.
-void report_error(const at::Tensor& a, const at::Tensor& b, const at::Tensor& written_a, const at::Tensor& written_b, const Steps& steps,
-                  TensorReport& report) {
+void report_error(const at::Tensor& a, const at::Tensor& b, const at::Tensor& written_a, const at::Tensor& written_b,
+                  const Steps& steps, TensorReport& report) {
   constexpr int64_t kRows = 64;
   const at::Tensor before = a.to(at::kDouble), after = written_a.to(at::kDouble);
   double largest = 0, size = 0;
@@ -60,16 +61,18 @@ void report_error(const at::Tensor& a, const at::Tensor& b, const at::Tensor& wr
   report.largest_error = steps.scales.defined() || largest == 0 ? largest : largest / size;
 }
 
-io::AdapterWeights written_module(const Source& source, const std::string& module, int64_t in_features, int64_t rank, at::ScalarType type,
-                                  TensorReport& report) {
+io::AdapterWeights written_module(const Source& source, const std::string& module, int64_t in_features, int64_t rank,
+                                  at::ScalarType type, TensorReport& report) {
   const io::AdapterWeights& weights = source.adapter->modules.at(module);
   const at::Tensor a = expanded_a(source, module, in_features), b = weights.b.to(at::kFloat);
   const at::Tensor wide_a = a.to(at::kFloat), narrow_a = a.to(type), narrow_b = b.to(type);
   const bool finite = at::isfinite(wide_a).all().item<bool>() && at::isfinite(b).all().item<bool>();
-  QALORA_REQUIRE(finite, DataError, source.adapter_folder.string(), ": module '", module, "': A or B is not finite when A's scaling is in it");
+  QALORA_REQUIRE(finite, DataError, source.adapter_folder.string(), ": module '", module,
+                 "': A or B is not finite when A's scaling is in it");
   count_rounding(wide_a, narrow_a, report);
   count_rounding(b, narrow_b, report);
-  QALORA_REQUIRE(report.overflow == 0, UserError, source.adapter_folder.string(), ": module '", module, "': ", report.overflow,
+  QALORA_REQUIRE(report.overflow == 0, UserError, source.adapter_folder.string(), ": module '", module,
+                 "': ", report.overflow,
                  " of its numbers are not finite in 16 bits; leave --dtype-of-weights at float32");
   report_error(a, b, narrow_a, narrow_b, steps_of(source, module, b.size(0), in_features), report);
   return {padded(narrow_a, 0, rank).contiguous(), padded(narrow_b, 1, rank).contiguous()};
@@ -77,7 +80,8 @@ io::AdapterWeights written_module(const Source& source, const std::string& modul
 
 uint64_t adapter_bytes(const Source& source, const Options& options) {
   const auto shapes = model::linear_shapes(source.config);
-  const uint64_t rank = static_cast<uint64_t>(largest_rank(*source.adapter)), size = static_cast<uint64_t>(io::dtype_bytes(weights_dtype(options)));
+  const uint64_t rank = static_cast<uint64_t>(largest_rank(*source.adapter)),
+                 size = static_cast<uint64_t>(io::dtype_bytes(weights_dtype(options)));
   uint64_t total = 1'000'000;  // headers and the configuration
   for (const auto& [module, weights] : source.adapter->modules) {
     const auto& shape = shapes.at(module);
@@ -90,7 +94,8 @@ uint64_t adapter_bytes(const Source& source, const Options& options) {
 
 Plan plan_lora(const Source& source, const Options& options) {
   refuse_option(options.offsets_dtype, "--dtype-of-offsets", "lora");
-  QALORA_REQUIRE(source.adapter.has_value(), UserError, "--adapter: --to lora writes an adapter; give it with --adapter, and its base with --model");
+  QALORA_REQUIRE(source.adapter.has_value(), UserError,
+                 "--adapter: --to lora writes an adapter; give it with --adapter, and its base with --model");
   check_adapter(source);
   const uint64_t bytes = adapter_bytes(source, options);
   return {.bytes = bytes, .peak_bytes = peak_bytes({}, 0) + 2 * bytes, .notes = {}};
@@ -112,7 +117,8 @@ std::vector<TensorReport> write_lora(const Source& source, const Options& option
   for (const auto& [module, weights] : source.adapter->modules) {
     throw_if_stopped();
     TensorReport report{.tensor = module};
-    lora.modules[module] = written_module(source, module, shapes.at(module)[1], rank, io::scalar_type(weights_dtype(options)), report);
+    lora.modules[module] =
+        written_module(source, module, shapes.at(module)[1], rank, io::scalar_type(weights_dtype(options)), report);
     reports.push_back(std::move(report));
   }
   AtomicFolder folder(out, replace, adapter_bytes(source, options));

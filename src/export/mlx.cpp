@@ -15,15 +15,16 @@ namespace {
 
 bool is_norm(const std::string& name) { return name.ends_with("norm.weight"); }
 bool is_scale_or_offset(const Source& source, const std::string& name) {
-  return (name.ends_with(".scales") || name.ends_with(".biases")) && source.checkpoint.contains(io::module_of(name) + ".scales");
+  return (name.ends_with(".scales") || name.ends_with(".biases")) &&
+         source.checkpoint.contains(io::module_of(name) + ".scales");
 }
 
 io::Dtype offsets_dtype(const Options& options) {
   return choose_dtype(options.offsets_dtype, "--dtype-of-offsets", io::Dtype::kF32, {"float32", "float16"});
 }
 
-// MLX computes in the widest dtype of a layer's tensors. Where the offsets are to stay fp32 the norms are fp32 too: a norm in 16 bits would
-// round the activations before the first product.
+// MLX computes in the widest dtype of a layer's tensors. Where the offsets are to stay fp32 the norms are fp32 too: a
+// norm in 16 bits would round the activations before the first product.
 io::Dtype dtype_of(const Source& source, const Options& options, const std::string& name) {
   if (source.quantised() && is_scale_or_offset(source, name)) return offsets_dtype(options);
   if (source.quantised() && is_norm(name) && offsets_dtype(options) == io::Dtype::kF32) return io::Dtype::kF32;
@@ -32,7 +33,8 @@ io::Dtype dtype_of(const Source& source, const Options& options, const std::stri
 
 std::vector<io::PlannedTensor> plan_tensors(const Source& source, const Options& options) {
   std::vector<io::PlannedTensor> plan;
-  for (const auto& name : tensor_names(source)) plan.push_back({name, dtype_of(source, options, name), source.checkpoint.info(name).shape});
+  for (const auto& name : tensor_names(source))
+    plan.push_back({name, dtype_of(source, options, name), source.checkpoint.info(name).shape});
   io::sort_by_alignment(plan);
   return plan;
 }
@@ -41,11 +43,13 @@ void check_groups(const Source& source) {
   const std::string where = source.checkpoint.folder().string();
   for (const Matrix& matrix : packed_matrices(source)) {
     const int64_t group_size = source.config.quantization->of(matrix.module).group_size;
-    QALORA_REQUIRE(group_size == 32 || group_size == 64 || group_size == 128, UserError, where, ": '", matrix.module, "' is quantised in ",
-                   group_size == quant::kWholeRow ? "whole rows" : message("groups of ", group_size), "; MLX reads groups of 32, 64 and 128. ",
-                   "--to gguf takes any multiple of 32, --to safetensors everything");
-    QALORA_REQUIRE(matrix.in_features % group_size == 0, UserError, where, ": '", matrix.module, "' has ", matrix.in_features,
-                   " inputs, not a multiple of the group size ", group_size, ", which MLX asks for; use --to safetensors");
+    QALORA_REQUIRE(
+        group_size == 32 || group_size == 64 || group_size == 128, UserError, where, ": '", matrix.module,
+        "' is quantised in ", group_size == quant::kWholeRow ? "whole rows" : message("groups of ", group_size),
+        "; MLX reads groups of 32, 64 and 128. ", "--to gguf takes any multiple of 32, --to safetensors everything");
+    QALORA_REQUIRE(matrix.in_features % group_size == 0, UserError, where, ": '", matrix.module, "' has ",
+                   matrix.in_features, " inputs, not a multiple of the group size ", group_size,
+                   ", which MLX asks for; use --to safetensors");
   }
 }
 
@@ -68,8 +72,9 @@ TensorReport report_of(const Source& source, const Matrix& matrix, io::Dtype dty
   count_rounding(exact.offsets, offsets, report);
   written.scales = scales.to(at::kFloat);
   written.offsets = offsets.to(at::kFloat);
-  QALORA_REQUIRE(report.overflow == 0, UserError, source.checkpoint.file_of(matrix.module + ".biases").string(), ": '", matrix.module, "': ",
-                 report.overflow, " of its scales and offsets are too large for float16; leave --dtype-of-offsets at float32");
+  QALORA_REQUIRE(report.overflow == 0, UserError, source.checkpoint.file_of(matrix.module + ".biases").string(), ": '",
+                 matrix.module, "': ", report.overflow,
+                 " of its scales and offsets are too large for float16; leave --dtype-of-offsets at float32");
   compare_packed(exact, written, report);
   return report;
 }
@@ -77,7 +82,8 @@ TensorReport report_of(const Source& source, const Matrix& matrix, io::Dtype dty
 }  // namespace
 
 Plan plan_mlx(const Source& source, const Options& options) {
-  refuse_adapter(source, "an MLX folder", "merge it first ('qalora merge' proves that nothing is lost) and export what that wrote");
+  refuse_adapter(source, "an MLX folder",
+                 "merge it first ('qalora merge' proves that nothing is lost) and export what that wrote");
   refuse_option(options.weights_dtype, "--dtype-of-weights", "mlx");
   refuse_permuted(source, "MLX's layout");
   if (source.quantised()) {
@@ -112,9 +118,12 @@ std::vector<TensorReport> write_mlx(const Source& source, const Options& options
   progress.finish();
   std::vector<TensorReport> reports;
   if (source.quantised()) {
-    for (const Matrix& matrix : packed_matrices(source)) reports.push_back(report_of(source, matrix, offsets_dtype(options)));
+    for (const Matrix& matrix : packed_matrices(source))
+      reports.push_back(report_of(source, matrix, offsets_dtype(options)));
   }
-  write_beside_weights(source, model::derived_config(source.checkpoint.config(), source.config, source.config.quantization), folder.staging());
+  write_beside_weights(source,
+                       model::derived_config(source.checkpoint.config(), source.config, source.config.quantization),
+                       folder.staging());
   folder.commit();
   return reports;
 }

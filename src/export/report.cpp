@@ -41,16 +41,20 @@ void count_rounding(const at::Tensor& exact, const at::Tensor& rounded, TensorRe
   const at::ScalarType type = rounded.scalar_type();
   if (type == at::kFloat) return;
   const at::Tensor flat = exact.flatten(), after = rounded.flatten().to(at::kFloat);
-  const Lost lost = count_lost(flat.const_data_ptr<float>(), after.const_data_ptr<float>(), flat.numel(), smallest_normal(type));
+  const Lost lost =
+      count_lost(flat.const_data_ptr<float>(), after.const_data_ptr<float>(), flat.numel(), smallest_normal(type));
   report.flushed += lost.flushed;
   report.subnormal += lost.subnormal;
   report.overflow += lost.overflow;
 }
 
 void compare_packed(const quant::PackedWeight& exact, const quant::PackedWeight& written, TensorReport& report) {
-  QALORA_CHECK(exact.in_features == written.in_features && exact.group_size == written.group_size && exact.out_features() == written.out_features(),
+  QALORA_CHECK(exact.in_features == written.in_features && exact.group_size == written.group_size &&
+                   exact.out_features() == written.out_features(),
                "comparing weights of different shapes: ", report.tensor);
-  if (same(exact.scales, written.scales) && same(exact.offsets, written.offsets) && exact.bits == written.bits && same(exact.codes, written.codes)) return;
+  if (same(exact.scales, written.scales) && same(exact.offsets, written.offsets) && exact.bits == written.bits &&
+      same(exact.codes, written.codes))
+    return;
   const kernels::PackedView from = exact.view(), to = written.view();
   const int64_t columns = exact.in_features, groups = exact.groups();
   const double largest = largest_of_rows(exact.out_features(), [&](int64_t begin, int64_t end, double& here) {
@@ -63,7 +67,8 @@ void compare_packed(const quant::PackedWeight& exact, const quant::PackedWeight&
         const int64_t first = g * exact.group_size, count = std::min(exact.group_size, columns - first);
         const double difference = largest_difference(a.data() + first, b.data() + first, count);
         // A group without a step is a constant: its error counts in its own size.
-        const double scale = std::abs(from.scales[row * groups + g]), size = scale > 0 ? scale : std::abs(from.offsets[row * groups + g]);
+        const double scale = std::abs(from.scales[row * groups + g]),
+                     size = scale > 0 ? scale : std::abs(from.offsets[row * groups + g]);
         raise(here, difference == 0 ? 0 : difference / size);
       }
     }

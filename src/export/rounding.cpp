@@ -17,7 +17,8 @@
 namespace qalora::exporting {
 namespace {
 
-// A block of so many numbers in fp32, what it was rounded to and what that reads as again fit into a core's second cache.
+// A block of so many numbers in fp32, what it was rounded to and what that reads as again fit into a core's second
+// cache.
 constexpr int64_t kBlock = 65536;
 
 struct Loss {
@@ -33,7 +34,8 @@ struct Loss {
   }
 };
 
-// In steps of the grid: one of `length` numbers, the last of a row maybe shorter. before, after: [rows, columns]; scales: [rows, groups]
+// In steps of the grid: one of `length` numbers, the last of a row maybe shorter. before, after: [rows, columns];
+// scales: [rows, groups]
 double largest_error(const at::Tensor& before, const at::Tensor& after, const float* scales, int64_t length) {
   const int64_t columns = before.size(1), groups = ceil_div(columns, length);
   const float *a = before.const_data_ptr<float>(), *b = after.const_data_ptr<float>();
@@ -51,7 +53,8 @@ double largest_error(const at::Tensor& before, const at::Tensor& after, const fl
 }
 
 // Of rows [first, ..).
-Loss loss_of_rows(const at::Tensor& before, const at::Tensor& after, int64_t first, const RoundOptions& options, float normal) {
+Loss loss_of_rows(const at::Tensor& before, const at::Tensor& after, int64_t first, const RoundOptions& options,
+                  float normal) {
   const int64_t columns = before.size(1), count = before.numel();
   const float *a = before.const_data_ptr<float>(), *b = after.const_data_ptr<float>();
   Loss loss{0, largest_magnitude(a, count), count_lost(a, b, count, normal)};
@@ -60,7 +63,8 @@ Loss loss_of_rows(const at::Tensor& before, const at::Tensor& after, int64_t fir
   } else if (options.scales == nullptr) {
     loss.largest_error = largest_difference(a, b, count);
   } else {
-    loss.largest_error = largest_error(before, after, options.scales + first * ceil_div(columns, options.group_size), options.group_size);
+    loss.largest_error = largest_error(before, after, options.scales + first * ceil_div(columns, options.group_size),
+                                       options.group_size);
   }
   return loss;
 }
@@ -72,9 +76,11 @@ bool below_infinity(const std::byte* values, int64_t count, Bits infinity) {
   std::array<Bits, kPiece> piece;
   for (int64_t i = 0; i < count; i += kPiece) {
     const int64_t here = std::min(kPiece, count - i);
-    std::memcpy(piece.data(), values + i * static_cast<int64_t>(sizeof(Bits)), static_cast<size_t>(here) * sizeof(Bits));
+    std::memcpy(piece.data(), values + i * static_cast<int64_t>(sizeof(Bits)),
+                static_cast<size_t>(here) * sizeof(Bits));
     Bits found = 0;
-    for (int64_t j = 0; j < here; ++j) found |= static_cast<Bits>((piece[static_cast<size_t>(j)] & infinity) == infinity);
+    for (int64_t j = 0; j < here; ++j)
+      found |= static_cast<Bits>((piece[static_cast<size_t>(j)] & infinity) == infinity);
     if (found != 0) return false;
   }
   return true;
@@ -82,9 +88,12 @@ bool below_infinity(const std::byte* values, int64_t count, Bits infinity) {
 
 }  // namespace
 
-float smallest_normal(at::ScalarType type) { return type == at::kHalf ? std::ldexp(1.0f, -14) : std::numeric_limits<float>::min(); }
+float smallest_normal(at::ScalarType type) {
+  return type == at::kHalf ? std::ldexp(1.0f, -14) : std::numeric_limits<float>::min();
+}
 
-at::Tensor round_rows(const RowSource& source, int64_t rows, int64_t columns, at::ScalarType type, const RoundOptions& options, TensorReport& report) {
+at::Tensor round_rows(const RowSource& source, int64_t rows, int64_t columns, at::ScalarType type,
+                      const RoundOptions& options, TensorReport& report) {
   const at::Tensor result = at::empty({rows, columns}, at::dtype(type));
   const int64_t block = std::max<int64_t>(1, kBlock / std::max<int64_t>(1, columns));
   Loss total;
@@ -94,7 +103,8 @@ at::Tensor round_rows(const RowSource& source, int64_t rows, int64_t columns, at
     const at::Tensor exact = at::empty({block, columns}, at::kFloat), read = at::empty_like(exact);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i * block, count = std::min(block, rows - first);
-      const at::Tensor before = exact.narrow(0, 0, count), after = read.narrow(0, 0, count), written = result.narrow(0, first, count);
+      const at::Tensor before = exact.narrow(0, 0, count), after = read.narrow(0, 0, count),
+                       written = result.narrow(0, first, count);
       source(first, first + count, before.data_ptr<float>());
       written.copy_(before);
       after.copy_(written);
@@ -103,7 +113,8 @@ at::Tensor round_rows(const RowSource& source, int64_t rows, int64_t columns, at
     const std::lock_guard lock(mutex);
     total.add(here);
   });
-  const double error = options.scales == nullptr && total.largest_error != 0 ? total.largest_error / total.largest_value : total.largest_error;
+  const double error = options.scales == nullptr && total.largest_error != 0 ? total.largest_error / total.largest_value
+                                                                             : total.largest_error;
   if (!(error <= report.largest_error)) report.largest_error = error;
   report.subnormal += total.lost.subnormal;
   report.flushed += total.lost.flushed;
@@ -116,7 +127,7 @@ bool all_finite(std::span<const std::byte> values, at::ScalarType type) {
   std::atomic<bool> finite = true;
   at::parallel_for(0, count, int64_t{1} << 20, [&](int64_t begin, int64_t end) {
     const std::byte* here = values.data() + begin * size;
-    const bool good = type == at::kFloat   ? below_infinity<uint32_t>(here, end - begin, 0x7f800000)
+    const bool good = type == at::kFloat  ? below_infinity<uint32_t>(here, end - begin, 0x7f800000)
                       : type == at::kHalf ? below_infinity<uint16_t>(here, end - begin, 0x7c00)
                                           : below_infinity<uint16_t>(here, end - begin, 0x7f80);
     if (!good) finite = false;

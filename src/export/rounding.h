@@ -15,13 +15,15 @@ namespace qalora::exporting {
 using RowSource = std::function<void(int64_t begin, int64_t end, float* rows)>;
 
 struct RoundOptions {
-  const float* scales = nullptr;  // [rows, groups]: steps of the grid in which the loss is counted; null: the largest |w|
+  const float* scales =
+      nullptr;  // [rows, groups]: steps of the grid in which the loss is counted; null: the largest |w|
   int64_t group_size = 0;
 };
 
-// -> [rows, columns] in `type`, by all threads; a block stays in the cache between its making and the comparison with what was rounded.
-// What was lost goes into `report`.
-at::Tensor round_rows(const RowSource& source, int64_t rows, int64_t columns, at::ScalarType type, const RoundOptions& options, TensorReport& report);
+// -> [rows, columns] in `type`, by all threads; a block stays in the cache between its making and the comparison with
+// what was rounded. What was lost goes into `report`.
+at::Tensor round_rows(const RowSource& source, int64_t rows, int64_t columns, at::ScalarType type,
+                      const RoundOptions& options, TensorReport& report);
 
 // Of a float type; smaller ones have fewer digits.
 float smallest_normal(at::ScalarType type);

@@ -32,8 +32,8 @@ at::Tensor Decoder::next(const std::vector<int64_t>& ids) {
     const at::Tensor hidden = model_.forward_cached(input, cache_);  // [tokens, hidden] f32
     return model_.logits(hidden.narrow(0, hidden.size(0) - 1, 1))[0];
   }
-  QALORA_REQUIRE(ids[0] >= 0 && ids[0] < model_.config.vocab_size, DataError, "token id ", ids[0], " is outside the model's vocabulary of ",
-                 model_.config.vocab_size);
+  QALORA_REQUIRE(ids[0] >= 0 && ids[0] < model_.config.vocab_size, DataError, "token id ", ids[0],
+                 " is outside the model's vocabulary of ", model_.config.vocab_size);
   make_room();
   id_.fill_(ids[0]);
   position_.fill_(cache_.length);
@@ -53,11 +53,13 @@ at::Tensor Decoder::next(const std::vector<int64_t>& ids) {
 // The cache's tensors stay where they are until the next doubling; a recording of the old ones is of no use then.
 void Decoder::make_room() {
   if (cache_.length < cache_.capacity() && (warm_ || graph_)) return;
-  const int64_t wanted = std::max({kLeastCapacity, cache_.capacity(), cache_.length < cache_.capacity() ? 0 : 2 * cache_.length});
+  const int64_t wanted =
+      std::max({kLeastCapacity, cache_.capacity(), cache_.length < cache_.capacity() ? 0 : 2 * cache_.length});
   graph_.reset();
   warm_ = false;
   model_.reserve(cache_, std::min(wanted, model_.config.context_length));
-  QALORA_REQUIRE(cache_.length < cache_.capacity(), UserError, "the model's context of ", model_.config.context_length, " tokens is full");
+  QALORA_REQUIRE(cache_.length < cache_.capacity(), UserError, "the model's context of ", model_.config.context_length,
+                 " tokens is full");
 }
 
 void Decoder::run_token() { logits_.copy_(model_.logits(model_.forward_at(id_, position_, cache_))); }

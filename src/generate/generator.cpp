@@ -28,11 +28,12 @@ Generation generate(model::Llama& model, const std::vector<int64_t>& prompt, con
   const int64_t length = static_cast<int64_t>(prompt.size());
   QALORA_REQUIRE(options.max_tokens > 0, UserError, "--max-tokens: expected 1 or more, got ", options.max_tokens);
   QALORA_REQUIRE(length > 0, UserError, "the prompt has no tokens");
-  QALORA_REQUIRE(length < context, UserError, "the prompt has ", length, " tokens, and the model's context of ", context,
-                 " leaves no room for an answer; shorten it");
+  QALORA_REQUIRE(length < context, UserError, "the prompt has ", length, " tokens, and the model's context of ",
+                 context, " leaves no room for an answer; shorten it");
   for (int64_t id : prompt) {
-    QALORA_REQUIRE(id >= 0 && id < model.config.vocab_size, DataError, "token id ", id, " is outside the model's vocabulary of ",
-                   model.config.vocab_size, ": the tokenizer does not belong to this model");
+    QALORA_REQUIRE(id >= 0 && id < model.config.vocab_size, DataError, "token id ", id,
+                   " is outside the model's vocabulary of ", model.config.vocab_size,
+                   ": the tokenizer does not belong to this model");
   }
   Generation out;
   out.prompt_tokens = length;

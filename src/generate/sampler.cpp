@@ -16,8 +16,8 @@ namespace qalora::generate {
 void check_sampler(const SamplerOptions& options) {
   QALORA_REQUIRE(options.temperature >= 0 && std::isfinite(options.temperature), UserError,
                  "--temperature: expected 0 or more, got ", options.temperature);
-  QALORA_REQUIRE(options.top_p > 0 && options.top_p <= 1, UserError, "--top-p: expected more than 0 and at most 1, got ",
-                 options.top_p);
+  QALORA_REQUIRE(options.top_p > 0 && options.top_p <= 1, UserError,
+                 "--top-p: expected more than 0 and at most 1, got ", options.top_p);
   QALORA_REQUIRE(options.top_k >= 0, UserError, "--top-k: expected 0 (all) or more, got ", options.top_k);
 }
 

@@ -17,7 +17,8 @@ bool same_number(double a, double b) { return std::abs(a - b) <= 1e-12 * std::ma
 
 // A field of the configuration by its type; DataError names the file and the field.
 template <typename T>
-T field(const nlohmann::json& json, const std::string& where, const char* key, std::optional<T> fallback = std::nullopt) {
+T field(const nlohmann::json& json, const std::string& where, const char* key,
+        std::optional<T> fallback = std::nullopt) {
   if (!json.contains(key) || json[key].is_null()) {
     QALORA_REQUIRE(fallback.has_value(), DataError, where, ": '", key, "' is missing");
     return *fallback;
@@ -33,13 +34,15 @@ T field(const nlohmann::json& json, const std::string& where, const char* key, s
     fits = value.is_number(), expected = "a number";
   } else {
     // What does not fit into 64 bits with a sign would wrap and come out as another number.
-    fits = value.is_number_integer() && (!value.is_number_unsigned() || value.get<uint64_t>() <= INT64_MAX), expected = "a whole number";
+    fits = value.is_number_integer() && (!value.is_number_unsigned() || value.get<uint64_t>() <= INT64_MAX),
+    expected = "a whole number";
   }
   QALORA_REQUIRE(fits, DataError, where, ": '", key, "' must be ", expected, ", got ", value.dump());
   return value.get<T>();
 }
 
-// Fields of PEFT's that change what the adapter computes, with the reason why that is not read; the others are refused without one.
+// Fields of PEFT's that change what the adapter computes, with the reason why that is not read; the others are refused
+// without one.
 struct Unsupported {
   const char* key;
   const char* reason;
@@ -64,13 +67,17 @@ void refuse_unsupported(const nlohmann::json& json, const std::string& where) {
   for (const auto& [key, reason] : kUnsupported) {
     if (!json.contains(key)) continue;
     const nlohmann::json& value = json[key];
-    const bool says_nothing = value.is_null() || value == false || ((value.is_array() || value.is_object()) && value.empty());
-    QALORA_REQUIRE(says_nothing, DataError, where, ": '", key, "' is ", value.dump(), ", which is not supported: ", reason,
+    const bool says_nothing =
+        value.is_null() || value == false || ((value.is_array() || value.is_object()) && value.empty());
+    QALORA_REQUIRE(says_nothing, DataError, where, ": '", key, "' is ", value.dump(),
+                   ", which is not supported: ", reason,
                    "; train without it, or let PEFT merge the adapter into the dense model and give that with --model");
   }
   const std::string bias = field<std::string>(json, where, "bias", "none");
-  QALORA_REQUIRE(bias == "none", DataError, where, ": 'bias' is \"", bias, "\", only \"none\" is supported: the base's biases were trained too");
-  // PiSSA, OLoRA, CorDA and LoftQ change the base's weights too, so such an adapter does not fit the base as it is stored.
+  QALORA_REQUIRE(bias == "none", DataError, where, ": 'bias' is \"", bias,
+                 "\", only \"none\" is supported: the base's biases were trained too");
+  // PiSSA, OLoRA, CorDA and LoftQ change the base's weights too, so such an adapter does not fit the base as it is
+  // stored.
   if (json.contains("init_lora_weights") && json["init_lora_weights"].is_string()) {
     const auto init = json["init_lora_weights"].get<std::string>();
     const bool keeps_base = init == "gaussian" || init == "orthogonal" || init == "eva";
@@ -90,14 +97,17 @@ std::map<std::string, T> numbers_by_name(const nlohmann::json& json, const std::
   return result;
 }
 
-// The one number that the patterns give to this module. PEFT takes the first pattern that matches, an order that JSON objects do not have.
+// The one number that the patterns give to this module. PEFT takes the first pattern that matches, an order that JSON
+// objects do not have.
 template <typename T>
-std::optional<T> matching(const std::map<std::string, T>& patterns, const std::string& where, const std::string& module) {
+std::optional<T> matching(const std::map<std::string, T>& patterns, const std::string& where,
+                          const std::string& module) {
   std::optional<T> found;
   for (const auto& [pattern, value] : patterns) {
     if (!matches_module(where, pattern, module)) continue;
-    QALORA_REQUIRE(!found || *found == value, DataError, where, ": several patterns give module '", module,
-                   "' different numbers, and which one counts depends on their order; write them so that only one matches");
+    QALORA_REQUIRE(
+        !found || *found == value, DataError, where, ": several patterns give module '", module,
+        "' different numbers, and which one counts depends on their order; write them so that only one matches");
     found = value;
   }
   return found;
@@ -108,16 +118,17 @@ void read_own_block(const nlohmann::json& json, const std::string& where, Adapte
   QALORA_REQUIRE(json.is_object(), DataError, where, ": 'qalora' must be an object");
   const std::string block = where + ": qalora";
   const std::string pooling = field<std::string>(json, block, "pooling");
-  QALORA_REQUIRE(pooling == "sum" || pooling == "mean" || pooling == "none", DataError, block, ": 'pooling' is \"", pooling,
-                 "\", expected sum, mean or none");
+  QALORA_REQUIRE(pooling == "sum" || pooling == "mean" || pooling == "none", DataError, block, ": 'pooling' is \"",
+                 pooling, "\", expected sum, mean or none");
   config.pooling = parse_pooling(pooling);
   config.group_size = field<int64_t>(json, block, "group_size");
-  const bool fits = config.pooling == Pooling::kNone ? config.group_size == 0 : config.group_size > 0 || config.group_size == -1;
+  const bool fits =
+      config.pooling == Pooling::kNone ? config.group_size == 0 : config.group_size > 0 || config.group_size == -1;
   QALORA_REQUIRE(fits, DataError, block, ": 'group_size' is ", config.group_size, " with pooling ", pooling,
                  "; expected a positive number or -1 (whole rows), 0 without pooling");
   const double scaling = field<double>(json, block, "scaling");
-  QALORA_REQUIRE(same_number(scaling, config.scaling), DataError, block, ": 'scaling' is ",
-                 format_number(scaling), ", but lora_alpha and r give ", format_number(config.scaling));
+  QALORA_REQUIRE(same_number(scaling, config.scaling), DataError, block, ": 'scaling' is ", format_number(scaling),
+                 ", but lora_alpha and r give ", format_number(config.scaling));
   config.scaling = scaling;
   settings.scalings = numbers_by_name<double>(json, block, "scalings");
   config.base_fingerprint = field<std::string>(json, block, "base_fingerprint", "");
@@ -141,7 +152,8 @@ void read_kind(const nlohmann::json& json, AdapterSettings& settings) {
   config.origin = AdapterOrigin::kPeft;
   config.pooling = Pooling::kMean;
   config.group_size = field<int64_t>(json, settings.where, "qalora_group_size", 16);  // PEFT's default
-  QALORA_REQUIRE(config.group_size > 0, DataError, settings.where, ": 'qalora_group_size' is ", config.group_size, ", expected a positive number");
+  QALORA_REQUIRE(config.group_size > 0, DataError, settings.where, ": 'qalora_group_size' is ", config.group_size,
+                 ", expected a positive number");
 }
 
 double scaling_of(const AdapterSettings& settings, double alpha, int64_t rank) {
@@ -177,7 +189,8 @@ AdapterSettings read_adapter_settings(const fs::path& path) {
   settings.ranks = numbers_by_name<int64_t>(json, where, "rank_pattern");
   settings.alphas = numbers_by_name<double>(json, where, "alpha_pattern");
   for (const auto& [pattern, rank] : settings.ranks) {
-    QALORA_REQUIRE(rank > 0, DataError, where, ": rank_pattern: '", pattern, "' is ", rank, ", expected a positive number");
+    QALORA_REQUIRE(rank > 0, DataError, where, ": rank_pattern: '", pattern, "' is ", rank,
+                   ", expected a positive number");
   }
   for (const auto& [pattern, alpha] : settings.alphas) {
     QALORA_REQUIRE(std::isfinite(alpha), DataError, where, ": alpha_pattern: '", pattern, "' is not finite");
@@ -204,8 +217,9 @@ std::optional<double> own_scaling(const AdapterSettings& settings, const std::st
   const double alpha = matching(settings.alphas, settings.where + ": alpha_pattern", module).value_or(settings.alpha);
   double scaling = scaling_of(settings, alpha, rank_of(settings, module));
   if (const auto own = settings.scalings.find(module); own != settings.scalings.end()) {
-    QALORA_REQUIRE(same_number(own->second, scaling), DataError, settings.where, ": qalora: 'scalings' gives module '", module, "' ",
-                   format_number(own->second), ", but alpha_pattern and rank_pattern give ", format_number(scaling));
+    QALORA_REQUIRE(same_number(own->second, scaling), DataError, settings.where, ": qalora: 'scalings' gives module '",
+                   module, "' ", format_number(own->second), ", but alpha_pattern and rank_pattern give ",
+                   format_number(scaling));
     return own->second;
   }
   // PEFT's factor is the number of groups, in_features / qalora_group_size: the width of A.
@@ -216,7 +230,8 @@ std::optional<double> own_scaling(const AdapterSettings& settings, const std::st
 
 nlohmann::json adapter_config_json(const AdapterFile& adapter) {
   const AdapterConfig& config = adapter.config;
-  nlohmann::json ranks = nlohmann::json::object(), alphas = nlohmann::json::object(), scalings = nlohmann::json::object();
+  nlohmann::json ranks = nlohmann::json::object(), alphas = nlohmann::json::object(),
+                 scalings = nlohmann::json::object();
   for (const auto& [module, weights] : adapter.modules) {
     const int64_t rank = weights.a.size(0);
     const double scaling = weights.scaling(config);

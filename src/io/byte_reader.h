@@ -22,8 +22,8 @@ class ByteReader {
   const std::string& where() const { return where_; }
 
   std::span<const std::byte> take(uint64_t count) {
-    QALORA_REQUIRE(count <= left(), DataError, where_, ": ends at byte ", bytes_.size(), ", but ", count, " bytes were expected from byte ",
-                   position_, " on; the file is cut short or damaged");
+    QALORA_REQUIRE(count <= left(), DataError, where_, ": ends at byte ", bytes_.size(), ", but ", count,
+                   " bytes were expected from byte ", position_, " on; the file is cut short or damaged");
     const auto part = bytes_.subspan(position_, count);
     position_ += count;
     return part;
@@ -36,7 +36,8 @@ class ByteReader {
   std::string_view line() {
     const std::string_view rest(reinterpret_cast<const char*>(bytes_.data()) + position_, left());
     const size_t length = rest.find('\n');
-    QALORA_REQUIRE(length != std::string_view::npos, DataError, where_, ": a line that begins at byte ", position_, " never ends");
+    QALORA_REQUIRE(length != std::string_view::npos, DataError, where_, ": a line that begins at byte ", position_,
+                   " never ends");
     position_ += length + 1;
     return rest.substr(0, length);
   }

@@ -14,7 +14,9 @@ bool is_there(const fs::path& path) { return kind_of(path) != fs::file_type::not
 
 }  // namespace
 
-Checkpoint::Checkpoint(const fs::path& model) : folder_(model), files_(std::make_unique<ModelFiles>(open_model(model))) {}
+Checkpoint::Checkpoint(const fs::path& model)
+    : folder_(model),
+      files_(std::make_unique<ModelFiles>(open_model(model))) {}
 Checkpoint::~Checkpoint() = default;
 
 const TensorSource& Checkpoint::source() const { return *files_->tensors; }
@@ -40,7 +42,8 @@ at::Tensor Checkpoint::read(const std::string& name) const {
 
 at::Tensor Checkpoint::read(const std::string& name, at::IntArrayRef shape) const {
   const at::IntArrayRef stored = info(name).shape;
-  QALORA_REQUIRE(stored == shape, DataError, file_of(name).string(), ": tensor '", name, "' has shape ", stored, ", expected ", shape);
+  QALORA_REQUIRE(stored == shape, DataError, file_of(name).string(), ": tensor '", name, "' has shape ", stored,
+                 ", expected ", shape);
   return read(name);
 }
 
@@ -80,13 +83,15 @@ std::vector<fs::path> Checkpoint::files() const { return source().files(); }
 
 std::vector<std::string> sidecars(const fs::path& folder) {
   std::vector<std::string> names;
-  for (const char* name : {"tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-                           "vocab.json", "merges.txt", "chat_template.json", "chat_template.jinja", "generation_config.json", "LICENSE",
-                           "LICENSE.txt", "LICENSE.md", "USE_POLICY.md", "NOTICE", "NOTICE.txt"}) {
+  for (const char* name :
+       {"tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+        "vocab.json", "merges.txt", "chat_template.json", "chat_template.jinja", "generation_config.json", "LICENSE",
+        "LICENSE.txt", "LICENSE.md", "USE_POLICY.md", "NOTICE", "NOTICE.txt"}) {
     const fs::path path = folder / name;
     std::error_code failed;
     if (!fs::exists(fs::symlink_status(path, failed))) continue;
-    QALORA_REQUIRE(is_there(path), DataError, path.string(), ": is a link that leads nowhere; restore the file or remove the link");
+    QALORA_REQUIRE(is_there(path), DataError, path.string(),
+                   ": is a link that leads nowhere; restore the file or remove the link");
     const MappedFile readable(path);
     names.push_back(name);
   }

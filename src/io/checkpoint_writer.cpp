@@ -20,7 +20,8 @@ std::string shard_name(size_t index, size_t count) {
 
 CheckpointWriter::CheckpointWriter(const fs::path& folder, std::vector<PlannedTensor> plan,
                                    const std::map<std::string, std::string>& metadata, uint64_t shard_bytes)
-    : folder_(folder), metadata_(metadata) {
+    : folder_(folder),
+      metadata_(metadata) {
   QALORA_CHECK(!plan.empty(), "a checkpoint without tensors");
   uint64_t used = 0;
   for (auto& tensor : plan) {
@@ -39,7 +40,8 @@ CheckpointWriter::CheckpointWriter(const fs::path& folder, std::vector<PlannedTe
 CheckpointWriter::~CheckpointWriter() = default;
 
 void CheckpointWriter::open_next() {
-  writer_ = std::make_unique<SafetensorsWriter>(folder_ / shard_name(current_, shards_.size()), shards_[current_], metadata_);
+  writer_ =
+      std::make_unique<SafetensorsWriter>(folder_ / shard_name(current_, shards_.size()), shards_[current_], metadata_);
   written_ = 0;
 }
 
@@ -55,12 +57,17 @@ SafetensorsWriter& CheckpointWriter::next_shard(const std::string& name) {
   return *writer_;
 }
 
-void CheckpointWriter::write(const std::string& name, std::span<const std::byte> bytes) { next_shard(name).write(name, bytes); }
+void CheckpointWriter::write(const std::string& name, std::span<const std::byte> bytes) {
+  next_shard(name).write(name, bytes);
+}
 
-void CheckpointWriter::write(const std::string& name, const at::Tensor& tensor) { next_shard(name).write(name, tensor); }
+void CheckpointWriter::write(const std::string& name, const at::Tensor& tensor) {
+  next_shard(name).write(name, tensor);
+}
 
 void CheckpointWriter::finish() {
-  QALORA_CHECK(current_ + 1 == shards_.size(), "shard ", current_ + 1, " of ", shards_.size(), " is the last one written");
+  QALORA_CHECK(current_ + 1 == shards_.size(), "shard ", current_ + 1, " of ", shards_.size(),
+               " is the last one written");
   writer_->finish();
   if (shards_.size() == 1) return;
   nlohmann::json weight_map = nlohmann::json::object();
@@ -71,7 +78,8 @@ void CheckpointWriter::finish() {
       total += tensor.bytes();
     }
   }
-  write_json_file(folder_ / "model.safetensors.index.json", {{"metadata", {{"total_size", total}}}, {"weight_map", weight_map}});
+  write_json_file(folder_ / "model.safetensors.index.json",
+                  {{"metadata", {{"total_size", total}}}, {"weight_map", weight_map}});
 }
 
 }  // namespace qalora::io

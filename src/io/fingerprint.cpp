@@ -18,8 +18,8 @@ void add_shape(Sha256& hash, const TensorInfo& info) {
 
 bool is_float(Dtype dtype) { return dtype == Dtype::kF32 || dtype == Dtype::kF16 || dtype == Dtype::kBF16; }
 
-// Floats count by their values: the same numbers stored in another dtype are the same. In pieces, so that a large tensor in 16 bits does
-// not need twice its size in memory.
+// Floats count by their values: the same numbers stored in another dtype are the same. In pieces, so that a large
+// tensor in 16 bits does not need twice its size in memory.
 void add_values(Sha256& hash, const Checkpoint& checkpoint, const std::string& name) {
   constexpr size_t kPiece = size_t{1} << 20;
   const Dtype dtype = checkpoint.info(name).dtype;
@@ -31,7 +31,8 @@ void add_values(Sha256& hash, const Checkpoint& checkpoint, const std::string& n
   }
   while (!rest.empty()) {
     const auto bytes = rest.first(std::min(kPiece, rest.size()));  // a whole number of elements
-    const at::Tensor piece = at::empty({static_cast<int64_t>(bytes.size()) / dtype_bytes(dtype)}, at::dtype(scalar_type(dtype)));
+    const at::Tensor piece =
+        at::empty({static_cast<int64_t>(bytes.size()) / dtype_bytes(dtype)}, at::dtype(scalar_type(dtype)));
     std::memcpy(piece.data_ptr(), bytes.data(), bytes.size());
     hash.update(tensor_bytes(piece.to(at::kFloat)));
     rest = rest.subspan(bytes.size());
@@ -42,8 +43,8 @@ void add_values(Sha256& hash, const Checkpoint& checkpoint, const std::string& n
 std::string module_digest(const Checkpoint& checkpoint, const std::string& module) {
   const std::string codes = module + ".weight", scales = module + ".scales";
   const Dtype dtype = checkpoint.info(scales).dtype;
-  QALORA_REQUIRE(is_float(dtype), DataError, checkpoint.file_of(scales).string(), ": tensor '", scales, "' is ", dtype_name(dtype),
-                 ", expected F32, F16 or BF16");
+  QALORA_REQUIRE(is_float(dtype), DataError, checkpoint.file_of(scales).string(), ": tensor '", scales, "' is ",
+                 dtype_name(dtype), ", expected F32, F16 or BF16");
   Sha256 hash;
   hash.update(module + "\n");
   add_shape(hash, checkpoint.info(codes));
@@ -66,7 +67,8 @@ std::string tensor_digest(const Checkpoint& checkpoint, const std::string& name)
 }
 
 // A digest a name, then one over them all: the tensors of a large model are hashed side by side.
-std::string digest_of_all(const std::vector<std::string>& names, const std::function<std::string(const std::string&)>& digest) {
+std::string digest_of_all(const std::vector<std::string>& names,
+                          const std::function<std::string(const std::string&)>& digest) {
   std::vector<std::string> digests(names.size());
   at::parallel_for(0, static_cast<int64_t>(names.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) digests[static_cast<size_t>(i)] = digest(names[static_cast<size_t>(i)]);
@@ -76,7 +78,9 @@ std::string digest_of_all(const std::vector<std::string>& names, const std::func
   return all.hex();
 }
 
-bool is_packed_module(const Checkpoint& checkpoint, const std::string& module) { return checkpoint.contains(module + ".scales"); }
+bool is_packed_module(const Checkpoint& checkpoint, const std::string& module) {
+  return checkpoint.contains(module + ".scales");
+}
 
 }  // namespace
 

@@ -53,8 +53,8 @@ class Settings {
         const json& value = place.object[key];
         const std::string here = message(place.name, ": '", key, "'");
         // Whole objects (how it was made) may differ in what does not matter here.
-        QALORA_REQUIRE(by.empty() || value.is_object() || lower(value) == lower(*found), DataError, here, " is ", shown(value),
-                       ", but ", by, " is ", shown(*found), "; remove the one that is wrong");
+        QALORA_REQUIRE(by.empty() || value.is_object() || lower(value) == lower(*found), DataError, here, " is ",
+                       shown(value), ", but ", by, " is ", shown(*found), "; remove the one that is wrong");
         if (by.empty()) found = &value, by = here;
       }
     }
@@ -63,12 +63,14 @@ class Settings {
 
   std::string text(const std::vector<const char*>& keys) const {
     const json& value = find(keys);
-    QALORA_REQUIRE(value.is_null() || value.is_string(), DataError, name(), ": '", keys[0], "' is ", shown(value), ", expected text");
+    QALORA_REQUIRE(value.is_null() || value.is_string(), DataError, name(), ": '", keys[0], "' is ", shown(value),
+                   ", expected text");
     return value.is_null() ? "" : lower(value).get<std::string>();
   }
 
   bool anyone_sets(const char* key) const {
-    return std::ranges::any_of(places_, [&](const Place& place) { return place.object.contains(key) && place.object[key] == true; });
+    return std::ranges::any_of(
+        places_, [&](const Place& place) { return place.object.contains(key) && place.object[key] == true; });
   }
 
   bool says(const char* key) const { return !find({key}).is_null(); }
@@ -87,13 +89,16 @@ class Settings {
   std::vector<Place> places_;
 };
 
-constexpr const char* kStartAgain = "; start from the dense checkpoint and run 'qalora quantize', or from a GPTQ, AWQ or MLX checkpoint";
+constexpr const char* kStartAgain =
+    "; start from the dense checkpoint and run 'qalora quantize', or from a GPTQ, AWQ or MLX checkpoint";
 
 // "gptq" or "awq", by what is said or by the keys that only AWQ has.
 std::string method_of(const Settings& settings) {
   std::string method = settings.text({"quant_method", "method"});
-  if (method.empty()) method = settings.says("zero_point") || settings.says("version") || settings.says("w_bit") ? "awq" : "gptq";
-  QALORA_REQUIRE(method == "gptq" || method == "awq", DataError, settings.name(), ": quant_method '", method, "' is not read", kStartAgain);
+  if (method.empty())
+    method = settings.says("zero_point") || settings.says("version") || settings.says("w_bit") ? "awq" : "gptq";
+  QALORA_REQUIRE(method == "gptq" || method == "awq", DataError, settings.name(), ": quant_method '", method,
+                 "' is not read", kStartAgain);
   return method;
 }
 
@@ -117,8 +122,8 @@ void read_layout(const Settings& settings, ForeignQuantization& result) {
   }
   const std::string format = settings.text({"checkpoint_format", "format"});
   const json& marlin = settings.find({"is_marlin_format"});
-  QALORA_REQUIRE(marlin.is_null() || marlin == false, DataError, settings.name(), ": the weights are in Marlin's order, which is not read",
-                 kStartAgain);
+  QALORA_REQUIRE(marlin.is_null() || marlin == false, DataError, settings.name(),
+                 ": the weights are in Marlin's order, which is not read", kStartAgain);
   if (format == "gptq_p") {
     result.layout = ForeignLayout::kPlanar;
   } else if (format.empty() || format == "gptq") {
@@ -143,7 +148,8 @@ bool is_foreign_quantised(const fs::path& folder, const json& config) {
 
 ForeignQuantization read_foreign_quantization(const fs::path& folder, const json& config) {
   const std::vector<Place> places = places_of(folder, config);
-  QALORA_REQUIRE(!places.empty(), DataError, folder.string(), ": the weights are packed as GPTQ or AWQ pack them, but nothing says how: "
+  QALORA_REQUIRE(!places.empty(), DataError, folder.string(),
+                 ": the weights are packed as GPTQ or AWQ pack them, but nothing says how: "
                  "expected quantize_config.json, quant_config.json, or 'quantization_config' in config.json");
   const Settings settings(places);
   ForeignQuantization result;
@@ -152,15 +158,17 @@ ForeignQuantization read_foreign_quantization(const fs::path& folder, const json
   const bool awq = result.layout == ForeignLayout::kAwq;
   const json& bits = settings.find({"bits", "w_bit"});
   const bool known = bits.is_number_integer() && (awq ? bits == 4 : bits == 2 || bits == 3 || bits == 4 || bits == 8);
-  QALORA_REQUIRE(known, DataError, settings.name(), ": 'bits' is ", Settings::shown(bits), ", expected ", awq ? "4" : "2, 3, 4 or 8");
+  QALORA_REQUIRE(known, DataError, settings.name(), ": 'bits' is ", Settings::shown(bits), ", expected ",
+                 awq ? "4" : "2, 3, 4 or 8");
   result.bits = bits.get<int>();
   const json& size = settings.find({"group_size", "q_group_size"});
   const bool fits = size.is_number_integer() && (size == -1 || (size >= 1 && size <= kLargestGroup));
-  QALORA_REQUIRE(fits, DataError, settings.name(), ": 'group_size' is ", Settings::shown(size), ", expected -1 (whole rows) or 1 to ",
-                 kLargestGroup);
+  QALORA_REQUIRE(fits, DataError, settings.name(), ": 'group_size' is ", Settings::shown(size),
+                 ", expected -1 (whole rows) or 1 to ", kLargestGroup);
   result.group_size = size.get<int64_t>();
   const std::string words = settings.text({"pack_dtype"});
-  QALORA_REQUIRE(words.empty() || words == "int32", DataError, settings.name(), ": 'pack_dtype' is '", words, "', only int32 is read");
+  QALORA_REQUIRE(words.empty() || words == "int32", DataError, settings.name(), ": 'pack_dtype' is '", words,
+                 "', only int32 is read");
   const json& dynamic = settings.find({"dynamic"});
   result.overrides = dynamic.is_object() && !dynamic.empty();
   result.act_order = settings.anyone_sets("desc_act");

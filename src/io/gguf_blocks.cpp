@@ -17,7 +17,8 @@ namespace {
 
 static_assert(std::endian::native == std::endian::little, "blocks are read as they lie");
 
-// Where the parts of a block lie, in bytes from its start, and what a code of zero is worth in steps where there is no minimum.
+// Where the parts of a block lie, in bytes from its start, and what a code of zero is worth in steps where there is no
+// minimum.
 struct BlockParts {
   size_t bytes, minimum, high_bits, codes;  // minimum, high_bits: 0 where there are none
   float zero_point;
@@ -40,7 +41,8 @@ float half_at(const std::byte* at) {
   return static_cast<float>(c10::Half(bits, c10::Half::from_bits()));
 }
 
-// The low nibbles of eight bytes, in order, as 32 bits: the format keeps elements 0..15 in the low halves and 16..31 in the high ones.
+// The low nibbles of eight bytes, in order, as 32 bits: the format keeps elements 0..15 in the low halves and 16..31 in
+// the high ones.
 uint32_t gather_nibbles(uint64_t x) {
   x &= 0x0f0f0f0f0f0f0f0full;
   x = (x | x >> 4) & 0x00ff00ff00ff00ffull;
@@ -55,7 +57,8 @@ uint64_t spread_nibbles(uint32_t bits) {
   return (x | x << 4) & 0x0f0f0f0f0f0f0f0full;
 }
 
-// The nearest whole number as a signed byte, |x| <= 128: added to 1.5 * 2^23 it stands in the last bits. A loop of these is vectorised.
+// The nearest whole number as a signed byte, |x| <= 128: added to 1.5 * 2^23 it stands in the last bits. A loop of
+// these is vectorised.
 uint8_t nearest(float x) { return static_cast<uint8_t>(std::bit_cast<uint32_t>(x + 12582912.0f)); }
 
 // codes: [32] u8
@@ -86,7 +89,8 @@ void row_nibbles(const BlockParts& parts, const std::byte* row, int64_t blocks, 
     uint64_t first, second;
     std::memcpy(&first, row + parts.codes, 8);
     std::memcpy(&second, row + parts.codes + 8, 8);
-    const uint32_t words[4] = {gather_nibbles(first), gather_nibbles(second), gather_nibbles(first >> 4), gather_nibbles(second >> 4)};
+    const uint32_t words[4] = {gather_nibbles(first), gather_nibbles(second), gather_nibbles(first >> 4),
+                               gather_nibbles(second >> 4)};
     std::memcpy(packed, words, sizeof words);
   }
 }
@@ -127,7 +131,8 @@ void gguf_row_scales(GgufType type, const std::byte* row, int64_t blocks, float*
 void gguf_row_offsets(GgufType type, const std::byte* row, int64_t blocks, float* offsets) {
   const BlockParts parts = parts_of(type);
   for (int64_t b = 0; b < blocks; ++b, row += parts.bytes) {
-    offsets[b] = parts.minimum != 0 ? half_at(row + parts.minimum) : -parts.zero_point * half_at(row);  // exact: a power of two
+    offsets[b] =
+        parts.minimum != 0 ? half_at(row + parts.minimum) : -parts.zero_point * half_at(row);  // exact: a power of two
   }
 }
 
@@ -136,13 +141,14 @@ void gguf_row_values(GgufType type, const std::byte* row, int64_t blocks, float*
   std::array<uint8_t, kGgufBlock> codes;
   for (int64_t b = 0; b < blocks; ++b, row += parts.bytes, values += kGgufBlock) {
     block_codes(type, parts, row, codes.data());
-    const float scale = half_at(row), offset = parts.minimum != 0 ? half_at(row + parts.minimum) : -parts.zero_point * scale;
+    const float scale = half_at(row),
+                offset = parts.minimum != 0 ? half_at(row + parts.minimum) : -parts.zero_point * scale;
     for (int i = 0; i < kGgufBlock; ++i) values[i] = scale * static_cast<float>(codes[i]) + offset;
   }
 }
 
-void gguf_pack_q4_1(const uint32_t* packed, int bits, const uint16_t* scales, const uint16_t* offsets, int64_t group_size, int64_t blocks,
-    std::byte* row) {
+void gguf_pack_q4_1(const uint32_t* packed, int bits, const uint16_t* scales, const uint16_t* offsets,
+                    int64_t group_size, int64_t blocks, std::byte* row) {
   const int64_t blocks_of_group = group_size / kGgufBlock;
   std::array<uint8_t, kGgufBlock> codes;
   for (int64_t b = 0; b < blocks; ++b, row += 20) {

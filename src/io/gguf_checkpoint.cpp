@@ -38,8 +38,8 @@ bool is_constant(const std::string& name) { return name == "rope_freqs.weight" |
 void copy_permuted(std::span<const std::byte> from, int64_t rows, int64_t head_dim, std::byte* to) {
   const size_t row_bytes = from.size() / static_cast<size_t>(rows);
   for (int64_t row = 0; row < rows; ++row) {
-    std::memcpy(to + static_cast<size_t>(row) * row_bytes, from.data() + static_cast<size_t>(gguf_row(row, head_dim)) * row_bytes,
-        row_bytes);
+    std::memcpy(to + static_cast<size_t>(row) * row_bytes,
+                from.data() + static_cast<size_t>(gguf_row(row, head_dim)) * row_bytes, row_bytes);
   }
 }
 
@@ -53,7 +53,8 @@ GgufCheckpoint::GgufCheckpoint(const fs::path& path) : file_(path) {
   for (const auto& [name, tensor] : contents.tensors) {
     if (is_constant(name)) continue;
     const auto known = name_from_gguf(name);
-    QALORA_REQUIRE(known, DataError, contents.name, ": tensor '", name, "' is not part of a model of architecture '", architecture_, "'");
+    QALORA_REQUIRE(known, DataError, contents.name, ": tensor '", name, "' is not part of a model of architecture '",
+                   architecture_, "'");
     add(*known, tensor);
   }
   add_quantization();
@@ -66,9 +67,11 @@ void GgufCheckpoint::add_quantization() {
     if (place.part == Part::kCodes) ++modules_of_bits[gguf_code_bits(type_of(*place.tensor))];
   }
   if (modules_of_bits.empty()) return;
-  const auto entry = [](int bits) { return nlohmann::json{{"bits", bits}, {"group_size", kGgufBlock}, {"mode", "affine"}}; };
-  const auto usual = std::max_element(modules_of_bits.begin(), modules_of_bits.end(), [](const auto& a,
-      const auto& b) { return a.second < b.second; });
+  const auto entry = [](int bits) {
+    return nlohmann::json{{"bits", bits}, {"group_size", kGgufBlock}, {"mode", "affine"}};
+  };
+  const auto usual = std::max_element(modules_of_bits.begin(), modules_of_bits.end(),
+                                      [](const auto& a, const auto& b) { return a.second < b.second; });
   nlohmann::json& quantization = config_["quantization"] = entry(usual->first);
   for (const auto& [name, place] : places_) {
     if (place.part != Part::kCodes) continue;
@@ -80,17 +83,18 @@ void GgufCheckpoint::add_quantization() {
 void GgufCheckpoint::add(const std::string& name, const GgufTensor& tensor) {
   const GgufType type = type_of(tensor);
   const std::string where = message(file_.path().string(), ": tensor '", *name_to_gguf(name), "' ");
-  QALORA_REQUIRE(is_dense(type) || gguf_code_bits(type) > 0, DataError, where, "is of type ", gguf_layout(tensor.type)->name,
-                 ", which is not read (", kReadTypes,
-                     " are); K-quants and the like round scales and offsets too, so start from another file of "
+  QALORA_REQUIRE(is_dense(type) || gguf_code_bits(type) > 0, DataError, where, "is of type ",
+                 gguf_layout(tensor.type)->name, ", which is not read (", kReadTypes,
+                 " are); K-quants and the like round scales and offsets too, so start from another file of "
                  "this model");
-  QALORA_REQUIRE(is_dense(type) || tensor.shape.size() > 1, DataError, where, "is a vector of type ", gguf_layout(type).name,
-                 ", expected F32, F16 or BF16");
+  QALORA_REQUIRE(is_dense(type) || tensor.shape.size() > 1, DataError, where, "is a vector of type ",
+                 gguf_layout(type).name, ", expected F32, F16 or BF16");
   const int64_t heads = gguf_permuted_heads(architecture_, name, config_.at("num_attention_heads").get<int64_t>(),
                                             config_.at("num_key_value_heads").get<int64_t>());
   if (heads > 0) {
     int64_t rows = 0;
-    const bool fits = !__builtin_mul_overflow(heads, head_dim_, &rows) && tensor.shape[0] == rows && head_dim_ > 0 && head_dim_ % 2 == 0;
+    const bool fits = !__builtin_mul_overflow(heads, head_dim_, &rows) && tensor.shape[0] == rows && head_dim_ > 0 &&
+                      head_dim_ % 2 == 0;
     QALORA_REQUIRE(fits, DataError, where, "has ", tensor.shape[0], " rows, expected ", heads, " heads of ", head_dim_);
   }
   Place place{&tensor, Part::kStored, heads > 0};
@@ -139,10 +143,12 @@ at::Tensor GgufCheckpoint::read(const std::string& name) const {
   const int bits = gguf_code_bits(type);
   const int64_t blocks = tensor.shape.back() / kGgufBlock;
   const int64_t rows = *checked_elements(tensor.shape) / tensor.shape.back();
-  const size_t row_bytes = tensor.bytes.size() / static_cast<size_t>(rows), out_bytes = result.nbytes() / static_cast<size_t>(rows);
+  const size_t row_bytes = tensor.bytes.size() / static_cast<size_t>(rows),
+               out_bytes = result.nbytes() / static_cast<size_t>(rows);
   at::parallel_for(0, rows, std::max<int64_t>(1, 4096 / blocks), [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      const std::byte* from = tensor.bytes.data() + row_bytes * static_cast<size_t>(place.permuted ? gguf_row(row, head_dim_) : row);
+      const std::byte* from =
+          tensor.bytes.data() + row_bytes * static_cast<size_t>(place.permuted ? gguf_row(row, head_dim_) : row);
       std::byte* out = to + out_bytes * static_cast<size_t>(row);
       switch (place.part) {
         case Part::kCodes: gguf_row_codes(type, from, blocks, bits, reinterpret_cast<uint32_t*>(out)); break;
@@ -161,7 +167,9 @@ TensorBytes GgufCheckpoint::bytes(const std::string& name) const {
   return TensorSource::bytes(name);
 }
 
-std::vector<TensorBytes> GgufCheckpoint::stored(const std::string& name) const { return {{at::Tensor(), place_of(name).tensor->bytes}}; }
+std::vector<TensorBytes> GgufCheckpoint::stored(const std::string& name) const {
+  return {{at::Tensor(), place_of(name).tensor->bytes}};
+}
 
 void GgufCheckpoint::release(const std::string& name) const { file_.release(place_of(name).tensor->bytes); }
 

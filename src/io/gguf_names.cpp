@@ -9,7 +9,8 @@ namespace {
 
 using Pair = std::pair<std::string_view, std::string_view>;
 
-constexpr std::array<Pair, 3> kOutside = {{{"token_embd", "model.embed_tokens"}, {"output_norm", "model.norm"}, {"output", "lm_head"}}};
+constexpr std::array<Pair, 3> kOutside = {
+    {{"token_embd", "model.embed_tokens"}, {"output_norm", "model.norm"}, {"output", "lm_head"}}};
 
 constexpr std::array<Pair, 11> kInBlock = {{{"attn_norm", "input_layernorm"},
                                             {"attn_q", "self_attn.q_proj"},

@@ -103,8 +103,7 @@ uint64_t GgufPlanned::bytes() const {
   const GgufLayout& layout = gguf_layout(type);
   const auto elements = checked_elements(shape);
   QALORA_CHECK(elements && !shape.empty() && shape.size() <= 4 && shape.back() % layout.block_elements == 0, "'", name,
-      "' has a shape that ",
-               layout.name, " holds");
+               "' has a shape that ", layout.name, " holds");
   return static_cast<uint64_t>(*elements) / layout.block_elements * layout.block_bytes;
 }
 
@@ -114,9 +113,11 @@ uint64_t gguf_file_bytes(const GgufMetadata& metadata, const std::vector<GgufPla
   return total;
 }
 
-GgufWriter::GgufWriter(const fs::path& path, const GgufMetadata& metadata, std::vector<GgufPlanned> plan) : plan_(std::move(plan)),
-    file_(path) {
-  for (const GgufPlanned& tensor : plan_) QALORA_CHECK(tensor.name.size() < 64, "'", tensor.name, "' fits into the format's 63 letters");
+GgufWriter::GgufWriter(const fs::path& path, const GgufMetadata& metadata, std::vector<GgufPlanned> plan)
+    : plan_(std::move(plan)),
+      file_(path) {
+  for (const GgufPlanned& tensor : plan_)
+    QALORA_CHECK(tensor.name.size() < 64, "'", tensor.name, "' fits into the format's 63 letters");
   file_.write(header(metadata, plan_));
 }
 

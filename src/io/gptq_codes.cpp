@@ -7,7 +7,7 @@
 namespace qalora::io {
 namespace {
 
-constexpr int64_t kStep = 128;    // inputs that are turned at a time: a few whole lines of memory for each output
+constexpr int64_t kStep = 128;  // inputs that are turned at a time: a few whole lines of memory for each output
 constexpr int kMostBits = 8;
 constexpr int64_t kTileWords = kStep / 32 * kMostBits;
 
@@ -35,7 +35,8 @@ void load_codes(const ForeignCodes& from, int64_t input, int64_t begin, int64_t 
   if (from.layout == ForeignLayout::kAwq) {
     const int64_t first = (input * from.out_features + begin) / 8;
     for (int64_t c = 0; c < columns; ++c) {
-      codes[static_cast<size_t>(c)] = load(from.words, first + c / 8) >> (4 * kAwqPlace[static_cast<size_t>(c % 8)]) & mask;
+      codes[static_cast<size_t>(c)] =
+          load(from.words, first + c / 8) >> (4 * kAwqPlace[static_cast<size_t>(c % 8)]) & mask;
     }
     return;
   }
@@ -44,7 +45,8 @@ void load_codes(const ForeignCodes& from, int64_t input, int64_t begin, int64_t 
     Lane high{};
     load_row(from.words, block + place / 16, from.out_features, begin, columns, codes);
     load_row(from.words, block + 2, from.out_features, begin, columns, high);
-    for (size_t c = 0; c < kTileColumns; ++c) codes[c] = (codes[c] >> (2 * (place % 16)) & 3) | (high[c] >> place & 1) << 2;
+    for (size_t c = 0; c < kTileColumns; ++c)
+      codes[c] = (codes[c] >> (2 * (place % 16)) & 3) | (high[c] >> place & 1) << 2;
     return;
   }
   const int64_t position = input * from.bits, row = position / 32;
@@ -74,7 +76,8 @@ void fill(const ForeignCodes& from, int64_t first, int64_t inputs, int64_t begin
   const bool stream = from.layout == ForeignLayout::kGptq || (from.layout == ForeignLayout::kPlanar && from.bits != 3);
   if (stream && from.order == nullptr) {  // GPTQ's stream along the inputs is the canonical one, standing upright
     const int64_t row = first * from.bits / 32;
-    for (int64_t w = 0; w < words; ++w) load_row(from.words, row + w, from.out_features, begin, columns, tile[static_cast<size_t>(w)]);
+    for (int64_t w = 0; w < words; ++w)
+      load_row(from.words, row + w, from.out_features, begin, columns, tile[static_cast<size_t>(w)]);
     return;
   }
   for (int64_t w = 0; w < words; ++w) tile[static_cast<size_t>(w)].fill(0);
@@ -120,7 +123,8 @@ void load_fields(const ForeignZeros& from, const std::byte* row, int64_t begin, 
 // offsets: [columns]
 int64_t group_offsets(const ForeignZeros& from, int64_t group, int64_t begin, int64_t columns, float* offsets) {
   const uint32_t mask = (1u << from.bits) - 1;
-  const uint32_t modulo_one = from.rule == ZeroRule::kWordPlusOne && from.bits == 3, plus_one = from.rule == ZeroRule::kFieldPlusOne;
+  const uint32_t modulo_one = from.rule == ZeroRule::kWordPlusOne && from.bits == 3,
+                 plus_one = from.rule == ZeroRule::kFieldPlusOne;
   const float* scales = from.scales + group * from.out_features + begin;
   Lane fields{};
   load_fields(from, from.words + group * (from.out_features * from.bits / 8), begin, columns, fields);

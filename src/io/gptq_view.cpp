@@ -29,7 +29,8 @@ bool GptqView::is_packed(const TensorSource& raw) {
 
 GptqView::GptqView(std::unique_ptr<TensorSource> raw, ForeignQuantization quantization,
                    const std::function<bool(const std::string&)>& has_bias)
-    : raw_(std::move(raw)), quantization_(std::move(quantization)) {
+    : raw_(std::move(raw)),
+      quantization_(std::move(quantization)) {
   for (const auto& [name, info] : raw_->tensors()) {
     if (!name.ends_with(kCodes)) continue;
     const std::string module = name.substr(0, name.size() - kCodes.size());
@@ -44,8 +45,9 @@ GptqView::GptqView(std::unique_ptr<TensorSource> raw, ForeignQuantization quanti
     } else if (part == ".bias") {
       if (has_bias(found->first) || !is_empty_bias(name)) tensors_[name] = info;
     } else {
-      QALORA_REQUIRE(part == kCodes || part == kZeros || part == kScales || part == kGroups, DataError, raw_->file_of(name).string(), ": tensor '",
-                     name, "' beside '", found->first, kCodes, "' is not part of this layout");
+      QALORA_REQUIRE(part == kCodes || part == kZeros || part == kScales || part == kGroups, DataError,
+                     raw_->file_of(name).string(), ": tensor '", name, "' beside '", found->first, kCodes,
+                     "' is not part of this layout");
     }
   }
   for (const auto& [name, module] : modules_) {
@@ -73,18 +75,19 @@ bool GptqView::is_empty_bias(const std::string& name) const {
 const TensorInfo& GptqView::part_info(const std::string& tensor, std::initializer_list<Dtype> dtypes) const {
   const TensorInfo& info = raw_->info(tensor);
   const std::string where = message(raw_->file_of(tensor).string(), ": tensor '", tensor, "' ");
-  QALORA_REQUIRE(std::ranges::find(dtypes, info.dtype) != dtypes.end(), DataError, where, "is ", dtype_name(info.dtype), ", expected ",
-                 dtype_name(*dtypes.begin()));
+  QALORA_REQUIRE(std::ranges::find(dtypes, info.dtype) != dtypes.end(), DataError, where, "is ", dtype_name(info.dtype),
+                 ", expected ", dtype_name(*dtypes.begin()));
   const bool sane = std::ranges::all_of(info.shape, [](int64_t size) { return size >= 1 && size <= kLargestSize; });
-  QALORA_REQUIRE(sane && info.shape.size() <= 2, DataError, where, "has shape ", at::IntArrayRef(info.shape), ", which is absurd");
+  QALORA_REQUIRE(sane && info.shape.size() <= 2, DataError, where, "has shape ", at::IntArrayRef(info.shape),
+                 ", which is absurd");
   return info;
 }
 
 GptqView::Module GptqView::check_module(const std::string& name) const {
   const auto shape_of = [&](const std::string& tensor, std::initializer_list<Dtype> dtypes) {
     const auto& shape = part_info(tensor, dtypes).shape;
-    QALORA_REQUIRE(shape.size() == 2, DataError, raw_->file_of(tensor).string(), ": tensor '", tensor, "' has shape ", at::IntArrayRef(shape),
-                   ", expected two dimensions");
+    QALORA_REQUIRE(shape.size() == 2, DataError, raw_->file_of(tensor).string(), ": tensor '", tensor, "' has shape ",
+                   at::IntArrayRef(shape), ", expected two dimensions");
     return shape;
   };
   const std::string where = raw_->file_of(name + kCodes).string() + ": tensor '" + name;
@@ -103,22 +106,25 @@ GptqView::Module GptqView::check_module(const std::string& name) const {
   module.bits = quantization_.overrides ? static_cast<int>(std::min<int64_t>(field, 32)) : quantization_.bits;
   const bool awq = quantization_.layout == ForeignLayout::kAwq;
   const bool known = module.bits == 4 || (!awq && (module.bits == 2 || module.bits == 3 || module.bits == 8));
-  QALORA_REQUIRE(known && zeros[0] == module.groups && zeros[1] * 32 == module.out_features * module.bits, DataError, where, kZeros,
-                 "' has shape ", at::IntArrayRef(zeros), ", expected ", module.groups, " groups (as '", kScales, "' has) of ", module.out_features,
-                 " outputs of ", quantization_.bits, " bits in 32-bit words, as ", quantization_.name, " says");
+  QALORA_REQUIRE(known && zeros[0] == module.groups && zeros[1] * 32 == module.out_features * module.bits, DataError,
+                 where, kZeros, "' has shape ", at::IntArrayRef(zeros), ", expected ", module.groups, " groups (as '",
+                 kScales, "' has) of ", module.out_features, " outputs of ", quantization_.bits,
+                 " bits in 32-bit words, as ", quantization_.name, " says");
   const int64_t code_bits = codes[0] * 32;
   module.in_features = awq ? codes[0] : code_bits / module.bits;
-  const bool fits = awq ? codes[1] * 8 == module.out_features : codes[1] == module.out_features && code_bits % module.bits == 0;
-  QALORA_REQUIRE(fits, DataError, where, kCodes, "' has shape ", at::IntArrayRef(codes), ", expected ", module.bits, "-bit codes of ",
-                 module.out_features, " outputs in ", awq ? "AWQ's" : "GPTQ's", " order");
-  QALORA_REQUIRE(module.in_features % 32 == 0 && module.in_features <= kLargestSize, DataError, where, kCodes, "' has ", module.in_features,
-                 " inputs, expected a multiple of 32");
+  const bool fits =
+      awq ? codes[1] * 8 == module.out_features : codes[1] == module.out_features && code_bits % module.bits == 0;
+  QALORA_REQUIRE(fits, DataError, where, kCodes, "' has shape ", at::IntArrayRef(codes), ", expected ", module.bits,
+                 "-bit codes of ", module.out_features, " outputs in ", awq ? "AWQ's" : "GPTQ's", " order");
+  QALORA_REQUIRE(module.in_features % 32 == 0 && module.in_features <= kLargestSize, DataError, where, kCodes, "' has ",
+                 module.in_features, " inputs, expected a multiple of 32");
   module.group_size = quantization_.group_size == -1 ? module.in_features : quantization_.group_size;
   const bool own_groups = quantization_.overrides && module.in_features % module.groups == 0;
-  if (own_groups && ceil_div(module.in_features, module.group_size) != module.groups) module.group_size = module.in_features / module.groups;
-  QALORA_REQUIRE(ceil_div(module.in_features, module.group_size) == module.groups, DataError, where, kScales, "' has ", module.groups,
-                 " groups, expected ", ceil_div(module.in_features, module.group_size), " for ", module.in_features, " inputs in groups of ",
-                 module.group_size, ", as ", quantization_.name, " says");
+  if (own_groups && ceil_div(module.in_features, module.group_size) != module.groups)
+    module.group_size = module.in_features / module.groups;
+  QALORA_REQUIRE(ceil_div(module.in_features, module.group_size) == module.groups, DataError, where, kScales, "' has ",
+                 module.groups, " groups, expected ", ceil_div(module.in_features, module.group_size), " for ",
+                 module.in_features, " inputs in groups of ", module.group_size, ", as ", quantization_.name, " says");
   read_groups(name, module);
   return module;
 }
@@ -126,15 +132,16 @@ GptqView::Module GptqView::check_module(const std::string& name) const {
 void GptqView::read_groups(const std::string& name, Module& module) const {
   const std::string tensor = name + kGroups;
   if (!raw_->contains(tensor)) {
-    QALORA_REQUIRE(!quantization_.act_order || module.groups == 1, DataError, raw_->file_of(name + kCodes).string(), ": tensor '", tensor,
-                   "' is missing, but ", quantization_.name, " says desc_act: which inputs a group has is not known. Get the whole checkpoint, "
+    QALORA_REQUIRE(!quantization_.act_order || module.groups == 1, DataError, raw_->file_of(name + kCodes).string(),
+                   ": tensor '", tensor, "' is missing, but ", quantization_.name,
+                   " says desc_act: which inputs a group has is not known. Get the whole checkpoint, "
                    "or start from the dense one ('qalora quantize')");
     return;
   }
   const auto& shape = part_info(tensor, {Dtype::kI32, Dtype::kI64}).shape;
   const std::string where = raw_->file_of(tensor).string() + ": tensor '" + tensor + "'";
-  QALORA_REQUIRE(shape.size() == 1 && shape[0] == module.in_features, DataError, where, " has shape ", at::IntArrayRef(shape), ", expected [",
-                 module.in_features, "]: a group for each input");
+  QALORA_REQUIRE(shape.size() == 1 && shape[0] == module.in_features, DataError, where, " has shape ",
+                 at::IntArrayRef(shape), ", expected [", module.in_features, "]: a group for each input");
   module.order = input_order(where, raw_->read(tensor), module.group_size);
   raw_->release(tensor);
 }
@@ -155,8 +162,10 @@ at::Tensor GptqView::read(const std::string& name) const {
 
 at::Tensor GptqView::read_codes(const std::string& name, const Module& module) const {
   const TensorBytes stored = raw_->bytes(name + kCodes);
-  const ForeignCodes from{quantization_.layout, module.bits, module.in_features, module.out_features, bytes_of(stored),
-                          module.order.defined() ? module.order.const_data_ptr<int64_t>() : nullptr};
+  const ForeignCodes from{
+      quantization_.layout, module.bits,
+      module.in_features,   module.out_features,
+      bytes_of(stored),     module.order.defined() ? module.order.const_data_ptr<int64_t>() : nullptr};
   at::Tensor codes = at::empty({module.out_features, module.in_features * module.bits / 32}, at::kInt);
   auto* packed = reinterpret_cast<uint32_t*>(codes.data_ptr<int32_t>());
   at::parallel_for(0, ceil_div(module.out_features, kTileColumns), 1, [&](int64_t begin, int64_t end) {
@@ -172,8 +181,9 @@ at::Tensor GptqView::read_scales(const std::string& name) const {
 at::Tensor GptqView::read_offsets(const std::string& name, const Module& module) const {
   const TensorBytes stored = raw_->bytes(name + kZeros);
   const at::Tensor scales = raw_->read(name + kScales).to(at::kFloat);  // [groups, out_features]
-  const ForeignZeros from{quantization_.layout, quantization_.zeros, module.bits, module.groups, module.out_features, bytes_of(stored),
-                          scales.const_data_ptr<float>()};
+  const ForeignZeros from{
+      quantization_.layout, quantization_.zeros,           module.bits, module.groups, module.out_features,
+      bytes_of(stored),     scales.const_data_ptr<float>()};
   at::Tensor offsets = at::empty({module.out_features, module.groups}, at::kFloat);
   auto* out = offsets.data_ptr<float>();
   std::atomic<int64_t> beyond = 0;
@@ -181,8 +191,9 @@ at::Tensor GptqView::read_offsets(const std::string& name, const Module& module)
     beyond += turn_zeros(from, begin * kTileColumns, std::min(end * kTileColumns, module.out_features), out);
   });
   if (beyond > 0 && !warned_.exchange(true)) {
-    log::warn(message(raw_->file_of(name + kZeros).string(), ": tensor '", name, kZeros, "': ", beyond.load(), " zero points are stored as ",
-                      (1 << module.bits) - 1, " and read as ", 1 << module.bits, ", as AutoGPTQ does; its packer writes that beside a zero point "
+    log::warn(message(raw_->file_of(name + kZeros).string(), ": tensor '", name, kZeros, "': ", beyond.load(),
+                      " zero points are stored as ", (1 << module.bits) - 1, " and read as ", 1 << module.bits,
+                      ", as AutoGPTQ does; its packer writes that beside a zero point "
                       "of 0, and what stood there is lost"));
   }
   return offsets;
@@ -198,7 +209,10 @@ void GptqView::release(const std::string& name) const {
   const auto found = places_.find(name);
   if (found == places_.end()) return raw_->release(name);
   const auto& [module, part] = found->second;
-  const std::string stored = part == Part::kCodes ? kCodes : part == Part::kScales ? kScales : part == Part::kOffsets ? kZeros : kGroups;
+  const std::string stored = part == Part::kCodes     ? kCodes
+                             : part == Part::kScales  ? kScales
+                             : part == Part::kOffsets ? kZeros
+                                                      : kGroups;
   raw_->release(module + stored);
 }
 

@@ -15,7 +15,8 @@ constexpr int kMaxDepth = 64;  // of nesting; a model's configuration needs five
 nlohmann::json read_json_file(const fs::path& path) {
   const std::string name = path.string();
   const std::string text = read_text_file(path);
-  QALORA_REQUIRE(text.find('\0') == std::string::npos, DataError, name, ": a zero byte stands in the file; it is damaged");
+  QALORA_REQUIRE(text.find('\0') == std::string::npos, DataError, name,
+                 ": a zero byte stands in the file; it is damaged");
   QALORA_REQUIRE(valid_utf8(text), DataError, name, ": the file is not UTF-8 text");
   // The keys seen in each object that is open; two equal ones would silently become one.
   std::vector<std::set<std::string>> keys;

@@ -28,10 +28,10 @@ const std::map<std::string_view, const char*> kWhole = {{"tok_embeddings.weight"
                                                         {"norm.weight", "model.norm.weight"},
                                                         {"output.weight", "lm_head.weight"}};
 const std::map<std::string_view, const char*> kInLayer = {
-    {"attention.wq.weight", "self_attn.q_proj.weight"},  {"attention.wk.weight", "self_attn.k_proj.weight"},
-    {"attention.wv.weight", "self_attn.v_proj.weight"},  {"attention.wo.weight", "self_attn.o_proj.weight"},
-    {"feed_forward.w1.weight", "mlp.gate_proj.weight"},  {"feed_forward.w2.weight", "mlp.down_proj.weight"},
-    {"feed_forward.w3.weight", "mlp.up_proj.weight"},    {"attention_norm.weight", "input_layernorm.weight"},
+    {"attention.wq.weight", "self_attn.q_proj.weight"},    {"attention.wk.weight", "self_attn.k_proj.weight"},
+    {"attention.wv.weight", "self_attn.v_proj.weight"},    {"attention.wo.weight", "self_attn.o_proj.weight"},
+    {"feed_forward.w1.weight", "mlp.gate_proj.weight"},    {"feed_forward.w2.weight", "mlp.down_proj.weight"},
+    {"feed_forward.w3.weight", "mlp.up_proj.weight"},      {"attention_norm.weight", "input_layernorm.weight"},
     {"ffn_norm.weight", "post_attention_layernorm.weight"}};
 
 // Hugging Face's name; nothing where the name is not Meta's.
@@ -53,7 +53,8 @@ std::string shape_text(const std::vector<int64_t>& shape) {
   return message("[", join(parts, ", "), "]");
 }
 
-// Where a row of q or k goes. Meta rotates neighbouring rows of a head together, Hugging Face row i and row i + head_dim / 2.
+// Where a row of q or k goes. Meta rotates neighbouring rows of a head together, Hugging Face row i and row i +
+// head_dim / 2.
 int64_t half_split(int64_t row, int64_t head_dim) {
   const int64_t inside = row % head_dim;
   return row - inside + (inside % 2) * (head_dim / 2) + inside / 2;
@@ -61,24 +62,28 @@ int64_t half_split(int64_t row, int64_t head_dim) {
 
 }  // namespace
 
-bool MetaFolder::exists(const fs::path& folder) { return is_there(shard_path(folder, 0)) && is_there(folder / config_file()); }
+bool MetaFolder::exists(const fs::path& folder) {
+  return is_there(shard_path(folder, 0)) && is_there(folder / config_file());
+}
 
 MetaFolder::~MetaFolder() = default;
 
 MetaFolder::MetaFolder(const fs::path& folder)
-    : folder_(folder), params_(std::make_unique<MetaParams>(read_meta_params(folder / config_file()))) {
+    : folder_(folder),
+      params_(std::make_unique<MetaParams>(read_meta_params(folder / config_file()))) {
   for (size_t number = 0; is_there(shard_path(folder, number)); ++number) {
     shards_.push_back(std::make_unique<TorchFile>(shard_path(folder, number)));
   }
   for (const std::string& name : list_folder(folder)) {
-    const bool stray = name.starts_with("consolidated.") && name.ends_with(".pth") && name >= shard_path("", shards_.size()).string();
-    QALORA_REQUIRE(!stray, DataError, folder.string(), ": holds ", name, ", but not ", shard_path("", shards_.size()).string(),
-                   "; fetch the missing part");
+    const bool stray =
+        name.starts_with("consolidated.") && name.ends_with(".pth") && name >= shard_path("", shards_.size()).string();
+    QALORA_REQUIRE(!stray, DataError, folder.string(), ": holds ", name, ", but not ",
+                   shard_path("", shards_.size()).string(), "; fetch the missing part");
   }
   for (const auto& shard : shards_) {
     for (const auto& [name, info] : shard->tensors()) {
-      QALORA_REQUIRE(shards_[0]->contains(name), DataError, shard->path().string(), ": tensor '", name, "' is in this part, but not in ",
-                     shards_[0]->path().filename().string());
+      QALORA_REQUIRE(shards_[0]->contains(name), DataError, shard->path().string(), ": tensor '", name,
+                     "' is in this part, but not in ", shards_[0]->path().filename().string());
     }
   }
   for (const auto& [name, info] : shards_[0]->tensors()) {
@@ -91,18 +96,19 @@ void MetaFolder::add(const std::string& name) {
   const fs::path& first = shards_[0]->path();
   const TensorInfo& slice = shards_[0]->info(name);
   const auto translated = translate(name);
-  QALORA_REQUIRE(translated.has_value(), DataError, first.string(), ": tensor '", name, "' is none of a LLaMA in Meta's layout");
+  QALORA_REQUIRE(translated.has_value(), DataError, first.string(), ": tensor '", name,
+                 "' is none of a LLaMA in Meta's layout");
   for (const auto& shard : shards_) {
     const TensorInfo& other = shard->info(name);
-    QALORA_REQUIRE(other.shape == slice.shape && other.dtype == slice.dtype, DataError, shard->path().string(), ": tensor '", name, "' is ",
-                   dtype_name(other.dtype), " ", shape_text(other.shape), ", in ", first.filename().string(), " ", dtype_name(slice.dtype), " ",
-                   shape_text(slice.shape));
+    QALORA_REQUIRE(other.shape == slice.shape && other.dtype == slice.dtype, DataError, shard->path().string(),
+                   ": tensor '", name, "' is ", dtype_name(other.dtype), " ", shape_text(other.shape), ", in ",
+                   first.filename().string(), " ", dtype_name(slice.dtype), " ", shape_text(slice.shape));
   }
   Origin origin{.name = name, .join = Join::kRows, .heads = 0};
   TensorInfo whole = slice;
   const bool norm = name.ends_with("norm.weight");
-  QALORA_REQUIRE(slice.shape.size() == (norm ? 1 : 2), DataError, first.string(), ": tensor '", name, "' has the shape ",
-                 shape_text(slice.shape), ", expected ", norm ? 1 : 2, " dimensions");
+  QALORA_REQUIRE(slice.shape.size() == (norm ? 1 : 2), DataError, first.string(), ": tensor '", name,
+                 "' has the shape ", shape_text(slice.shape), ", expected ", norm ? 1 : 2, " dimensions");
   if (norm) origin.join = Join::kCopies;
   if (name.ends_with(".wo.weight") || name.ends_with(".w2.weight")) origin.join = Join::kColumns;
   if (name == "tok_embeddings.weight") origin.join = embedding_join(slice);
@@ -114,9 +120,9 @@ void MetaFolder::add(const std::string& name) {
     whole.shape[origin.join == Join::kRows ? 0 : 1] *= parts;
     whole.end *= static_cast<uint64_t>(parts);
   }
-  QALORA_REQUIRE(origin.heads == 0 || whole.shape[0] == origin.heads * params_->head_dim, DataError, first.string(), ": tensor '", name,
-                 "' has ", whole.shape[0], " rows in ", parts, " parts, expected ", origin.heads, " heads of ", params_->head_dim,
-                 "; is a part missing?");
+  QALORA_REQUIRE(origin.heads == 0 || whole.shape[0] == origin.heads * params_->head_dim, DataError, first.string(),
+                 ": tensor '", name, "' has ", whole.shape[0], " rows in ", parts, " parts, expected ", origin.heads,
+                 " heads of ", params_->head_dim, "; is a part missing?");
   tensors_[*translated] = std::move(whole);
   origins_[*translated] = std::move(origin);
 }
@@ -125,8 +131,9 @@ void MetaFolder::add(const std::string& name) {
 MetaFolder::Join MetaFolder::embedding_join(const TensorInfo& slice) const {
   if (slice.shape[1] == params_->dim) return Join::kRows;
   const auto parts = static_cast<int64_t>(shards_.size());
-  QALORA_REQUIRE(slice.shape[1] * parts == params_->dim, DataError, shards_[0]->path().string(), ": tensor 'tok_embeddings.weight' has ",
-                 slice.shape[1], " columns in each of ", parts, " parts, expected ", params_->dim, " in all; is a part missing?");
+  QALORA_REQUIRE(slice.shape[1] * parts == params_->dim, DataError, shards_[0]->path().string(),
+                 ": tensor 'tok_embeddings.weight' has ", slice.shape[1], " columns in each of ", parts,
+                 " parts, expected ", params_->dim, " in all; is a part missing?");
   return Join::kColumns;
 }
 
@@ -143,15 +150,16 @@ at::Tensor MetaFolder::read(const std::string& name) const {
   if (result.numel() == 0) return result;
   auto* to = static_cast<std::byte*>(result.data_ptr());
   const auto row_bytes = static_cast<size_t>(whole.shape[1] * dtype_bytes(whole.dtype));
-  int64_t row = 0;      // of the whole, where a slice of rows begins
-  size_t column = 0;    // in bytes, where a slice of columns does
+  int64_t row = 0;    // of the whole, where a slice of rows begins
+  size_t column = 0;  // in bytes, where a slice of columns does
   for (const auto& shard : shards_) {
     const TensorBytes slice = shard->bytes(from.name);
     const auto rows = shard->info(from.name).shape[0];
     const size_t bytes = slice.span.size() / static_cast<size_t>(rows);
     for (int64_t i = 0; i < rows; ++i) {
       const int64_t target = from.heads == 0 ? row + i : half_split(row + i, params_->head_dim);
-      std::memcpy(to + static_cast<size_t>(target) * row_bytes + column, slice.span.data() + static_cast<size_t>(i) * bytes, bytes);
+      std::memcpy(to + static_cast<size_t>(target) * row_bytes + column,
+                  slice.span.data() + static_cast<size_t>(i) * bytes, bytes);
     }
     if (from.join == Join::kRows) {
       row += rows;
@@ -187,7 +195,8 @@ std::vector<fs::path> MetaFolder::files() const {
 int64_t MetaFolder::size_of(const char* name, size_t dimension) const { return info(name).shape[dimension]; }
 
 nlohmann::json MetaFolder::config() const {
-  return hugging_face_config(*params_, size_of("model.embed_tokens.weight", 0), size_of("model.layers.0.mlp.gate_proj.weight", 0),
+  return hugging_face_config(*params_, size_of("model.embed_tokens.weight", 0),
+                             size_of("model.layers.0.mlp.gate_proj.weight", 0),
                              /*tied_head=*/!contains("lm_head.weight"));
 }
 

@@ -15,11 +15,25 @@ using nlohmann::json;
 constexpr int64_t kLargest = int64_t{1} << 31;
 constexpr int64_t kLlama3Vocabulary = 128256;
 
-// The last ones say how the model was run or trained, which changes no weight; multiple_of and ffn_dim_multiplier give the width that the
-// tensors have anyway.
-const std::set<std::string> kKnown = {"dim",        "n_layers",        "n_heads",             "n_kv_heads",  "head_dim",       "hidden_dim",
-                                      "norm_eps",   "vocab_size",      "rope_theta",          "max_seq_len", "sliding_window", "use_scaled_rope",
-                                      "rope_scaling_factor", "multiple_of", "ffn_dim_multiplier", "max_batch_size", "model_parallel_size"};
+// The last ones say how the model was run or trained, which changes no weight; multiple_of and ffn_dim_multiplier give
+// the width that the tensors have anyway.
+const std::set<std::string> kKnown = {"dim",
+                                      "n_layers",
+                                      "n_heads",
+                                      "n_kv_heads",
+                                      "head_dim",
+                                      "hidden_dim",
+                                      "norm_eps",
+                                      "vocab_size",
+                                      "rope_theta",
+                                      "max_seq_len",
+                                      "sliding_window",
+                                      "use_scaled_rope",
+                                      "rope_scaling_factor",
+                                      "multiple_of",
+                                      "ffn_dim_multiplier",
+                                      "max_batch_size",
+                                      "model_parallel_size"};
 
 class Params {
  public:
@@ -30,8 +44,10 @@ class Params {
   std::optional<int64_t> size(const char* key) const {
     if (!has(key)) return std::nullopt;
     const json& value = object_.at(key);
-    const bool good = value.is_number_integer() && value.get<double>() >= 1 && value.get<double>() <= static_cast<double>(kLargest);
-    QALORA_REQUIRE(good, DataError, name_, ": '", key, "' is ", value.dump().substr(0, 60), ", expected a whole number from 1 to ", kLargest);
+    const bool good =
+        value.is_number_integer() && value.get<double>() >= 1 && value.get<double>() <= static_cast<double>(kLargest);
+    QALORA_REQUIRE(good, DataError, name_, ": '", key, "' is ", value.dump().substr(0, 60),
+                   ", expected a whole number from 1 to ", kLargest);
     return value.get<int64_t>();
   }
   int64_t required(const char* key) const {
@@ -43,13 +59,14 @@ class Params {
     if (!has(key)) return std::nullopt;
     const json& value = object_.at(key);
     const bool good = value.is_number() && std::isfinite(value.get<double>()) && value.get<double>() > 0;
-    QALORA_REQUIRE(good, DataError, name_, ": '", key, "' is ", value.dump().substr(0, 60), ", expected a positive number");
+    QALORA_REQUIRE(good, DataError, name_, ": '", key, "' is ", value.dump().substr(0, 60),
+                   ", expected a positive number");
     return value.get<double>();
   }
   bool flag(const char* key) const {
     if (!has(key)) return false;
-    QALORA_REQUIRE(object_.at(key).is_boolean(), DataError, name_, ": '", key, "' is ", object_.at(key).dump().substr(0, 60),
-                   ", expected true or false");
+    QALORA_REQUIRE(object_.at(key).is_boolean(), DataError, name_, ": '", key, "' is ",
+                   object_.at(key).dump().substr(0, 60), ", expected true or false");
     return object_.at(key).get<bool>();
   }
 
@@ -61,11 +78,12 @@ class Params {
 // Not in params.json: what each release was trained on, told as transformers' converter tells them apart.
 int64_t context_length(const MetaParams& params, int64_t vocab_size) {
   if (params.context_length) return *params.context_length;
-  if (params.scaled_rope) return 131072;              // LLaMA 3.1 and later
-  if (vocab_size == kLlama3Vocabulary) return 8192;   // LLaMA 3
-  if (params.rope_theta == 1e6) return params.sliding_window || params.hidden_dim ? 32768 : 16384;  // Mistral 0.2; Code Llama
-  if (params.sliding_window) return 32768;            // Mistral 0.1
-  return params.norm_eps == 1e-5 ? 4096 : 2048;       // LLaMA 2; 1
+  if (params.scaled_rope) return 131072;             // LLaMA 3.1 and later
+  if (vocab_size == kLlama3Vocabulary) return 8192;  // LLaMA 3
+  if (params.rope_theta == 1e6)
+    return params.sliding_window || params.hidden_dim ? 32768 : 16384;  // Mistral 0.2; Code Llama
+  if (params.sliding_window) return 32768;                              // Mistral 0.1
+  return params.norm_eps == 1e-5 ? 4096 : 2048;                         // LLaMA 2; 1
 }
 
 // LLaMA 3.1's scaling of the frequencies. The file does not say the factor: 8, but 32 in the two small models of 3.2.
@@ -99,7 +117,8 @@ MetaParams read_meta_params(const fs::path& path) {
   QALORA_REQUIRE(reader.has("head_dim") || params.dim % params.heads == 0, DataError, params.name, ": dim ", params.dim,
                  " is not a multiple of n_heads ", params.heads, " and head_dim is not given");
   params.head_dim = reader.size("head_dim").value_or(params.dim / params.heads);
-  QALORA_REQUIRE(params.head_dim % 2 == 0, DataError, params.name, ": head_dim ", params.head_dim, " is odd, rotary embedding needs pairs");
+  QALORA_REQUIRE(params.head_dim % 2 == 0, DataError, params.name, ": head_dim ", params.head_dim,
+                 " is odd, rotary embedding needs pairs");
   params.hidden_dim = reader.size("hidden_dim");
   // -1: "as many as the tokenizer has", which the embedding knows.
   if (!(reader.has("vocab_size") && object.at("vocab_size") == -1)) params.vocab_size = reader.size("vocab_size");
@@ -115,10 +134,10 @@ MetaParams read_meta_params(const fs::path& path) {
 }
 
 json hugging_face_config(const MetaParams& params, int64_t vocab_size, int64_t intermediate_size, bool tied_head) {
-  QALORA_REQUIRE(!params.vocab_size || *params.vocab_size == vocab_size, DataError, params.name, ": 'vocab_size' is ", *params.vocab_size,
-                 ", but the embedding has ", vocab_size, " rows");
-  QALORA_REQUIRE(!params.hidden_dim || *params.hidden_dim == intermediate_size, DataError, params.name, ": 'hidden_dim' is ",
-                 *params.hidden_dim, ", but feed_forward.w1 has ", intermediate_size, " rows");
+  QALORA_REQUIRE(!params.vocab_size || *params.vocab_size == vocab_size, DataError, params.name, ": 'vocab_size' is ",
+                 *params.vocab_size, ", but the embedding has ", vocab_size, " rows");
+  QALORA_REQUIRE(!params.hidden_dim || *params.hidden_dim == intermediate_size, DataError, params.name,
+                 ": 'hidden_dim' is ", *params.hidden_dim, ", but feed_forward.w1 has ", intermediate_size, " rows");
   const bool mistral = params.sliding_window.has_value(), llama3 = vocab_size == kLlama3Vocabulary;
   json config = {{"model_type", mistral ? "mistral" : "llama"},
                  {"architectures", {mistral ? "MistralForCausalLM" : "LlamaForCausalLM"}},

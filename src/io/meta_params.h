@@ -21,6 +21,7 @@ struct MetaParams {
 
 MetaParams read_meta_params(const fs::path& path);  // DataError
 // What only the tensors know: vocabulary, feed-forward width, whether the head is the embedding.
-nlohmann::json hugging_face_config(const MetaParams& params, int64_t vocab_size, int64_t intermediate_size, bool tied_head);
+nlohmann::json hugging_face_config(const MetaParams& params, int64_t vocab_size, int64_t intermediate_size,
+                                   bool tied_head);
 
 }  // namespace qalora::io

@@ -22,34 +22,39 @@ std::string explain_missing(const fs::path& folder) {
     if (name == "adapter_model.safetensors" || name == "adapter_config.json") {
       return "this is an adapter, not a model; pass it with --adapter and its base with --model";
     }
-    if (name.starts_with("consolidated.")) return message("it holds ", name, ", but no ", MetaFolder::config_file(), "; fetch it too");
+    if (name.starts_with("consolidated."))
+      return message("it holds ", name, ", but no ", MetaFolder::config_file(), "; fetch it too");
     if (name.ends_with(".pth") || name.ends_with(".ckpt")) found.insert("PyTorch weights (" + name + ")");
-    if (name.ends_with(".npz") || name.ends_with(".msgpack") || name.ends_with(".h5") || name.ends_with(".onnx")) found.insert(name);
+    if (name.ends_with(".npz") || name.ends_with(".msgpack") || name.ends_with(".h5") || name.ends_with(".onnx"))
+      found.insert(name);
     if (name.ends_with(".safetensors")) others.insert(name);
   }
   if (found.empty()) found = others;
   if (found.empty()) return "expected model.safetensors, model.safetensors.index.json or a GGUF file in it";
-  return message("it holds ", join({found.begin(), found.end()}, ", "), ", which this version does not read; expected ", "model.safetensors or "
-                 "model.safetensors.index.json; convert the model to safetensors first (transformers: save_pretrained)");
+  return message(
+      "it holds ", join({found.begin(), found.end()}, ", "), ", which this version does not read; expected ",
+      "model.safetensors or "
+      "model.safetensors.index.json; convert the model to safetensors first (transformers: save_pretrained)");
 }
 
 bool is_there(const fs::path& path) { return kind_of(path) != fs::file_type::not_found; }
 
 bool has_meta_config(const fs::path& model) { return !is_there(model / "config.json") && MetaFolder::exists(model); }
 
-// What AutoGPTQ calls its weights: "gptq_model-4bit-128g" of gptq_model-4bit-128g.safetensors; "" when there are none. One of several is
-// no better than another.
+// What AutoGPTQ calls its weights: "gptq_model-4bit-128g" of gptq_model-4bit-128g.safetensors; "" when there are none.
+// One of several is no better than another.
 std::string gptq_stem(const fs::path& folder) {
   std::set<std::string> stems;
   for (const std::string& name : list_folder(folder)) {
     if (!name.starts_with("gptq_model-")) continue;
     for (const char* ending : {".safetensors.index.json", ".safetensors"}) {
       const std::string stem = name.ends_with(ending) ? name.substr(0, name.size() - std::string(ending).size()) : "";
-      if (!stem.empty() && SafetensorsFolder::exists(folder, stem) && stem.find("-of-") == std::string::npos) stems.insert(stem);
+      if (!stem.empty() && SafetensorsFolder::exists(folder, stem) && stem.find("-of-") == std::string::npos)
+        stems.insert(stem);
     }
   }
-  QALORA_REQUIRE(stems.size() <= 1, DataError, folder.string(), ": holds several models (", join({stems.begin(), stems.end()}, ", "),
-                 "); keep one of them in it");
+  QALORA_REQUIRE(stems.size() <= 1, DataError, folder.string(), ": holds several models (",
+                 join({stems.begin(), stems.end()}, ", "), "); keep one of them in it");
   return stems.empty() ? "" : *stems.begin();
 }
 
@@ -66,8 +71,8 @@ fs::path gguf_file_of(const fs::path& model) {
   for (const std::string& name : list_folder(model)) {
     if (name.ends_with(".gguf")) found.push_back(name);
   }
-  QALORA_REQUIRE(found.size() <= 1, DataError, model.string(), ": holds ", found.size(), " GGUF files (", found[0], ", ", found[1],
-                 ", ..); name the one that is meant");
+  QALORA_REQUIRE(found.size() <= 1, DataError, model.string(), ": holds ", found.size(), " GGUF files (", found[0],
+                 ", ", found[1], ", ..); name the one that is meant");
   return found.empty() ? fs::path() : model / found[0];
 }
 
@@ -102,7 +107,8 @@ ModelFiles open_model(const fs::path& model) {
     files.tensors = std::move(source);
     return files;
   }
-  QALORA_REQUIRE(kind_of(model) == fs::file_type::directory, UserError, model.string(), ": is a file; expected the folder of a model or a GGUF file");
+  QALORA_REQUIRE(kind_of(model) == fs::file_type::directory, UserError, model.string(),
+                 ": is a file; expected the folder of a model or a GGUF file");
   if (SafetensorsFolder::exists(model)) {
     files.tensors = std::make_unique<SafetensorsFolder>(model);
   } else if (const std::string stem = gptq_stem(model); !stem.empty()) {

@@ -11,7 +11,8 @@ constexpr size_t kLongestPattern = 512;
 constexpr size_t kMostAlternatives = 256;
 
 [[noreturn]] void refuse(const std::string& where, const std::string& pattern) {
-  throw DataError(message(where, ": the pattern '", pattern, "' is a regular expression of a kind that is not read here; write the modules' "
+  throw DataError(message(where, ": the pattern '", pattern,
+                          "' is a regular expression of a kind that is not read here; write the modules' "
                           "names out"));
 }
 
@@ -105,7 +106,8 @@ bool unit_is_read(const std::string& unit) {
 }
 
 // `reached`: the places in the text up to which the pattern so far may have come.
-bool alternative_matches(const std::string& where, const std::string& whole, std::string pattern, const std::string& text) {
+bool alternative_matches(const std::string& where, const std::string& whole, std::string pattern,
+                         const std::string& text) {
   std::vector<bool> reached(text.size() + 1, false);
   reached[0] = true;
   const bool anchored = pattern.starts_with('^');

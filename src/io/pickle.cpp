@@ -6,14 +6,15 @@ namespace qalora::io {
 
 int64_t Pickle::integer(Index value) const {
   const Value& found = values_[value];
-  QALORA_REQUIRE(found.kind == Kind::kInt || found.kind == Kind::kBool, DataError, where_, ": expected a whole number, got ", describe(value));
+  QALORA_REQUIRE(found.kind == Kind::kInt || found.kind == Kind::kBool, DataError, where_,
+                 ": expected a whole number, got ", describe(value));
   return static_cast<int64_t>(found.number);
 }
 
 std::string_view Pickle::text(Index value) const {
   const Value& found = values_[value];
-  const bool has_text =
-      found.kind == Kind::kText || found.kind == Kind::kBytes || found.kind == Kind::kLongInt || found.kind == Kind::kGlobal;
+  const bool has_text = found.kind == Kind::kText || found.kind == Kind::kBytes || found.kind == Kind::kLongInt ||
+                        found.kind == Kind::kGlobal;
   QALORA_REQUIRE(has_text, DataError, where_, ": expected text, got ", describe(value));
   return texts_[found.number];
 }

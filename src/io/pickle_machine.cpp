@@ -1,5 +1,6 @@
-// The machine that builds a Pickle's values. Every opcode takes at least one byte and makes at most one value, hence memory is bounded by
-// the pickle's length, and that by a limit; nothing is made from a number that the file merely claims.
+// The machine that builds a Pickle's values. Every opcode takes at least one byte and makes at most one value, hence
+// memory is bounded by the pickle's length, and that by a limit; nothing is made from a number that the file merely
+// claims.
 #include <array>
 #include <cstring>
 
@@ -75,7 +76,9 @@ class PickleMachine {
   using Kind = Pickle::Kind;
 
   PickleMachine(Pickle& pickle, std::span<const std::byte> bytes)
-      : pickle_(pickle), reader_(bytes.first(std::min<uint64_t>(bytes.size(), kMaxBytes)), pickle.where_), cut_(bytes.size() > kMaxBytes) {
+      : pickle_(pickle),
+        reader_(bytes.first(std::min<uint64_t>(bytes.size(), kMaxBytes)), pickle.where_),
+        cut_(bytes.size() > kMaxBytes) {
     none_ = add(Kind::kNone);
     true_ = add(Kind::kBool, 1);
     false_ = add(Kind::kBool, 0);
@@ -146,22 +149,24 @@ class PickleMachine {
 
   [[noreturn]] void refuse(uint8_t opcode, uint64_t position) const {
     const char printable = opcode > ' ' && opcode <= '~' ? static_cast<char>(opcode) : '?';
-    throw DataError(message(where(), ": opcode ", int{opcode}, " ('", printable, "') at byte ", position,
-                            " is none that torch.save writes for a model's tensors; nothing in the file was executed. Save the "
-                            "state_dict() alone, or convert the model to safetensors"));
+    throw DataError(
+        message(where(), ": opcode ", int{opcode}, " ('", printable, "') at byte ", position,
+                " is none that torch.save writes for a model's tensors; nothing in the file was executed. Save the "
+                "state_dict() alone, or convert the model to safetensors"));
   }
 
   bool stop() {
     const Index result = pop();
-    QALORA_REQUIRE(stack_.empty() && marks_.empty(), DataError, where(), ": ends with ", stack_.size(), " values left over; it is damaged");
+    QALORA_REQUIRE(stack_.empty() && marks_.empty(), DataError, where(), ": ends with ", stack_.size(),
+                   " values left over; it is damaged");
     pickle_.root_ = result;
     return false;
   }
 
   void protocol() {
     const int version = reader_.number<uint8_t>();
-    QALORA_REQUIRE(version >= 2 && version <= kNewestProtocol, DataError, where(), ": pickle protocol ", version, ", expected 2 to ",
-                   kNewestProtocol);
+    QALORA_REQUIRE(version >= 2 && version <= kNewestProtocol, DataError, where(), ": pickle protocol ", version,
+                   ", expected 2 to ", kNewestProtocol);
   }
 
   Index add(Kind kind, uint64_t number = 0, uint32_t count = 0) {
@@ -175,8 +180,8 @@ class PickleMachine {
   // Values above the innermost mark.
   size_t floor() const { return marks_.empty() ? 0 : marks_.back(); }
   void require_values(size_t count) const {
-    QALORA_REQUIRE(stack_.size() - floor() >= count, DataError, where(), ": byte ", reader_.position(), " takes ", count,
-                   " values, there are ", stack_.size() - floor(), "; the pickle is damaged");
+    QALORA_REQUIRE(stack_.size() - floor() >= count, DataError, where(), ": byte ", reader_.position(), " takes ",
+                   count, " values, there are ", stack_.size() - floor(), "; the pickle is damaged");
   }
   Index top() const {
     require_values(1);
@@ -189,7 +194,8 @@ class PickleMachine {
   }
   // Removes the innermost mark and says where on the stack it was.
   size_t mark() {
-    QALORA_REQUIRE(!marks_.empty(), DataError, where(), ": byte ", reader_.position(), " ends what was never begun; the pickle is damaged");
+    QALORA_REQUIRE(!marks_.empty(), DataError, where(), ": byte ", reader_.position(),
+                   " ends what was never begun; the pickle is damaged");
     const size_t position = marks_.back();
     marks_.pop_back();
     return position;
@@ -197,8 +203,8 @@ class PickleMachine {
 
   void push_text(Kind kind, uint64_t bytes) {
     const std::string_view text = reader_.text(bytes);
-    QALORA_REQUIRE(kind != Kind::kText || valid_utf8(text), DataError, where(), ": the text before byte ", reader_.position(),
-                   " is not UTF-8; the pickle is damaged");
+    QALORA_REQUIRE(kind != Kind::kText || valid_utf8(text), DataError, where(), ": the text before byte ",
+                   reader_.position(), " is not UTF-8; the pickle is damaged");
     push(add(kind, pickle_.texts_.size()));
     pickle_.texts_.push_back(text);
   }
@@ -219,7 +225,8 @@ class PickleMachine {
   void push_tuple(size_t count) {
     require_values(count);
     const auto first = stack_.end() - static_cast<std::ptrdiff_t>(count);
-    const Index tuple = count == 0 ? empty_tuple_ : add(Kind::kTuple, pickle_.items_.size(), static_cast<uint32_t>(count));
+    const Index tuple =
+        count == 0 ? empty_tuple_ : add(Kind::kTuple, pickle_.items_.size(), static_cast<uint32_t>(count));
     pickle_.items_.insert(pickle_.items_.end(), first, stack_.end());
     stack_.erase(first, stack_.end());
     push(tuple);
@@ -231,8 +238,8 @@ class PickleMachine {
     const auto first = stack_.end() - static_cast<std::ptrdiff_t>(count);
     const Index container = *(first - 1);
     const bool fits = pickle_.kind(container) == kind && (kind == Kind::kList || count % 2 == 0);
-    QALORA_REQUIRE(fits, DataError, where(), ": byte ", reader_.position(), " adds ", count, " values to ", pickle_.describe(container),
-                   "; the pickle is damaged");
+    QALORA_REQUIRE(fits, DataError, where(), ": byte ", reader_.position(), " adds ", count, " values to ",
+                   pickle_.describe(container), "; the pickle is damaged");
     if (count > 0) {
       auto& items = pickle_.containers_[container];
       items.insert(items.end(), first, stack_.end());
@@ -264,16 +271,17 @@ class PickleMachine {
 
   void push_name(std::string_view module, std::string_view name) {
     const Name* known = find_name(module, name);
-    QALORA_REQUIRE(known != nullptr, DataError, where(), ": asks for ", shown(module), ".", shown(name),
-                   ", which is not among the few names that a model's tensors need; nothing in the file was executed. Save the "
-                   "state_dict() alone, or convert the model to safetensors");
+    QALORA_REQUIRE(
+        known != nullptr, DataError, where(), ": asks for ", shown(module), ".", shown(name),
+        ", which is not among the few names that a model's tensors need; nothing in the file was executed. Save the "
+        "state_dict() alone, or convert the model to safetensors");
     push(add(Kind::kGlobal, pickle_.texts_.size(), static_cast<uint32_t>(known - kNames.data())));
     pickle_.texts_.push_back(known->name);
   }
 
   const Name& name_of(Index value) const {
-    QALORA_REQUIRE(pickle_.kind(value) == Kind::kGlobal, DataError, where(), ": byte ", reader_.position(), ": expected a name, got ",
-                   pickle_.describe(value));
+    QALORA_REQUIRE(pickle_.kind(value) == Kind::kGlobal, DataError, where(), ": byte ", reader_.position(),
+                   ": expected a name, got ", pickle_.describe(value));
     return kNames[pickle_.values_[value].count];
   }
 
@@ -305,20 +313,21 @@ class PickleMachine {
   // What an OrderedDict carries beside its items: a state_dict's _metadata, which nobody needs.
   void build() {
     pop();
-    QALORA_REQUIRE(pickle_.kind(top()) == Kind::kDict, DataError, where(), ": byte ", reader_.position(), " gives attributes to ",
-                   pickle_.describe(top()), "; only a dictionary may have them");
+    QALORA_REQUIRE(pickle_.kind(top()) == Kind::kDict, DataError, where(), ": byte ", reader_.position(),
+                   " gives attributes to ", pickle_.describe(top()), "; only a dictionary may have them");
   }
 
   // (storage, offset, size, stride, requires_grad, hooks, perhaps metadata)
   void push_tensor(std::span<const Index> given) {
-    QALORA_REQUIRE(pickle_.kind(given[0]) == Kind::kStorage, DataError, where(), ": a tensor's storage is ", pickle_.describe(given[0]));
+    QALORA_REQUIRE(pickle_.kind(given[0]) == Kind::kStorage, DataError, where(), ": a tensor's storage is ",
+                   pickle_.describe(given[0]));
     PickleTensor tensor;
     tensor.storage = static_cast<uint32_t>(pickle_.values_[given[0]].number);
     tensor.offset = static_cast<uint64_t>(whole(given[1]));
     tensor.shape = dimensions(given[2]);
     tensor.strides = dimensions(given[3]);
-    QALORA_REQUIRE(tensor.shape.size() == tensor.strides.size(), DataError, where(), ": a tensor has ", tensor.shape.size(),
-                   " dimensions and ", tensor.strides.size(), " strides");
+    QALORA_REQUIRE(tensor.shape.size() == tensor.strides.size(), DataError, where(), ": a tensor has ",
+                   tensor.shape.size(), " dimensions and ", tensor.strides.size(), " strides");
     push(add(Kind::kTensor, pickle_.tensors_.size()));
     pickle_.tensors_.push_back(std::move(tensor));
   }
@@ -332,25 +341,30 @@ class PickleMachine {
   std::vector<int64_t> dimensions(Index tuple) const {
     const auto items = pickle_.items(tuple);
     QALORA_REQUIRE(pickle_.kind(tuple) == Kind::kTuple && items.size() <= kMaxDimensions, DataError, where(),
-                   ": a tensor's size or stride is ", pickle_.describe(tuple), "; expected a tuple of at most ", kMaxDimensions);
+                   ": a tensor's size or stride is ", pickle_.describe(tuple), "; expected a tuple of at most ",
+                   kMaxDimensions);
     std::vector<int64_t> result;
     for (const Index item : items) result.push_back(whole(item));
     return result;
   }
 
-  // ('storage', torch.XStorage, key, location, elements), and in the oldest files a sixth, the part of another storage that it is.
+  // ('storage', torch.XStorage, key, location, elements), and in the oldest files a sixth, the part of another storage
+  // that it is.
   void persistent_id() {
     const Index id = pop();
     const auto items = pickle_.items(id);
     const bool good = pickle_.kind(id) == Kind::kTuple && (items.size() == 5 || items.size() == 6) &&
                       pickle_.kind(items[0]) == Kind::kText && pickle_.text(items[0]) == "storage" &&
                       pickle_.kind(items[2]) == Kind::kText;
-    QALORA_REQUIRE(good, DataError, where(), ": byte ", reader_.position(), ": ", pickle_.describe(id), " does not describe a storage");
+    QALORA_REQUIRE(good, DataError, where(), ": byte ", reader_.position(), ": ", pickle_.describe(id),
+                   " does not describe a storage");
     QALORA_REQUIRE(items.size() == 5 || pickle_.kind(items[5]) == Kind::kNone, DataError, where(),
-                   ": a storage is a part of another one, as PyTorch before 0.4 wrote; load and save the file with a newer PyTorch");
+                   ": a storage is a part of another one, as PyTorch before 0.4 wrote; load and save the file with a "
+                   "newer PyTorch");
     const Name& type = name_of(items[1]);
     QALORA_REQUIRE(type.dtype.has_value(), DataError, where(), ": ", type.name, " is no storage of known numbers");
-    const PickleStorage storage = {.key = pickle_.text(items[2]), .dtype = *type.dtype, .elements = static_cast<uint64_t>(whole(items[4]))};
+    const PickleStorage storage = {
+        .key = pickle_.text(items[2]), .dtype = *type.dtype, .elements = static_cast<uint64_t>(whole(items[4]))};
     push(add(Kind::kStorage, storage_number(storage)));
   }
 
@@ -358,9 +372,9 @@ class PickleMachine {
     const auto [found, fresh] = storage_of_key_.emplace(storage.key, static_cast<uint32_t>(pickle_.storages_.size()));
     if (fresh) pickle_.storages_.push_back(storage);
     const PickleStorage& known = pickle_.storages_[found->second];
-    QALORA_REQUIRE(known.dtype == storage.dtype && known.elements == storage.elements, DataError, where(), ": storage '",
-                   shown(storage.key), "' is once ", known.elements, " x ", dtype_name(known.dtype), " and once ", storage.elements, " x ",
-                   dtype_name(storage.dtype));
+    QALORA_REQUIRE(known.dtype == storage.dtype && known.elements == storage.elements, DataError, where(),
+                   ": storage '", shown(storage.key), "' is once ", known.elements, " x ", dtype_name(known.dtype),
+                   " and once ", storage.elements, " x ", dtype_name(storage.dtype));
     return found->second;
   }
 
@@ -374,6 +388,8 @@ class PickleMachine {
   Index none_ = 0, true_ = 0, false_ = 0, empty_tuple_ = 0;
 };
 
-Pickle::Pickle(std::span<const std::byte> bytes, const std::string& where) : where_(where) { PickleMachine(*this, bytes).run(); }
+Pickle::Pickle(std::span<const std::byte> bytes, const std::string& where) : where_(where) {
+  PickleMachine(*this, bytes).run();
+}
 
 }  // namespace qalora::io

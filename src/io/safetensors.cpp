@@ -36,18 +36,24 @@ std::string foreign_format(std::string_view start) {
     return "this is a Git LFS pointer, not the weights themselves; run 'git lfs pull' in the folder it came from";
   }
   if (start.starts_with("PK\x03\x04")) return "this is a zip archive, probably a PyTorch checkpoint" + convert;
-  if (start.starts_with("\x80\x02")) return "this is a Python pickle, probably an old PyTorch checkpoint, and is never opened" + convert;
+  if (start.starts_with("\x80\x02"))
+    return "this is a Python pickle, probably an old PyTorch checkpoint, and is never opened" + convert;
   if (start.starts_with("GGUF")) return "this is a GGUF file" + convert;
-  if (start.starts_with("\x1f\x8b") || start.starts_with("\x28\xb5\x2f\xfd")) return "this file is compressed; unpack it first";
+  if (start.starts_with("\x1f\x8b") || start.starts_with("\x28\xb5\x2f\xfd"))
+    return "this file is compressed; unpack it first";
   if (start.starts_with("<!") || start.starts_with("<htm")) return "this is a web page; the download went wrong";
   return "";
 }
 
-// Collects the header's entries. A streaming handler, because a document tree keeps the last of two equal names silently.
+// Collects the header's entries. A streaming handler, because a document tree keeps the last of two equal names
+// silently.
 class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
  public:
-  HeaderReader(std::string path, std::map<std::string, TensorInfo>& tensors, std::map<std::string, std::string>& metadata)
-      : path_(std::move(path)), tensors_(tensors), metadata_(metadata) {}
+  HeaderReader(std::string path, std::map<std::string, TensorInfo>& tensors,
+               std::map<std::string, std::string>& metadata)
+      : path_(std::move(path)),
+        tensors_(tensors),
+        metadata_(metadata) {}
 
   bool null() override {
     const bool absent_metadata = depth_ == 1 && in_metadata_;
@@ -55,13 +61,16 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
     return true;
   }
   bool boolean(bool) override { return scalar("a boolean"); }
-  bool number_integer(number_integer_t value) override { return scalar("the negative number " + std::to_string(value)); }
+  bool number_integer(number_integer_t value) override {
+    return scalar("the negative number " + std::to_string(value));
+  }
   bool number_float(number_float_t, const string_t& text) override { return scalar("the number " + text); }
   bool binary(binary_t&) override { return scalar("binary data"); }
 
   bool number_unsigned(number_unsigned_t value) override {
     if (depth_ == 3 && list_ == &shape_) {
-      QALORA_REQUIRE(value <= static_cast<uint64_t>(INT64_MAX), DataError, where(), "dimension ", value, " is too large");
+      QALORA_REQUIRE(value <= static_cast<uint64_t>(INT64_MAX), DataError, where(), "dimension ", value,
+                     " is too large");
     }
     if (depth_ != 3 || list_ == nullptr) return scalar("the number " + std::to_string(value));
     list_->push_back(value);
@@ -81,7 +90,8 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
 
   bool start_object(size_t) override {
     const bool expected = depth_ == 0 || depth_ == 1 || ignored();
-    QALORA_REQUIRE(expected, DataError, where(), in_metadata_ ? "metadata must be text, got an object" : "an object where none belongs");
+    QALORA_REQUIRE(expected, DataError, where(),
+                   in_metadata_ ? "metadata must be text, got an object" : "an object where none belongs");
     if (depth_ == 1 && !in_metadata_) {
       shape_.clear();
       offsets_.clear();
@@ -117,7 +127,8 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
     if (depth_ == 2 && !in_metadata_ && field_ == "shape") list_ = &shape_;
     if (depth_ == 2 && !in_metadata_ && field_ == "data_offsets") list_ = &offsets_;
     if (list_ == nullptr) {
-      QALORA_REQUIRE(ignored(), DataError, where(), in_metadata_ ? "metadata must be text, got a list" : "a list where none belongs");
+      QALORA_REQUIRE(ignored(), DataError, where(),
+                     in_metadata_ ? "metadata must be text, got a list" : "a list where none belongs");
     }
     return enter();
   }
@@ -136,11 +147,13 @@ class HeaderReader : public nlohmann::json_sax<nlohmann::json> {
  private:
   // Inside a field of a tensor's entry that the format does not define: the reference reader skips those.
   bool ignored() const {
-    return depth_ >= 2 && !in_metadata_ && list_ == nullptr && field_ != "dtype" && field_ != "shape" && field_ != "data_offsets";
+    return depth_ >= 2 && !in_metadata_ && list_ == nullptr && field_ != "dtype" && field_ != "shape" &&
+           field_ != "data_offsets";
   }
 
   bool enter() {
-    QALORA_REQUIRE(++depth_ <= kMaxDepth, DataError, where(), "the header is nested more than ", kMaxDepth, " levels deep");
+    QALORA_REQUIRE(++depth_ <= kMaxDepth, DataError, where(), "the header is nested more than ", kMaxDepth,
+                   " levels deep");
     return true;
   }
 
@@ -199,19 +212,20 @@ void check_layout(const std::string& path, const std::map<std::string, TensorInf
   uint64_t expected = 0;
   for (const auto& [name, info] : order) {
     const std::string where = message(path, ": tensor '", *name, "': ");
-    QALORA_REQUIRE(info->end >= info->begin, DataError, where, "ends at byte ", info->end, " before its begin ", info->begin);
-    QALORA_REQUIRE(info->begin == expected, DataError, where, "begins at byte ", info->begin, " of the data, expected ", expected,
-                   "; tensors must neither overlap nor leave gaps");
+    QALORA_REQUIRE(info->end >= info->begin, DataError, where, "ends at byte ", info->end, " before its begin ",
+                   info->begin);
+    QALORA_REQUIRE(info->begin == expected, DataError, where, "begins at byte ", info->begin, " of the data, expected ",
+                   expected, "; tensors must neither overlap nor leave gaps");
     const auto elements = checked_elements(info->shape);
     QALORA_REQUIRE(elements.has_value(), DataError, where, "shape ", shape_text(info->shape), " overflows");
     const auto bytes = checked_mul(static_cast<uint64_t>(*elements), static_cast<uint64_t>(dtype_bytes(info->dtype)));
     QALORA_REQUIRE(bytes.has_value(), DataError, where, "shape ", shape_text(info->shape), " overflows");
-    QALORA_REQUIRE(*bytes == info->bytes(), DataError, where, "shape ", shape_text(info->shape), " of ", dtype_name(info->dtype),
-                   " needs ", *bytes, " bytes, its offsets span ", info->bytes());
+    QALORA_REQUIRE(*bytes == info->bytes(), DataError, where, "shape ", shape_text(info->shape), " of ",
+                   dtype_name(info->dtype), " needs ", *bytes, " bytes, its offsets span ", info->bytes());
     expected = info->end;
   }
-  QALORA_REQUIRE(expected <= data_bytes, DataError, path, ": the header promises ", expected, " bytes of tensors, the file has ",
-                 data_bytes, "; incomplete download? fetch it again");
+  QALORA_REQUIRE(expected <= data_bytes, DataError, path, ": the header promises ", expected,
+                 " bytes of tensors, the file has ", data_bytes, "; incomplete download? fetch it again");
   QALORA_REQUIRE(expected == data_bytes, DataError, path, ": ", data_bytes - expected,
                  " bytes follow the last tensor; the file is damaged, fetch or write it again");
 }
@@ -229,15 +243,20 @@ SafetensorsFile::SafetensorsFile(const fs::path& path) : map_(path) {
   uint64_t length = 0;
   std::memcpy(&length, bytes.data(), kLengthBytes);
   QALORA_REQUIRE(length <= kMaxHeaderBytes, DataError, name, ": ",
-                 foreign.empty() ? message("the header claims ", length, " bytes, the limit is ", kMaxHeaderBytes, "; ", hint) : hint);
-  QALORA_REQUIRE(length <= bytes.size() - kLengthBytes, DataError, name, ": the header claims ", length, " bytes, the file has ",
-                 bytes.size() - kLengthBytes, "; ", foreign.empty() ? "incomplete download?" : foreign);
+                 foreign.empty()
+                     ? message("the header claims ", length, " bytes, the limit is ", kMaxHeaderBytes, "; ", hint)
+                     : hint);
+  QALORA_REQUIRE(length <= bytes.size() - kLengthBytes, DataError, name, ": the header claims ", length,
+                 " bytes, the file has ", bytes.size() - kLengthBytes, "; ",
+                 foreign.empty() ? "incomplete download?" : foreign);
   const std::string_view header = text.substr(kLengthBytes, length);
   QALORA_REQUIRE(valid_utf8(header), DataError, name, ": the header is not UTF-8; the file is damaged");
   // The JSON library takes a zero byte for the end and skips a byte-order mark; the format allows neither.
   const size_t start = header.find_first_not_of(" \t\r\n");
-  const bool object = start != std::string_view::npos && header[start] == '{' && header.find('\0') == std::string_view::npos;
-  QALORA_REQUIRE(object, DataError, name, ": the header is not a JSON object; the file is damaged, download or write it again");
+  const bool object =
+      start != std::string_view::npos && header[start] == '{' && header.find('\0') == std::string_view::npos;
+  QALORA_REQUIRE(object, DataError, name,
+                 ": the header is not a JSON object; the file is damaged, download or write it again");
   HeaderReader reader(name, tensors_, metadata_);
   nlohmann::json::sax_parse(header.begin(), header.end(), &reader);
   data_begin_ = kLengthBytes + length;

@@ -25,7 +25,8 @@ std::string header_bytes(const std::vector<PlannedTensor>& plan, const std::map<
     QALORA_CHECK(!header.contains(tensor.name), "tensor '", tensor.name, "' is planned twice");
     const auto end = checked_add(begin, tensor.bytes());
     QALORA_CHECK(end.has_value(), "tensor '", tensor.name, "'");
-    header[tensor.name] = {{"dtype", dtype_name(tensor.dtype)}, {"shape", tensor.shape}, {"data_offsets", {begin, *end}}};
+    header[tensor.name] = {
+        {"dtype", dtype_name(tensor.dtype)}, {"shape", tensor.shape}, {"data_offsets", {begin, *end}}};
     begin = *end;
   }
   // A path in the metadata may hold any bytes; what is not UTF-8 is replaced.
@@ -49,7 +50,8 @@ uint64_t PlannedTensor::bytes() const {
 
 SafetensorsWriter::SafetensorsWriter(const fs::path& path, std::vector<PlannedTensor> plan,
                                      const std::map<std::string, std::string>& metadata)
-    : plan_(std::move(plan)), file_(path) {
+    : plan_(std::move(plan)),
+      file_(path) {
   file_.write(header_bytes(plan_, metadata));
 }
 
@@ -59,7 +61,8 @@ void SafetensorsWriter::write(const std::string& name, std::span<const std::byte
   QALORA_CHECK(next_ < plan_.size(), "tensor '", name, "' comes after the last one planned");
   const PlannedTensor& expected = plan_[next_];
   QALORA_CHECK(name == expected.name, "tensor '", name, "' comes where '", expected.name, "' is planned");
-  QALORA_CHECK(bytes.size() == expected.bytes(), "tensor '", name, "': ", bytes.size(), " bytes, planned ", expected.bytes());
+  QALORA_CHECK(bytes.size() == expected.bytes(), "tensor '", name, "': ", bytes.size(), " bytes, planned ",
+               expected.bytes());
   file_.write(bytes);
   ++next_;
 }
@@ -67,7 +70,8 @@ void SafetensorsWriter::write(const std::string& name, std::span<const std::byte
 void SafetensorsWriter::write(const std::string& name, const at::Tensor& tensor) {
   QALORA_CHECK(next_ < plan_.size(), "tensor '", name, "' comes after the last one planned");
   const PlannedTensor& expected = plan_[next_];
-  QALORA_CHECK(tensor.scalar_type() == scalar_type(expected.dtype), "tensor '", name, "' is ", c10::toString(tensor.scalar_type()));
+  QALORA_CHECK(tensor.scalar_type() == scalar_type(expected.dtype), "tensor '", name, "' is ",
+               c10::toString(tensor.scalar_type()));
   QALORA_CHECK(tensor.sizes() == at::IntArrayRef(expected.shape), "tensor '", name, "' has another shape than planned");
   write(name, tensor_bytes(tensor));
 }
@@ -80,7 +84,8 @@ void SafetensorsWriter::finish() {
 void write_safetensors(const fs::path& path, const std::map<std::string, at::Tensor>& tensors,
                        const std::map<std::string, std::string>& metadata) {
   std::vector<PlannedTensor> plan;
-  for (const auto& [name, tensor] : tensors) plan.push_back({name, dtype_of(tensor.scalar_type()), tensor.sizes().vec()});
+  for (const auto& [name, tensor] : tensors)
+    plan.push_back({name, dtype_of(tensor.scalar_type()), tensor.sizes().vec()});
   sort_by_alignment(plan);
   SafetensorsWriter writer(path, plan, metadata);
   for (const auto& planned : plan) writer.write(planned.name, tensors.at(planned.name).to(at::kCPU).contiguous());
@@ -88,7 +93,8 @@ void write_safetensors(const fs::path& path, const std::map<std::string, at::Ten
 }
 
 void sort_by_alignment(std::vector<PlannedTensor>& plan) {
-  std::stable_sort(plan.begin(), plan.end(), [](const auto& a, const auto& b) { return dtype_bytes(a.dtype) > dtype_bytes(b.dtype); });
+  std::stable_sort(plan.begin(), plan.end(),
+                   [](const auto& a, const auto& b) { return dtype_bytes(a.dtype) > dtype_bytes(b.dtype); });
 }
 
 }  // namespace qalora::io

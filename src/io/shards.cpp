@@ -20,9 +20,10 @@ std::map<std::string, std::string> read_index(const fs::path& path, std::string_
   for (const auto& [tensor, file] : index["weight_map"].items()) {
     QALORA_REQUIRE(file.is_string(), DataError, name, ": tensor '", tensor, "': the file's name must be text");
     const auto& value = file.get_ref<const std::string&>();
-    const bool plain = value.ends_with(ending) && value.find_first_of("/\\") == std::string::npos && !value.starts_with("..") &&
-                       value.find('\0') == std::string::npos;
-    QALORA_REQUIRE(plain, DataError, name, ": tensor '", tensor, "': '", value, "' is not the name of a ", ending, " file in this folder");
+    const bool plain = value.ends_with(ending) && value.find_first_of("/\\") == std::string::npos &&
+                       !value.starts_with("..") && value.find('\0') == std::string::npos;
+    QALORA_REQUIRE(plain, DataError, name, ": tensor '", tensor, "': '", value, "' is not the name of a ", ending,
+                   " file in this folder");
     files[tensor] = value;
   }
   QALORA_REQUIRE(!files.empty(), DataError, name, ": 'weight_map' names no tensor");
@@ -46,8 +47,9 @@ void Shards::open_index(const fs::path& index_path, std::string_view ending, con
   const auto index = read_index(index_path, ending);
   std::map<std::string, size_t> shard_of_file;
   for (const auto& [tensor, file] : index) {
-    QALORA_REQUIRE(kind_of(index_path.parent_path() / file) != fs::file_type::not_found, DataError, index_path.string(), ": tensor '",
-                   tensor, "' is said to be in '", file, "', which is not there; fetch the missing shard");
+    QALORA_REQUIRE(kind_of(index_path.parent_path() / file) != fs::file_type::not_found, DataError, index_path.string(),
+                   ": tensor '", tensor, "' is said to be in '", file,
+                   "', which is not there; fetch the missing shard");
     shard_of_file[file] = 0;
   }
   for (auto& [file, shard] : shard_of_file) {  // by name, so that shards are numbered as their files are
@@ -56,15 +58,16 @@ void Shards::open_index(const fs::path& index_path, std::string_view ending, con
   }
   for (const auto& [tensor, file] : index) {
     const size_t shard = shard_of_file[file];
-    QALORA_REQUIRE(shards_[shard]->contains(tensor), DataError, index_path.string(), ": tensor '", tensor, "' is not in '", file,
-                   "', where the index places it");
+    QALORA_REQUIRE(shards_[shard]->contains(tensor), DataError, index_path.string(), ": tensor '", tensor,
+                   "' is not in '", file, "', where the index places it");
     where_[tensor] = shard;
   }
   for (size_t shard = 0; shard < shards_.size(); ++shard) {
     for (const auto& [tensor, info] : shards_[shard]->tensors()) {
       const auto found = where_.find(tensor);
-      QALORA_REQUIRE(found != where_.end() && found->second == shard, DataError, shards_[shard]->file_of(tensor).string(), ": tensor '",
-                     tensor, "' is in this file, but ", index_path.filename().string(),
+      QALORA_REQUIRE(found != where_.end() && found->second == shard, DataError,
+                     shards_[shard]->file_of(tensor).string(), ": tensor '", tensor, "' is in this file, but ",
+                     index_path.filename().string(),
                      found == where_.end() ? " does not name it" : " places it in another");
     }
   }

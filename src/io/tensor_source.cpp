@@ -17,10 +17,18 @@ struct DtypeRow {
 };
 
 const std::array<DtypeRow, 13> kDtypes = {{
-    {Dtype::kBool, "BOOL", 1, at::kBool},     {Dtype::kU8, "U8", 1, at::kByte},      {Dtype::kI8, "I8", 1, at::kChar},
-    {Dtype::kI16, "I16", 2, at::kShort},      {Dtype::kU16, "U16", 2, at::kUInt16},  {Dtype::kF16, "F16", 2, at::kHalf},
-    {Dtype::kBF16, "BF16", 2, at::kBFloat16}, {Dtype::kI32, "I32", 4, at::kInt},     {Dtype::kU32, "U32", 4, at::kInt},
-    {Dtype::kF32, "F32", 4, at::kFloat},      {Dtype::kI64, "I64", 8, at::kLong},    {Dtype::kU64, "U64", 8, at::kUInt64},
+    {Dtype::kBool, "BOOL", 1, at::kBool},
+    {Dtype::kU8, "U8", 1, at::kByte},
+    {Dtype::kI8, "I8", 1, at::kChar},
+    {Dtype::kI16, "I16", 2, at::kShort},
+    {Dtype::kU16, "U16", 2, at::kUInt16},
+    {Dtype::kF16, "F16", 2, at::kHalf},
+    {Dtype::kBF16, "BF16", 2, at::kBFloat16},
+    {Dtype::kI32, "I32", 4, at::kInt},
+    {Dtype::kU32, "U32", 4, at::kInt},
+    {Dtype::kF32, "F32", 4, at::kFloat},
+    {Dtype::kI64, "I64", 8, at::kLong},
+    {Dtype::kU64, "U64", 8, at::kUInt64},
     {Dtype::kF64, "F64", 8, at::kDouble},
 }};
 

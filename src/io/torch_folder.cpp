@@ -13,8 +13,9 @@ namespace {
 constexpr std::string_view kIndexEnding = ".bin.index.json";
 
 // What training leaves beside the weights.
-constexpr std::array<std::string_view, 9> kNoWeights = {"training_args.bin", "optimizer.bin", "optimizer.pt",      "scheduler.bin", "scheduler.pt",
-                                                        "rng_state.pt",      "scaler.pt",     "adapter_model.bin", "latest.pt"};
+constexpr std::array<std::string_view, 9> kNoWeights = {"training_args.bin", "optimizer.bin",     "optimizer.pt",
+                                                        "scheduler.bin",     "scheduler.pt",      "rng_state.pt",
+                                                        "scaler.pt",         "adapter_model.bin", "latest.pt"};
 
 bool is_weights(const std::string& name) {
   const bool known_ending = name.ends_with(".bin") || name.ends_with(".pt");
@@ -38,8 +39,8 @@ std::vector<std::string> candidates(const fs::path& folder) {
 fs::path only_one(const fs::path& folder) {
   const auto found = candidates(folder);
   QALORA_REQUIRE(!found.empty(), DataError, folder.string(), ": there are no PyTorch weights in it");
-  QALORA_REQUIRE(found.size() == 1, DataError, folder.string(), ": there is no pytorch_model.bin, but ", join(found, ", "),
-                 "; leave one of them in the folder, or name it pytorch_model.bin");
+  QALORA_REQUIRE(found.size() == 1, DataError, folder.string(), ": there is no pytorch_model.bin, but ",
+                 join(found, ", "), "; leave one of them in the folder, or name it pytorch_model.bin");
   return folder / found[0];
 }
 

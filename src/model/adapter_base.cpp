@@ -36,32 +36,38 @@ void recognise_official(io::AdapterFile& adapter, const LlamaConfig& base, const
   adapter.config.origin = io::AdapterOrigin::kOfficial;
   adapter.config.pooling = io::Pooling::kMean;
   adapter.config.group_size = group_size;
-  log::info(message(where, ": A has in_features / ", group_size, " columns and the configuration has no 'use_qalora': read as an adapter of "
-                    "the official QA-LoRA code, which averages over ", group_size, " inputs and scales by ",
-                    format_number(adapter.config.scaling)));
+  log::info(message(where, ": A has in_features / ", group_size,
+                    " columns and the configuration has no 'use_qalora': read as an adapter of "
+                    "the official QA-LoRA code, which averages over ",
+                    group_size, " inputs and scales by ", format_number(adapter.config.scaling)));
 }
 
-int64_t whole_group(int64_t group_size, int64_t in_features) { return group_size == quant::kWholeRow ? in_features : group_size; }
+int64_t whole_group(int64_t group_size, int64_t in_features) {
+  return group_size == quant::kWholeRow ? in_features : group_size;
+}
 
-// One A over groups of `fine` inputs instead of `coarse`. Each of the coarse group's columns is repeated; a mean over the coarse group is
-// fine / coarse times the sum of the means over the fine ones.
-void spread_module(io::AdapterWeights& weights, const io::AdapterConfig& config, int64_t in_features, int64_t coarse, int64_t fine) {
+// One A over groups of `fine` inputs instead of `coarse`. Each of the coarse group's columns is repeated; a mean over
+// the coarse group is fine / coarse times the sum of the means over the fine ones.
+void spread_module(io::AdapterWeights& weights, const io::AdapterConfig& config, int64_t in_features, int64_t coarse,
+                   int64_t fine) {
   const int64_t groups = kernels::groups_per_row(in_features, fine);
   const at::Tensor columns = at::arange(groups, at::kLong).mul_(fine).floor_divide_(coarse);
   const double scaling = weights.scaling(config);
   weights.a = weights.a.index_select(1, columns).contiguous();
-  if (config.pooling == io::Pooling::kMean) weights.own_scaling = scaling * static_cast<double>(fine) / static_cast<double>(coarse);
+  if (config.pooling == io::Pooling::kMean)
+    weights.own_scaling = scaling * static_cast<double>(fine) / static_cast<double>(coarse);
 }
 
-// May this adapter be spread over the base's groups? Where A does not have the columns that its own group size says, the module's shape is
-// wrong, which attaching and merging say better.
+// May this adapter be spread over the base's groups? Where A does not have the columns that its own group size says,
+// the module's shape is wrong, which attaching and merging say better.
 bool can_spread(const io::AdapterFile& adapter, const LlamaConfig& base) {
   const auto shapes = linear_shapes(base);
   for (const auto& [module, weights] : adapter.modules) {
     const auto shape = shapes.find(module);
     if (shape == shapes.end()) return false;
     const int64_t in_features = shape->second[1];
-    const int64_t coarse = whole_group(adapter.config.group_size, in_features), fine = base.quantization->group_size_of(module, in_features);
+    const int64_t coarse = whole_group(adapter.config.group_size, in_features),
+                  fine = base.quantization->group_size_of(module, in_features);
     if (coarse % fine != 0 || weights.a.size(1) != kernels::groups_per_row(in_features, coarse)) return false;
     // The mean over a shorter last group has a divisor of its own.
     if (adapter.config.pooling == io::Pooling::kMean && in_features % coarse != 0) return false;
@@ -83,8 +89,8 @@ void spread_over_groups(io::AdapterFile& adapter, const LlamaConfig& base, const
     spread = true;
   }
   if (!spread) return;
-  log::info(message(where, ": pools groups of ", config.group_size, " inputs, several of the base's groups of ", base.quantization->group_size,
-                    ": its columns are repeated, which is the same function"));
+  log::info(message(where, ": pools groups of ", config.group_size, " inputs, several of the base's groups of ",
+                    base.quantization->group_size, ": its columns are repeated, which is the same function"));
   config.group_size = base.quantization->group_size;
 }
 

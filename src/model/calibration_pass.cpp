@@ -28,9 +28,11 @@ struct Joined {
 
 }  // namespace
 
-CalibrationPass::CalibrationPass(std::string source, const LlamaConfig& config, const std::vector<text::CalibrationRow>& rows,
-                                 const PassOptions& options)
-    : source_(std::move(source)), config_(config), options_(options) {
+CalibrationPass::CalibrationPass(std::string source, const LlamaConfig& config,
+                                 const std::vector<text::CalibrationRow>& rows, const PassOptions& options)
+    : source_(std::move(source)),
+      config_(config),
+      options_(options) {
   QALORA_CHECK(!rows.empty(), "there is something to calibrate on");
   int64_t longest = 0;
   for (const auto& row : rows) longest = std::max(longest, std::ssize(row.ids));
@@ -41,7 +43,12 @@ CalibrationPass::CalibrationPass(std::string source, const LlamaConfig& config, 
     for (; end < rows.size() && end - begin < static_cast<size_t>(options.batch_size); ++end) joined.add(rows[end]);
     const at::Tensor positions = at::tensor(joined.positions, at::kLong).to(options.device);
     const auto [cos, sin] = rope.at(positions);
-    batches_.push_back({at::tensor(joined.ids, at::kLong).to(options.device), {cos, sin}, Segments(joined.segments, options.device), {}, {}, {}});
+    batches_.push_back({at::tensor(joined.ids, at::kLong).to(options.device),
+                        {cos, sin},
+                        Segments(joined.segments, options.device),
+                        {},
+                        {},
+                        {}});
     tokens_ += std::ssize(joined.ids);
     begin = end;
   }
@@ -54,8 +61,9 @@ void CalibrationPass::embed(const at::Tensor& embedding) {
 void CalibrationPass::show(const std::string& layers, const at::Tensor& x, const Observe& observe) const {
   throw_if_stopped();
   // The largest absolute value is NaN where one is.
-  QALORA_REQUIRE(at::isfinite(x.abs().max()).item<bool>(), DataError, source_, ": the inputs of '", layers,
-                 "' are not finite for the calibration's tokens; the checkpoint is damaged, or is not what its config.json says");
+  QALORA_REQUIRE(
+      at::isfinite(x.abs().max()).item<bool>(), DataError, source_, ": the inputs of '", layers,
+      "' are not finite for the calibration's tokens; the checkpoint is damaged, or is not what its config.json says");
   observe(x);
 }
 
@@ -71,7 +79,8 @@ at::Tensor CalibrationPass::product(const Layer& layer, const at::Tensor& middle
 
 void CalibrationPass::attention_input(const std::string& module, const Layer& layer, const Observe& observe) {
   for (const Batch& batch : batches_) {
-    show(module + "self_attn.q_proj", model::attention_input(config_, options_.compute, layer, batch.h).values, observe);
+    show(module + "self_attn.q_proj", model::attention_input(config_, options_.compute, layer, batch.h).values,
+         observe);
   }
 }
 
@@ -106,9 +115,11 @@ void CalibrationPass::finish(const Layer& layer) {
   }
 }
 
-void CalibrationPass::observe_all(const std::string& module, const Layer& layer, const std::vector<Observe>& observers) {
+void CalibrationPass::observe_all(const std::string& module, const Layer& layer,
+                                  const std::vector<Observe>& observers) {
   for (const Batch& batch : batches_) {
-    show(module + "self_attn.q_proj", model::attention_input(config_, options_.compute, layer, batch.h).values, observers.at(0));
+    show(module + "self_attn.q_proj", model::attention_input(config_, options_.compute, layer, batch.h).values,
+         observers.at(0));
     const at::Tensor mixed = mix(layer, batch);
     show(module + "self_attn.o_proj", mixed, observers.at(1));
     const at::Tensor middle = at::add(batch.h, layer.o.forward(mixed, {}));

@@ -39,10 +39,11 @@ class Reader {
       return *fallback;
     }
     const json& value = object_.at(key);
-    QALORA_REQUIRE(value.is_number_integer(), DataError, name_, ": '", key, "' is ", value.dump(), ", expected an integer");
+    QALORA_REQUIRE(value.is_number_integer(), DataError, name_, ": '", key, "' is ", value.dump(),
+                   ", expected an integer");
     const double number = value.get<double>();
-    QALORA_REQUIRE(number >= 1 && number <= static_cast<double>(kLargestSize), DataError, name_, ": '", key, "' is ", value.dump(),
-                   ", expected 1 to ", kLargestSize);
+    QALORA_REQUIRE(number >= 1 && number <= static_cast<double>(kLargestSize), DataError, name_, ": '", key, "' is ",
+                   value.dump(), ", expected 1 to ", kLargestSize);
     return value.get<int64_t>();
   }
 
@@ -56,7 +57,8 @@ class Reader {
   double positive(const char* key, std::optional<double> fallback) const {
     QALORA_REQUIRE(has(key) || fallback.has_value(), DataError, name_, ": key '", key, "' is missing");
     const double value = number(key, fallback.value_or(0));
-    QALORA_REQUIRE(std::isfinite(value) && value > 0, DataError, name_, ": '", key, "' is ", value, ", expected a positive number");
+    QALORA_REQUIRE(std::isfinite(value) && value > 0, DataError, name_, ": '", key, "' is ", value,
+                   ", expected a positive number");
     return value;
   }
 
@@ -89,7 +91,8 @@ RopeKind parse_rope_kind(const std::string& kind, const std::string& name) {
   if (kind == "dynamic") return RopeKind::kDynamic;
   if (kind == "llama3") return RopeKind::kLlama3;
   if (kind == "yarn") return RopeKind::kYarn;
-  throw DataError(message(name, ": rope type '", kind, "' is not supported (default, linear, dynamic, llama3, yarn are)"));
+  throw DataError(
+      message(name, ": rope type '", kind, "' is not supported (default, linear, dynamic, llama3, yarn are)"));
 }
 
 // theta of the first place that states it, else Transformers' default; places that disagree are refused.
@@ -100,8 +103,8 @@ double parse_theta(const Reader& config, const std::vector<Reader>& blocks) {
     if (!place.has("rope_theta")) return;
     const double value = place.positive("rope_theta", std::nullopt);
     QALORA_REQUIRE(value > 1, DataError, place.name(), ": 'rope_theta' is ", value, ", expected more than 1");
-    QALORA_REQUIRE(stated_by.empty() || value == theta, DataError, place.name(), ": 'rope_theta' is ", value, ", but ", theta, " in ",
-                   stated_by, "; remove the one that is wrong");
+    QALORA_REQUIRE(stated_by.empty() || value == theta, DataError, place.name(), ": 'rope_theta' is ", value, ", but ",
+                   theta, " in ", stated_by, "; remove the one that is wrong");
     theta = value;
     stated_by = place.name();
   };
@@ -121,13 +124,14 @@ std::string rope_type(const Reader& block) {
 void parse_yarn(const Reader& block, RopeConfig& rope) {
   rope.beta_fast = block.positive("beta_fast", 32.0);
   rope.beta_slow = block.positive("beta_slow", 1.0);
-  QALORA_REQUIRE(rope.beta_fast >= rope.beta_slow, DataError, block.name(), ": beta_fast ", rope.beta_fast, " is below beta_slow ",
-                 rope.beta_slow);
+  QALORA_REQUIRE(rope.beta_fast >= rope.beta_slow, DataError, block.name(), ": beta_fast ", rope.beta_fast,
+                 " is below beta_slow ", rope.beta_slow);
   if (block.has("attention_factor")) rope.attention_factor = block.positive("attention_factor", std::nullopt);
   for (const auto& [key, value] : {std::pair{"mscale", &rope.mscale}, {"mscale_all_dim", &rope.mscale_all_dim}}) {
     if (!block.has(key)) continue;
     *value = block.number(key, 0);
-    QALORA_REQUIRE(std::isfinite(**value) && **value >= 0, DataError, block.name(), ": '", key, "' is ", **value, ", expected 0 or more");
+    QALORA_REQUIRE(std::isfinite(**value) && **value >= 0, DataError, block.name(), ": '", key, "' is ", **value,
+                   ", expected 0 or more");
   }
   rope.truncate = block.flag("truncate", true);
 }
@@ -142,21 +146,23 @@ RopeConfig parse_rope_block(const Reader& block, double theta, int64_t max_posit
   rope.original_context = max_positions;
   rope.kind = parse_rope_kind(rope_type(block), block.name());
   const double rotated = block.number("partial_rotary_factor", 1);
-  QALORA_REQUIRE(rotated == 1, DataError, block.name(), ": partial_rotary_factor ", rotated, " is not supported, only 1");
+  QALORA_REQUIRE(rotated == 1, DataError, block.name(), ": partial_rotary_factor ", rotated,
+                 " is not supported, only 1");
   if (rope.kind == RopeKind::kDefault) {
-    QALORA_REQUIRE(block.number("factor", 1) == 1, DataError, block.name(), ": 'factor' is ", block.number("factor", 1),
-                   ", which the rope type 'default' does not use; name the type (linear, dynamic, llama3, yarn) or remove it");
+    QALORA_REQUIRE(
+        block.number("factor", 1) == 1, DataError, block.name(), ": 'factor' is ", block.number("factor", 1),
+        ", which the rope type 'default' does not use; name the type (linear, dynamic, llama3, yarn) or remove it");
     return rope;
   }
   rope.factor = block.positive("factor", std::nullopt);
-  QALORA_REQUIRE(rope.factor >= 1 && rope.factor <= static_cast<double>(kLargestSize), DataError, block.name(), ": 'factor' is ",
-                 rope.factor, ", expected 1 to ", kLargestSize);
+  QALORA_REQUIRE(rope.factor >= 1 && rope.factor <= static_cast<double>(kLargestSize), DataError, block.name(),
+                 ": 'factor' is ", rope.factor, ", expected 1 to ", kLargestSize);
   rope.original_context = block.size("original_max_position_embeddings", max_positions);
   if (rope.kind == RopeKind::kLlama3) {
     rope.low_freq_factor = block.positive("low_freq_factor", std::nullopt);
     rope.high_freq_factor = block.positive("high_freq_factor", std::nullopt);
-    QALORA_REQUIRE(rope.high_freq_factor > rope.low_freq_factor, DataError, block.name(), ": high_freq_factor ", rope.high_freq_factor,
-                   " must be above low_freq_factor ", rope.low_freq_factor);
+    QALORA_REQUIRE(rope.high_freq_factor > rope.low_freq_factor, DataError, block.name(), ": high_freq_factor ",
+                   rope.high_freq_factor, " must be above low_freq_factor ", rope.low_freq_factor);
     QALORA_REQUIRE(block.has("original_max_position_embeddings"), DataError, block.name(),
                    ": key 'original_max_position_embeddings' is missing");
   }
@@ -164,8 +170,8 @@ RopeConfig parse_rope_block(const Reader& block, double theta, int64_t max_posit
   return rope;
 }
 
-// Old files: top-level rope_theta and rope_scaling {type | rope_type}; files of Transformers 5: rope_parameters. A file may hold
-// both, as ours do, when they say the same: which of them a reader prefers differs, and so would the result.
+// Old files: top-level rope_theta and rope_scaling {type | rope_type}; files of Transformers 5: rope_parameters. A file
+// may hold both, as ours do, when they say the same: which of them a reader prefers differs, and so would the result.
 RopeConfig parse_rope(const Reader& config, int64_t max_positions) {
   std::vector<Reader> blocks;
   for (const char* key : {"rope_scaling", "rope_parameters"}) {
@@ -176,9 +182,9 @@ RopeConfig parse_rope(const Reader& config, int64_t max_positions) {
   rope.original_context = max_positions;
   if (blocks.empty()) return rope;
   rope = parse_rope_block(blocks[0], rope.theta, max_positions);
-  QALORA_REQUIRE(blocks.size() == 1 || parse_rope_block(blocks[1], rope.theta, max_positions) == rope, DataError, config.name(),
-                 ": rope_scaling ", config.at("rope_scaling").dump(), " and rope_parameters ", config.at("rope_parameters").dump(),
-                 " contradict each other; remove the one that is wrong");
+  QALORA_REQUIRE(blocks.size() == 1 || parse_rope_block(blocks[1], rope.theta, max_positions) == rope, DataError,
+                 config.name(), ": rope_scaling ", config.at("rope_scaling").dump(), " and rope_parameters ",
+                 config.at("rope_parameters").dump(), " contradict each other; remove the one that is wrong");
   return rope;
 }
 
@@ -188,14 +194,17 @@ QuantizationConfig parse_bits(const Reader& object) {
   const std::string mode = object.text("mode", "affine");
   QALORA_REQUIRE(mode == "affine", DataError, object.name(), ": mode '", mode, "' is not supported, only 'affine'");
   result.bits = static_cast<int>(object.size("bits"));
-  QALORA_REQUIRE(quant::is_bits(result.bits), DataError, object.name(), ": 'bits' is ", result.bits, ", expected 2, 3, 4, 5, 6 or 8");
-  const bool whole_row = object.has("group_size") && object.at("group_size").is_number_integer() && object.at("group_size") == quant::kWholeRow;
+  QALORA_REQUIRE(quant::is_bits(result.bits), DataError, object.name(), ": 'bits' is ", result.bits,
+                 ", expected 2, 3, 4, 5, 6 or 8");
+  const bool whole_row = object.has("group_size") && object.at("group_size").is_number_integer() &&
+                         object.at("group_size") == quant::kWholeRow;
   result.group_size = whole_row ? quant::kWholeRow : object.size("group_size");
   return result;
 }
 
-// What MLX and this program write; any other quantisation method is refused by name. Beside the two numbers for all, MLX has an entry for
-// each module that differs: an object with its own, false where it is dense (its tensors say so too), true where it is as all others.
+// What MLX and this program write; any other quantisation method is refused by name. Beside the two numbers for all,
+// MLX has an entry for each module that differs: an object with its own, false where it is dense (its tensors say so
+// too), true where it is as all others.
 std::optional<QuantizationConfig> parse_quantization(const Reader& config) {
   const char* key = config.has("quantization") ? "quantization" : "quantization_config";
   if (!config.has(key)) return std::nullopt;
@@ -203,7 +212,8 @@ std::optional<QuantizationConfig> parse_quantization(const Reader& config) {
   if (quantization.has("quant_method")) {
     const std::string method = quantization.text("quant_method", "");
     throw DataError(message(quantization.name(), ": quant_method '", method,
-                            "' is not read in this layout; start from the dense checkpoint and run 'qalora quantize', or from a GPTQ, AWQ or "
+                            "' is not read in this layout; start from the dense checkpoint and run 'qalora quantize', "
+                            "or from a GPTQ, AWQ or "
                             "MLX checkpoint"));
   }
   QuantizationConfig result = parse_bits(quantization);
@@ -216,27 +226,33 @@ std::optional<QuantizationConfig> parse_quantization(const Reader& config) {
   return result;
 }
 
-// A file may say "llama" and describe a relative (a mixture of experts, a classifier): the class it names must be the plain one.
+// A file may say "llama" and describe a relative (a mixture of experts, a classifier): the class it names must be the
+// plain one.
 void check_architectures(const Reader& config, const std::string& model_type) {
   if (!config.has("architectures")) return;
   const json& names = config.at("architectures");
-  QALORA_REQUIRE(names.is_array(), DataError, config.name(), ": 'architectures' is ", names.dump().substr(0, 60), ", expected a list");
+  QALORA_REQUIRE(names.is_array(), DataError, config.name(), ": 'architectures' is ", names.dump().substr(0, 60),
+                 ", expected a list");
   // The first conversions of LLaMA spelt it the second way.
-  static const std::map<std::string, std::set<std::string>> expected = {{"llama", {"LlamaForCausalLM", "LLaMAForCausalLM"}},
-                                                                        {"mistral", {"MistralForCausalLM"}},
-                                                                        {"qwen2", {"Qwen2ForCausalLM"}},
-                                                                        {"qwen3", {"Qwen3ForCausalLM"}}};
+  static const std::map<std::string, std::set<std::string>> expected = {
+      {"llama", {"LlamaForCausalLM", "LLaMAForCausalLM"}},
+      {"mistral", {"MistralForCausalLM"}},
+      {"qwen2", {"Qwen2ForCausalLM"}},
+      {"qwen3", {"Qwen3ForCausalLM"}}};
   const std::set<std::string>& allowed = expected.at(model_type);
   for (const json& name : names) {
-    QALORA_REQUIRE(name.is_string() && allowed.contains(name.get<std::string>()), DataError, config.name(), ": 'architectures' names ",
-                   name.dump().substr(0, 60), ", which is not supported; model_type '", model_type, "' is read as ", *allowed.rbegin());
+    QALORA_REQUIRE(name.is_string() && allowed.contains(name.get<std::string>()), DataError, config.name(),
+                   ": 'architectures' names ", name.dump().substr(0, 60), ", which is not supported; model_type '",
+                   model_type, "' is read as ", *allowed.rbegin());
   }
 }
 
 // Keys that some relative of LLaMA uses to change the computation. Absent, null or the neutral value is fine.
 void refuse_unsupported(const Reader& config, const json& object) {
-  QALORA_REQUIRE(!config.has("auto_map") || object.at("auto_map").empty(), DataError, config.name(), ": 'auto_map' names Python code "
-                 "that computes the model, which is not run here; remove it if this is a plain model of its model_type");
+  QALORA_REQUIRE(
+      !config.has("auto_map") || object.at("auto_map").empty(), DataError, config.name(),
+      ": 'auto_map' names Python code "
+      "that computes the model, which is not run here; remove it if this is a plain model of its model_type");
   for (const auto& [key, neutral] : neutral_values()) {
     if (!object.contains(key) || object.at(key).is_null()) continue;
     QALORA_REQUIRE(object.at(key) == neutral, DataError, config.name(), ": '", key, "' is ", object.at(key).dump(),
@@ -255,8 +271,9 @@ void apply_sliding_window(const Reader& config, const json& object, LlamaConfig&
   if (config.has("layer_types")) {
     QALORA_REQUIRE(object.at("layer_types").is_array(), DataError, config.name(), ": 'layer_types' is not a list");
     for (const json& type : object.at("layer_types")) {
-      QALORA_REQUIRE(type == "full_attention" || type == "sliding_attention", DataError, config.name(), ": 'layer_types' names ",
-                     type.dump(), ", which is not supported (full_attention and sliding_attention are)");
+      QALORA_REQUIRE(type == "full_attention" || type == "sliding_attention", DataError, config.name(),
+                     ": 'layer_types' names ", type.dump(),
+                     ", which is not supported (full_attention and sliding_attention are)");
     }
   }
   const bool qwen = result.model_type == "qwen2" || result.model_type == "qwen3";
@@ -280,13 +297,15 @@ T count_parameters(const LlamaConfig& c) {
 void check_shape(const LlamaConfig& c, const std::string& name) {
   QALORA_REQUIRE(c.heads % c.kv_heads == 0, DataError, name, ": num_attention_heads ", c.heads,
                  " is not a multiple of num_key_value_heads ", c.kv_heads);
-  QALORA_REQUIRE(c.head_dim % 2 == 0, DataError, name, ": head_dim ", c.head_dim, " is odd, rotary embedding needs pairs");
+  QALORA_REQUIRE(c.head_dim % 2 == 0, DataError, name, ": head_dim ", c.head_dim,
+                 " is odd, rotary embedding needs pairs");
   QALORA_REQUIRE(c.layers <= 10000, DataError, name, ": num_hidden_layers ", c.layers, " is absurd");
-  QALORA_REQUIRE(c.heads <= kLargestSize / c.head_dim, DataError, name, ": num_attention_heads ", c.heads, " x head_dim ", c.head_dim,
-                 " is absurd");
+  QALORA_REQUIRE(c.heads <= kLargestSize / c.head_dim, DataError, name, ": num_attention_heads ", c.heads,
+                 " x head_dim ", c.head_dim, " is absurd");
   // In double, which cannot overflow: below it, sizes in bytes and operations a token fit 64 bits.
   const double parameters = count_parameters<double>(c);
-  QALORA_REQUIRE(parameters <= kMostParameters, DataError, name, ": describes a model of ", parameters, " parameters, which is absurd");
+  QALORA_REQUIRE(parameters <= kMostParameters, DataError, name, ": describes a model of ", parameters,
+                 " parameters, which is absurd");
 }
 
 }  // namespace
@@ -304,13 +323,15 @@ LlamaConfig parse_config(const json& object, const std::string& name) {
   result.layers = config.size("num_hidden_layers");
   result.heads = config.size("num_attention_heads");
   const bool mistral = result.model_type == "mistral";
-  result.kv_heads = config.size("num_key_value_heads", mistral && !object.contains("num_key_value_heads") ? 8 : result.heads);
+  result.kv_heads =
+      config.size("num_key_value_heads", mistral && !object.contains("num_key_value_heads") ? 8 : result.heads);
   result.qk_norm = result.model_type == "qwen3";
   if (!config.has("head_dim") && !result.qk_norm) {
     QALORA_REQUIRE(result.hidden_size % result.heads == 0, DataError, name, ": hidden_size ", result.hidden_size,
                    " is not a multiple of num_attention_heads ", result.heads, " and head_dim is not given");
   }
-  result.head_dim = config.size("head_dim", result.qk_norm ? 128 : std::max<int64_t>(1, result.hidden_size / result.heads));
+  result.head_dim =
+      config.size("head_dim", result.qk_norm ? 128 : std::max<int64_t>(1, result.hidden_size / result.heads));
   result.context_length = config.size("max_position_embeddings", mistral ? 131072 : 2048);
   result.norm_eps = config.positive("rms_norm_eps", 1e-6);
   result.initializer_range = config.positive("initializer_range", 0.02);
@@ -333,9 +354,13 @@ LlamaConfig parse_config(const json& object, const std::string& name) {
   return result;
 }
 
-LlamaConfig read_config(const fs::path& model) { return parse_config(io::read_model_config(model), io::model_config_name(model)); }
+LlamaConfig read_config(const fs::path& model) {
+  return parse_config(io::read_model_config(model), io::model_config_name(model));
+}
 
-LlamaConfig read_config(const io::Checkpoint& checkpoint) { return parse_config(checkpoint.config(), checkpoint.config_name()); }
+LlamaConfig read_config(const io::Checkpoint& checkpoint) {
+  return parse_config(checkpoint.config(), checkpoint.config_name());
+}
 
 QuantizationConfig QuantizationConfig::of(const std::string& module) const {
   const auto found = modules.find(module);
@@ -349,7 +374,8 @@ int64_t QuantizationConfig::group_size_of(const std::string& module, int64_t in_
 
 int64_t LlamaConfig::parameters() const { return count_parameters<int64_t>(*this); }
 
-json derived_config(const json& source, const LlamaConfig& config, const std::optional<QuantizationConfig>& quantization) {
+json derived_config(const json& source, const LlamaConfig& config,
+                    const std::optional<QuantizationConfig>& quantization) {
   json result = source;
   // Engines differ in which spelling they read: mlx-lm takes only the top-level one, Transformers 5 only the new one.
   result["rope_theta"] = config.rope.theta;

@@ -40,16 +40,19 @@ struct PooledOutput {
   kernels::cuda::PoolOutput output;
 };
 
-// dh for y = norm(h) * weight. With n = h * r: dh = r * (g - n * mean(g * n)), g = dy * weight; `through` (or undefined) is added.
+// dh for y = norm(h) * weight. With n = h * r: dh = r * (g - n * mean(g * n)), g = dy * weight; `through` (or
+// undefined) is added.
 at::Tensor norm_backward(const at::Tensor& dy, const at::Tensor& h, const at::Tensor& weight, const at::Tensor& inverse,
                          const at::Tensor& through) {
   if (const auto* kernels = kernels_for(h)) {
-    const at::Tensor rows = dy.contiguous(), added = through.defined() ? through.contiguous() : through, dh = at::empty_like(h);
-    check_status(kernels->rms_norm_backward(rows.const_data_ptr(), kernel_type(rows.scalar_type()), h.const_data_ptr<float>(),
-                                            weight.const_data_ptr<float>(), inverse.const_data_ptr<float>(),
-                                            added.defined() ? added.const_data_ptr<float>() : nullptr, h.size(0), h.size(1),
-                                            dh.data_ptr<float>(), current_stream(h.device())),
-                 "rms_norm_backward");
+    const at::Tensor rows = dy.contiguous(), added = through.defined() ? through.contiguous() : through,
+                     dh = at::empty_like(h);
+    check_status(
+        kernels->rms_norm_backward(rows.const_data_ptr(), kernel_type(rows.scalar_type()), h.const_data_ptr<float>(),
+                                   weight.const_data_ptr<float>(), inverse.const_data_ptr<float>(),
+                                   added.defined() ? added.const_data_ptr<float>() : nullptr, h.size(0), h.size(1),
+                                   dh.data_ptr<float>(), current_stream(h.device())),
+        "rms_norm_backward");
     return dh;
   }
   const at::Tensor normed = h * inverse, g = dy.to(at::kFloat) * weight;
@@ -60,16 +63,17 @@ at::Tensor norm_backward(const at::Tensor& dy, const at::Tensor& h, const at::Te
 class RmsNorm : public torch::autograd::Function<RmsNorm> {
  public:
   // sums and panel of *out are filled on an accelerator
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& h, const at::Tensor& weight, double eps, at::ScalarType dtype,
-                            const PoolRequest& pool, PooledInput* out) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& h, const at::Tensor& weight, double eps,
+                            at::ScalarType dtype, const PoolRequest& pool, PooledInput* out) {
     at::Tensor inverse;  // [tokens, 1]
     if (const auto* kernels = kernels_for(h)) {
       PooledOutput y(h.size(0), h.size(1), h.options().dtype(dtype), pool);
       inverse = at::empty({h.size(0), 1}, h.options());
-      check_status(kernels->rms_norm(h.const_data_ptr<float>(), nullptr, nullptr, weight.const_data_ptr<float>(), static_cast<float>(eps),
-                                     h.size(0), h.size(1), kernel_type(dtype), y.values.data_ptr(), y.values.stride(0), y.output,
-                                     inverse.data_ptr<float>(), current_stream(h.device())),
-                   "rms_norm");
+      check_status(
+          kernels->rms_norm(h.const_data_ptr<float>(), nullptr, nullptr, weight.const_data_ptr<float>(),
+                            static_cast<float>(eps), h.size(0), h.size(1), kernel_type(dtype), y.values.data_ptr(),
+                            y.values.stride(0), y.output, inverse.data_ptr<float>(), current_stream(h.device())),
+          "rms_norm");
       *out = PooledInput(y.values, y.sums, y.panel);
     } else {
       inverse = h.square().mean(-1, /*keepdim=*/true).add_(eps).rsqrt_();
@@ -84,7 +88,12 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
     const at::Tensor &h = saved[0], &weight = saved[1], &inverse = saved[2];
     at::Tensor dweight;  // sum over tokens of dy * n
     if (ctx->needs_input_grad(1)) dweight = (grads[0].to(at::kFloat) * (h * inverse)).sum(0);
-    return {norm_backward(grads[0], h, weight, inverse, {}), dweight, at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
+    return {norm_backward(grads[0], h, weight, inverse, {}),
+            dweight,
+            at::Tensor(),
+            at::Tensor(),
+            at::Tensor(),
+            at::Tensor()};
   }
 };
 
@@ -92,14 +101,16 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
 class AddRmsNorm : public torch::autograd::Function<AddRmsNorm> {
  public:
   // -> h + residual (f32), its norm
-  static tensor_list forward(AutogradContext* ctx, const at::Tensor& h, const at::Tensor& residual, const at::Tensor& weight, double eps,
-                             const PoolRequest& pool, PooledInput* out) {
+  static tensor_list forward(AutogradContext* ctx, const at::Tensor& h, const at::Tensor& residual,
+                             const at::Tensor& weight, double eps, const PoolRequest& pool, PooledInput* out) {
     PooledOutput y(h.size(0), h.size(1), residual.options(), pool);
-    const at::Tensor sum = at::empty_like(h), inverse = at::empty({h.size(0), 1}, h.options()), added = residual.contiguous();
-    check_status(tensor::device_kernels(h.device())->rms_norm(
-                     h.const_data_ptr<float>(), added.const_data_ptr(), sum.data_ptr<float>(), weight.const_data_ptr<float>(),
-                     static_cast<float>(eps), h.size(0), h.size(1), kernel_type(added.scalar_type()), y.values.data_ptr(),
-                     y.values.stride(0), y.output, inverse.data_ptr<float>(), current_stream(h.device())),
+    const at::Tensor sum = at::empty_like(h), inverse = at::empty({h.size(0), 1}, h.options()),
+                     added = residual.contiguous();
+    check_status(tensor::device_kernels(h.device())
+                     ->rms_norm(h.const_data_ptr<float>(), added.const_data_ptr(), sum.data_ptr<float>(),
+                                weight.const_data_ptr<float>(), static_cast<float>(eps), h.size(0), h.size(1),
+                                kernel_type(added.scalar_type()), y.values.data_ptr(), y.values.stride(0), y.output,
+                                inverse.data_ptr<float>(), current_stream(h.device())),
                  "rms_norm");
     *out = PooledInput(y.values, y.sums, y.panel);
     ctx->save_for_backward({sum, weight, inverse});
@@ -109,14 +120,16 @@ class AddRmsNorm : public torch::autograd::Function<AddRmsNorm> {
 
   static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
     const auto saved = ctx->get_saved_variables();
-    const at::Tensor dh = grads[1].defined() ? norm_backward(grads[1], saved[0], saved[1], saved[2], grads[0]) : grads[0];
+    const at::Tensor dh =
+        grads[1].defined() ? norm_backward(grads[1], saved[0], saved[1], saved[2], grads[0]) : grads[0];
     return {dh, dh.to(ctx->saved_data["dtype"].toScalarType()), at::Tensor(), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
 class SwiGlu : public torch::autograd::Function<SwiGlu> {
  public:
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& gate, const at::Tensor& up, const PoolRequest& pool, PooledInput* out) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& gate, const at::Tensor& up, const PoolRequest& pool,
+                            PooledInput* out) {
     ctx->save_for_backward({gate, up});
     const auto* kernels = kernels_for(gate);
     if (kernels == nullptr) {
@@ -125,9 +138,10 @@ class SwiGlu : public torch::autograd::Function<SwiGlu> {
     }
     const at::Tensor g = gate.contiguous(), u = up.contiguous();
     PooledOutput y(g.size(0), g.size(1), g.options(), pool);
-    check_status(kernels->swiglu(g.const_data_ptr(), u.const_data_ptr(), kernel_type(g.scalar_type()), g.size(0), g.size(1),
-                                 y.values.data_ptr(), y.values.stride(0), y.output, current_stream(g.device())),
-                 "swiglu");
+    check_status(
+        kernels->swiglu(g.const_data_ptr(), u.const_data_ptr(), kernel_type(g.scalar_type()), g.size(0), g.size(1),
+                        y.values.data_ptr(), y.values.stride(0), y.output, current_stream(g.device())),
+        "swiglu");
     *out = PooledInput(y.values, y.sums, y.panel);
     return out->values;
   }
@@ -139,20 +153,24 @@ class SwiGlu : public torch::autograd::Function<SwiGlu> {
     if (kernels == nullptr) {
       return {at::silu_backward(grads[0] * up, gate), grads[0] * at::silu(gate), at::Tensor(), at::Tensor()};
     }
-    const at::Tensor g = gate.contiguous(), u = up.contiguous(), dy = grads[0].contiguous(), dgate = at::empty_like(g), dup = at::empty_like(u);
-    check_status(kernels->swiglu_backward(dy.const_data_ptr(), g.const_data_ptr(), u.const_data_ptr(), kernel_type(g.scalar_type()),
-                                          g.size(0), g.size(1), dgate.data_ptr(), dup.data_ptr(), current_stream(g.device())),
+    const at::Tensor g = gate.contiguous(), u = up.contiguous(), dy = grads[0].contiguous(), dgate = at::empty_like(g),
+                     dup = at::empty_like(u);
+    check_status(kernels->swiglu_backward(dy.const_data_ptr(), g.const_data_ptr(), u.const_data_ptr(),
+                                          kernel_type(g.scalar_type()), g.size(0), g.size(1), dgate.data_ptr(),
+                                          dup.data_ptr(), current_stream(g.device())),
                  "swiglu_backward");
     return {dgate, dup, at::Tensor(), at::Tensor()};
   }
 };
 
-// logits -> losses, and softmax - one_hot(target) in the logits' place when `gradient`. logits: [n, vocab] f32 -> [n] f32
+// logits -> losses, and softmax - one_hot(target) in the logits' place when `gradient`. logits: [n, vocab] f32 -> [n]
+// f32
 at::Tensor cross_entropy(at::Tensor& logits, const at::Tensor& targets, bool gradient) {
   if (const auto* kernels = tensor::device_kernels(logits.device())) {
     const at::Tensor losses = at::empty({logits.size(0)}, logits.options()), wanted = targets.contiguous();
-    check_status(kernels->cross_entropy(logits.data_ptr(), kernels::cuda::Type::kFloat, logits.stride(0), wanted.const_data_ptr<int64_t>(),
-                                        logits.size(0), logits.size(1), gradient, losses.data_ptr<float>(), current_stream(logits.device())),
+    check_status(kernels->cross_entropy(logits.data_ptr(), kernels::cuda::Type::kFloat, logits.stride(0),
+                                        wanted.const_data_ptr<int64_t>(), logits.size(0), logits.size(1), gradient,
+                                        losses.data_ptr<float>(), current_stream(logits.device())),
                  "cross_entropy");
     return losses;
   }
@@ -165,13 +183,15 @@ at::Tensor cross_entropy(at::Tensor& logits, const at::Tensor& targets, bool gra
 
 class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> {
  public:
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& targets,
-                            int64_t chunk, bool with_gradients) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& hidden, const at::Tensor& head,
+                            const at::Tensor& targets, int64_t chunk, bool with_gradients) {
     const int64_t rows = hidden.size(0);
-    const bool wants_hidden = with_gradients && hidden.requires_grad(), wants_head = with_gradients && head.requires_grad();
+    const bool wants_hidden = with_gradients && hidden.requires_grad(),
+               wants_head = with_gradients && head.requires_grad();
     at::Tensor dhidden = wants_hidden ? at::empty_like(hidden) : at::Tensor();
     at::Tensor dhead = wants_head ? at::zeros_like(head) : at::Tensor();
-    at::Tensor total = at::zeros({}, hidden.options().dtype(at::kDouble));  // on the device: nothing waits for a chunk's sum
+    at::Tensor total =
+        at::zeros({}, hidden.options().dtype(at::kDouble));  // on the device: nothing waits for a chunk's sum
     for (int64_t begin = 0; begin < rows; begin += chunk) {
       const int64_t count = std::min(chunk, rows - begin);
       const at::Tensor x = hidden.narrow(0, begin, count).to(head.scalar_type());
@@ -187,7 +207,9 @@ class LinearCrossEntropy : public torch::autograd::Function<LinearCrossEntropy> 
 
   static tensor_list backward(AutogradContext* ctx, const tensor_list& grads) {
     const auto saved = ctx->get_saved_variables();
-    const auto scaled = [&](const at::Tensor& gradient) { return gradient.defined() ? gradient * grads[0] : at::Tensor(); };
+    const auto scaled = [&](const at::Tensor& gradient) {
+      return gradient.defined() ? gradient * grads[0] : at::Tensor();
+    };
     return {scaled(saved[0]), scaled(saved[1]), at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
@@ -218,23 +240,26 @@ class Checkpointed : public torch::autograd::Function<Checkpointed> {
 // [segments, length, heads, head_dim] for segments of one length -> [segments * length, heads * head_dim]
 at::Tensor attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, int64_t segments) {
   const auto rows = [&](const at::Tensor& t) {
-    return t.reshape({segments, t.size(0) / segments, t.size(1), t.size(2)}).transpose(1, 2);  // [segments, heads, length, head_dim]
+    return t.reshape({segments, t.size(0) / segments, t.size(1), t.size(2)})
+        .transpose(1, 2);  // [segments, heads, length, head_dim]
   };
-  const at::Tensor out = at::scaled_dot_product_attention(rows(q), rows(k), rows(v), {}, 0.0, /*is_causal=*/true, std::nullopt,
-                                                          /*enable_gqa=*/q.size(1) != k.size(1));
+  const at::Tensor out =
+      at::scaled_dot_product_attention(rows(q), rows(k), rows(v), {}, 0.0, /*is_causal=*/true, std::nullopt,
+                                       /*enable_gqa=*/q.size(1) != k.size(1));
   return out.transpose(1, 2).reshape({q.size(0), q.size(1) * q.size(2)});
 }
 
 }  // namespace
 
-PooledInput rms_norm(const at::Tensor& h, const at::Tensor& weight, double eps, at::ScalarType dtype, const PoolRequest& pool) {
+PooledInput rms_norm(const at::Tensor& h, const at::Tensor& weight, double eps, at::ScalarType dtype,
+                     const PoolRequest& pool) {
   PooledInput out{at::Tensor()};
   out.values = RmsNorm::apply(h, weight, eps, dtype, pool, &out);
   return out;
 }
 
-NormedSum add_rms_norm(const at::Tensor& h, const at::Tensor& residual, const at::Tensor& weight, double eps, at::ScalarType dtype,
-                       const PoolRequest& pool) {
+NormedSum add_rms_norm(const at::Tensor& h, const at::Tensor& residual, const at::Tensor& weight, double eps,
+                       at::ScalarType dtype, const PoolRequest& pool) {
   if (kernels_for(h) == nullptr || weight.requires_grad()) {
     const at::Tensor sum = at::add(h, residual);  // f32
     return {sum, rms_norm(sum, weight, eps, dtype, pool)};
@@ -268,12 +293,15 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   const int64_t count = std::ssize(segments.list);
   QALORA_CHECK(segments.list.back().second == tokens, "segments cover all ", tokens, " tokens");
   if (segments.uniform) return attend(q, k, v, count);
-  const bool flash = q.scalar_type() != at::kFloat && q.size(2) % 8 == 0 && q.size(2) <= 192;  // what its kernels take, backward included
+  const bool flash = q.scalar_type() != at::kFloat && q.size(2) % 8 == 0 &&
+                     q.size(2) <= 192;  // what its kernels take, backward included
   if (segments.borders.defined() && flash) {
-    // One kernel for segments of all lengths: packed rows hold dozens, and a kernel each would leave the GPU waiting for the CPU.
-    const at::Tensor out = std::get<0>(at::_flash_attention_forward(q, k, v, segments.borders, segments.borders, segments.longest,
-                                                                    segments.longest, /*dropout_p=*/0.0, /*is_causal=*/true,
-                                                                    /*return_debug_mask=*/false));
+    // One kernel for segments of all lengths: packed rows hold dozens, and a kernel each would leave the GPU waiting
+    // for the CPU.
+    const at::Tensor out =
+        std::get<0>(at::_flash_attention_forward(q, k, v, segments.borders, segments.borders, segments.longest,
+                                                 segments.longest, /*dropout_p=*/0.0, /*is_causal=*/true,
+                                                 /*return_debug_mask=*/false));
     return out.reshape({tokens, q.size(1) * q.size(2)});
   }
   std::vector<at::Tensor> parts;
@@ -284,7 +312,8 @@ at::Tensor attention(const at::Tensor& q, const at::Tensor& k, const at::Tensor&
   return at::cat(parts, 0);
 }
 
-at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& targets, int64_t chunk) {
+at::Tensor linear_cross_entropy(const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& targets,
+                                int64_t chunk) {
   // Asked here because inside a Function's forward the mode is always off.
   return LinearCrossEntropy::apply(hidden, head, targets, chunk, c10::GradMode::is_enabled());
 }

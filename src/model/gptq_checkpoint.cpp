@@ -38,40 +38,50 @@ class Stopwatch {
 
 int64_t batch_rows(const text::Calibration& calibration, const GptqSettings& settings) {
   if (settings.batch_size > 0) return settings.batch_size;
-  return std::max<int64_t>(1, GptqSettings::kBatchTokens / std::max<int64_t>(1, std::ssize(calibration.rows.front().ids)));
+  return std::max<int64_t>(1,
+                           GptqSettings::kBatchTokens / std::max<int64_t>(1, std::ssize(calibration.rows.front().ids)));
 }
 
 // Everything that a block's bytes follow from. Not the number of threads: a person may go on with fewer.
 json identity_of(const io::Checkpoint& checkpoint, const text::Calibration& calibration, const GptqSettings& settings) {
   const quant::GptqOptions& solver = settings.solver;
-  return {{"format", 1},
-          {"model", settings.model_fingerprint.empty() ? io::dense_fingerprint(checkpoint) : settings.model_fingerprint},
-          {"calibration", calibration.digest()},
-          {"bits", solver.bits},
-          {"group_size", solver.group_size},
-          {"damping", solver.damping},
-          {"static_groups", solver.static_groups},
-          {"search_scale", solver.search == quant::ScaleSearch::kMse ? "mse" : "minmax"},
-          {"act_order", solver.act_order},
-          {"integer_zeros", solver.integer_zeros},
-          {"refit", solver.refit},
-          {"sweeps", solver.sweeps},
-          {"one_pass", settings.one_pass},
-          {"batch_size", batch_rows(calibration, settings)},
-          {"dtype", tensor::dtype_name(settings.compute)},
-          {"device", settings.device.is_cpu() ? "cpu" : "accelerator"}};
+  return {
+      {"format", 1},
+      {"model", settings.model_fingerprint.empty() ? io::dense_fingerprint(checkpoint) : settings.model_fingerprint},
+      {"calibration", calibration.digest()},
+      {"bits", solver.bits},
+      {"group_size", solver.group_size},
+      {"damping", solver.damping},
+      {"static_groups", solver.static_groups},
+      {"search_scale", solver.search == quant::ScaleSearch::kMse ? "mse" : "minmax"},
+      {"act_order", solver.act_order},
+      {"integer_zeros", solver.integer_zeros},
+      {"refit", solver.refit},
+      {"sweeps", solver.sweeps},
+      {"one_pass", settings.one_pass},
+      {"batch_size", batch_rows(calibration, settings)},
+      {"dtype", tensor::dtype_name(settings.compute)},
+      {"device", settings.device.is_cpu() ? "cpu" : "accelerator"}};
 }
 
 json json_of(const GptqLayer& layer) {
-  return {{"name", layer.name},       {"error", layer.error},
-          {"loss", layer.loss},       {"loss_before_refit", layer.loss_before_refit},
-          {"damping", layer.damping}, {"loss_round_to_nearest", layer.loss_round_to_nearest},
+  return {{"name", layer.name},
+          {"error", layer.error},
+          {"loss", layer.loss},
+          {"loss_before_refit", layer.loss_before_refit},
+          {"damping", layer.damping},
+          {"loss_round_to_nearest", layer.loss_round_to_nearest},
           {"dead_inputs", layer.dead_inputs}};
 }
 
 GptqLayer layer_of(const json& value) {
-  return {value.at("name"),    value.at("error"),  value.at("loss"), value.at("loss_before_refit"), value.at("loss_round_to_nearest"),
-          value.at("damping"), value.at("dead_inputs")};
+  return {value.at("name"),
+          value.at("error"),
+          value.at("loss"),
+          value.at("loss_before_refit"),
+          value.at("loss_round_to_nearest"),
+          value.at("damping"),
+          value.at("dead_inputs")};
 }
 
 // Of the place where states lie.
@@ -82,7 +92,8 @@ uint64_t free_bytes(c10::Device device) {
 
 // The projections that read the same inputs, in the order of the true-sequential pass.
 using Projection = Linear Layer::*;
-const std::vector<std::vector<Projection>> kGroups = {{&Layer::q, &Layer::k, &Layer::v}, {&Layer::o}, {&Layer::gate, &Layer::up}, {&Layer::down}};
+const std::vector<std::vector<Projection>> kGroups = {
+    {&Layer::q, &Layer::k, &Layer::v}, {&Layer::o}, {&Layer::gate, &Layer::up}, {&Layer::down}};
 
 const char* name_of(Projection member) {
   for (const auto& projection : kProjections) {
@@ -93,10 +104,12 @@ const char* name_of(Projection member) {
 
 // H and what becomes of it (damped, factor, inverse), and a matrix with its errors, codes and restored values.
 // in_features: of the widest matrix, elements: of the largest
-uint64_t solver_bytes(uint64_t in_features, uint64_t elements) { return 20 * in_features * in_features + 20 * elements; }
+uint64_t solver_bytes(uint64_t in_features, uint64_t elements) {
+  return 20 * in_features * in_features + 20 * elements;
+}
 
-// What each thread holds beside that: its rows at work, and the refit's normal equations with their factor and a copy, of as many
-// rows at once as fit into 2^20 doubles, at least 8.
+// What each thread holds beside that: its rows at work, and the refit's normal equations with their factor and a copy,
+// of as many rows at once as fit into 2^20 doubles, at least 8.
 uint64_t thread_bytes(uint64_t in_features, const quant::GptqOptions& solver) {
   const uint64_t size = solver.group_size == quant::kWholeRow ? in_features : static_cast<uint64_t>(solver.group_size);
   const uint64_t unknowns = 2 * ((in_features + size - 1) / size);
@@ -115,9 +128,13 @@ void require_finite_rest(const io::Checkpoint& checkpoint, const LlamaConfig& co
 
 class Run {
  public:
-  Run(const io::Checkpoint& checkpoint, const QuantizePlan& plan, const text::Calibration& calibration, const GptqSettings& settings,
-      WorkFolder& work)
-      : checkpoint_(checkpoint), plan_(plan), settings_(settings), load_{.compute = settings.compute, .device = settings.device}, work_(work),
+  Run(const io::Checkpoint& checkpoint, const QuantizePlan& plan, const text::Calibration& calibration,
+      const GptqSettings& settings, WorkFolder& work)
+      : checkpoint_(checkpoint),
+        plan_(plan),
+        settings_(settings),
+        load_{.compute = settings.compute, .device = settings.device},
+        work_(work),
         pass_(checkpoint.folder().string(), plan.config, calibration.rows,
               {settings.compute, settings.device, batch_rows(calibration, settings),
                gptq_memory(checkpoint, plan, calibration, settings).keep_products}),
@@ -167,7 +184,8 @@ class Run {
     finished_ = {};
     settings_.one_pass ? quantise_at_once(block, layer) : quantise_in_sequence(block, layer);
     finished_.report = json::array();
-    for (const auto& projection : kProjections) finished_.report.push_back(reports_.at(layer_prefix(block) + projection.name));
+    for (const auto& projection : kProjections)
+      finished_.report.push_back(reports_.at(layer_prefix(block) + projection.name));
     work_.save(block, finished_);
     if (settings_.on_block) settings_.on_block(block);
   }
@@ -257,17 +275,19 @@ class Run {
 
   void report(const std::string& module, const quant::GptqResult& result) {
     if (result.damping > settings_.solver.damping) {
-      log::warn(message(module, ": the inputs of the calibration's tokens depend on one another; damping was raised from ",
-                        settings_.solver.damping, " to ", result.damping, " of the Hessian's mean diagonal. More or longer samples may help"));
+      log::warn(message(module,
+                        ": the inputs of the calibration's tokens depend on one another; damping was raised from ",
+                        settings_.solver.damping, " to ", result.damping,
+                        " of the Hessian's mean diagonal. More or longer samples may help"));
     }
-    log::verbose(message(module, ": loss ", result.loss, ", of rounding to nearest ", result.loss_round_to_nearest, ", ", result.dead_inputs,
-                         " inputs always zero"));
-    reports_[module] = json_of({module, result.error, result.loss, result.loss_before_refit, result.loss_round_to_nearest, result.damping,
-                                result.dead_inputs});
+    log::verbose(message(module, ": loss ", result.loss, ", of rounding to nearest ", result.loss_round_to_nearest,
+                         ", ", result.dead_inputs, " inputs always zero"));
+    reports_[module] = json_of({module, result.error, result.loss, result.loss_before_refit,
+                                result.loss_round_to_nearest, result.damping, result.dead_inputs});
   }
 
-  // The layer that runs from now on: dequantised once, for it multiplies all the calibration's tokens; rounding its weights to 16 bits moves
-  // them by a hundredth of what 4 bits do.
+  // The layer that runs from now on: dequantised once, for it multiplies all the calibration's tokens; rounding its
+  // weights to 16 bits moves them by a hundredth of what 4 bits do.
   void place(Layer& layer, Projection member, const std::string& module, const quant::PackedWeight& weight) const {
     Linear placed(module, weight.dequantize(settings_.compute));
     placed.to(settings_.device);
@@ -300,7 +320,8 @@ GptqMemory gptq_memory(const io::Checkpoint& checkpoint, const QuantizePlan& pla
   const uint64_t states = tokens * hidden * 4, mixed = tokens * heads * width, products = tokens * inner * width;
   // Kept where they take less than a third of what is free.
   memory.keep_products = products < free_bytes(settings.device) / 3;
-  memory.activations = states + tokens * static_cast<uint64_t>(c.head_dim) * 8 + (memory.keep_products ? std::max(mixed, products) : mixed);
+  memory.activations = states + tokens * static_cast<uint64_t>(c.head_dim) * 8 +
+                       (memory.keep_products ? std::max(mixed, products) : mixed);
   uint64_t weights = 0, widest = 0, largest = 0;
   for (const ExpectedTensor& tensor : expected_tensors(c)) {
     if (!tensor.linear || !tensor.name.starts_with(layer_prefix(0))) continue;
@@ -314,7 +335,8 @@ GptqMemory gptq_memory(const io::Checkpoint& checkpoint, const QuantizePlan& pla
   const uint64_t batch = static_cast<uint64_t>(batch_rows(calibration, settings)) * calibration.rows.front().ids.size();
   const auto threads = settings.device.is_cpu() ? static_cast<uint64_t>(tensor::threads()) : 1;
   memory.solver = solver_bytes(widest, largest) + threads * thread_bytes(widest, settings.solver);
-  if (settings.one_pass) memory.solver += 8 * (2 * hidden * hidden + heads * heads + inner * inner);  // all Hessians at once, in float64
+  if (settings.one_pass)
+    memory.solver += 8 * (2 * hidden * hidden + heads * heads + inner * inner);  // all Hessians at once, in float64
   memory.forward = std::min(batch, tokens) * (hidden * 12 + heads * width * 4 + inner * (4 + 3 * width));
   memory.embedding = 2 * checkpoint.info("model.embed_tokens.weight").bytes();
   memory.peak = tensor::peak_memory_bytes() + 150'000'000 + memory.activations +
@@ -322,10 +344,12 @@ GptqMemory gptq_memory(const io::Checkpoint& checkpoint, const QuantizePlan& pla
   return memory;
 }
 
-GptqReport gptq_checkpoint(const io::Checkpoint& checkpoint, const QuantizePlan& plan, const text::Calibration& calibration,
-                           const GptqSettings& settings, const fs::path& out, bool force) {
-  QALORA_CHECK(settings.solver.bits == plan.quantization.bits && settings.solver.group_size == plan.quantization.group_size,
-               "plan and solver agree");
+GptqReport gptq_checkpoint(const io::Checkpoint& checkpoint, const QuantizePlan& plan,
+                           const text::Calibration& calibration, const GptqSettings& settings, const fs::path& out,
+                           bool force) {
+  QALORA_CHECK(
+      settings.solver.bits == plan.quantization.bits && settings.solver.group_size == plan.quantization.group_size,
+      "plan and solver agree");
   const c10::NoGradGuard no_grad;
   WorkFolder work(out, identity_of(checkpoint, calibration, settings), force);
   const int64_t before = work.finished();
@@ -336,7 +360,9 @@ GptqReport gptq_checkpoint(const io::Checkpoint& checkpoint, const QuantizePlan&
     if (before == 0) work.remove();
     throw;
   }
-  if (before > 0) log::info(message(work.path().string(), ": ", before, " of ", plan.config.layers, " blocks are finished; going on behind them"));
+  if (before > 0)
+    log::info(message(work.path().string(), ": ", before, " of ", plan.config.layers,
+                      " blocks are finished; going on behind them"));
   GptqReport report;
   try {
     report = Run(checkpoint, plan, calibration, settings, work).run();
@@ -354,8 +380,8 @@ GptqReport gptq_checkpoint(const io::Checkpoint& checkpoint, const QuantizePlan&
   return report;
 }
 
-int64_t finished_blocks(const io::Checkpoint& checkpoint, const text::Calibration& calibration, const GptqSettings& settings,
-                        const fs::path& out) {
+int64_t finished_blocks(const io::Checkpoint& checkpoint, const text::Calibration& calibration,
+                        const GptqSettings& settings, const fs::path& out) {
   return WorkFolder::finished_in(out, identity_of(checkpoint, calibration, settings));
 }
 

@@ -65,8 +65,10 @@ bool LinearStack::serves(const std::vector<const Linear*>& parts, const DropoutK
   });
 }
 
-std::vector<at::Tensor> LinearStack::forward(const std::vector<const Linear*>& parts, const quant::PooledInput& x) const {
-  const bool adapted = std::any_of(parts.begin(), parts.end(), [](const Linear* part) { return part->adapter != nullptr; });
+std::vector<at::Tensor> LinearStack::forward(const std::vector<const Linear*>& parts,
+                                             const quant::PooledInput& x) const {
+  const bool adapted =
+      std::any_of(parts.begin(), parts.end(), [](const Linear* part) { return part->adapter != nullptr; });
   const at::Tensor& offsets = !adapted ? whole_->offsets : folded_.get(parts, [&] {
     std::vector<at::Tensor> pieces;
     for (const Linear* part : parts) pieces.push_back(part->folded_offsets());

@@ -18,11 +18,14 @@
 namespace qalora::model {
 namespace {
 
-// Adapters that a checkpoint contains already, by the digest of their tensors. Keys that begin with '_' mean nothing to anyone else.
+// Adapters that a checkpoint contains already, by the digest of their tensors. Keys that begin with '_' mean nothing to
+// anyone else.
 constexpr const char* kMergedKey = "_qalora_merged_adapters";
 const std::string kOffsets = ".biases";
 
-std::string adapter_digest(const fs::path& adapter_folder) { return sha256(MappedFile(io::adapter_tensor_file(adapter_folder)).bytes()); }
+std::string adapter_digest(const fs::path& adapter_folder) {
+  return sha256(MappedFile(io::adapter_tensor_file(adapter_folder)).bytes());
+}
 
 // The module whose offsets `name` holds, when the adapter changes them; else "".
 std::string merged_module(const io::AdapterFile& adapter, const std::string& name) {
@@ -49,14 +52,18 @@ uint64_t count_changed(std::span<const std::byte> a, std::span<const std::byte> 
 }
 
 // Groups of an adapter made elsewhere that are several of the base's were spread over them already (adapter_base.h).
-void refuse_other_groups(const io::AdapterConfig& adapter, const QuantizationConfig& base, const std::string& where, const std::string& folder) {
+void refuse_other_groups(const io::AdapterConfig& adapter, const QuantizationConfig& base, const std::string& where,
+                         const std::string& folder) {
   if (adapter.group_size == base.group_size) return;
   const bool own = adapter.origin == io::AdapterOrigin::kOwn;
-  QALORA_REQUIRE(!own, DataError, where, ": group_size ", adapter.group_size, " does not match the model's ", base.group_size, " in ", folder,
-                 "; give the checkpoint that it was trained on");
-  throw DataError(message(where, ": pools groups of ", adapter.group_size, " inputs, but ", folder, " is quantised in groups of ",
-                          base.group_size, ", which have one offset each: what it adds does not fit into them. Keep it beside the model with "
-                          "--adapter, or quantise the model in groups that divide ", adapter.group_size));
+  QALORA_REQUIRE(!own, DataError, where, ": group_size ", adapter.group_size, " does not match the model's ",
+                 base.group_size, " in ", folder, "; give the checkpoint that it was trained on");
+  throw DataError(
+      message(where, ": pools groups of ", adapter.group_size, " inputs, but ", folder, " is quantised in groups of ",
+              base.group_size,
+              ", which have one offset each: what it adds does not fit into them. Keep it beside the model with "
+              "--adapter, or quantise the model in groups that divide ",
+              adapter.group_size));
 }
 
 }  // namespace
@@ -65,13 +72,15 @@ void require_not_merged(const fs::path& model, const fs::path& adapter_folder) {
   const nlohmann::json json = io::read_model_config(model);
   if (!json.contains(kMergedKey) || !json[kMergedKey].is_array()) return;
   const auto& merged = json[kMergedKey];
-  QALORA_REQUIRE(std::find(merged.begin(), merged.end(), adapter_digest(adapter_folder)) == merged.end(), UserError, model.string(),
-                 ": contains the adapter ", adapter_folder.string(), " already; adding it again would count it twice");
+  QALORA_REQUIRE(std::find(merged.begin(), merged.end(), adapter_digest(adapter_folder)) == merged.end(), UserError,
+                 model.string(), ": contains the adapter ", adapter_folder.string(),
+                 " already; adding it again would count it twice");
 }
 
 void warn_of_unknown_base(const io::AdapterConfig& adapter, const fs::path& adapter_folder, const fs::path& model) {
   if (adapter.pooling == io::Pooling::kNone || !adapter.base_state_fingerprint.empty()) return;
-  log::warn(message(adapter_folder.string(), ": does not say on which offsets and dense tensors it was trained; whether ", model.string(),
+  log::warn(message(adapter_folder.string(),
+                    ": does not say on which offsets and dense tensors it was trained; whether ", model.string(),
                     " is that model cannot be checked"));
 }
 
@@ -80,7 +89,8 @@ void mark_merged(nlohmann::json& config, const fs::path& adapter_folder) {
   config[kMergedKey].push_back(adapter_digest(adapter_folder));
 }
 
-void check_mergeable(const io::Checkpoint& base, const fs::path& adapter_folder, const io::AdapterFile& adapter, bool accept_unknown_base) {
+void check_mergeable(const io::Checkpoint& base, const fs::path& adapter_folder, const io::AdapterFile& adapter,
+                     bool accept_unknown_base) {
   const std::string where = adapter_folder.string(), folder = base.folder().string();
   for (const auto& [module, weights] : adapter.modules) {
     try {
@@ -92,33 +102,39 @@ void check_mergeable(const io::Checkpoint& base, const fs::path& adapter_folder,
   const LlamaConfig config = read_config(base);
   const io::AdapterConfig& settings = adapter.config;
   QALORA_REQUIRE(settings.pooling != io::Pooling::kNone, DataError, where,
-                 ": an ordinary LoRA (no pooling): what it adds differs inside a group of inputs, so it does not fit into the offsets; "
+                 ": an ordinary LoRA (no pooling): what it adds differs inside a group of inputs, so it does not fit "
+                 "into the offsets; "
                  "train with method = \"qalora\" on the quantised model, or keep the adapter beside it with --adapter");
   QALORA_REQUIRE(config.quantization.has_value(), UserError, folder,
-                 ": a dense model; merge moves the offsets of a quantised one. Give the checkpoint that 'qalora quantize' wrote and the adapter "
+                 ": a dense model; merge moves the offsets of a quantised one. Give the checkpoint that 'qalora "
+                 "quantize' wrote and the adapter "
                  "was trained on");
   refuse_other_groups(settings, *config.quantization, where, folder);
   require_not_merged(base.folder(), adapter_folder);
   QALORA_REQUIRE(!settings.base_fingerprint.empty() || accept_unknown_base, DataError, where,
-                 ": does not say on which base it was trained (no base_fingerprint), and merged into another one it would be noise; if "
-                 "you know that it was ", folder, ", say so with --accept-unknown-base");
+                 ": does not say on which base it was trained (no base_fingerprint), and merged into another one it "
+                 "would be noise; if "
+                 "you know that it was ",
+                 folder, ", say so with --accept-unknown-base");
   try {
     require_base(settings, base_identity(base));
   } catch (const DataError& error) {
     throw DataError(where + ": " + error.what());
   }
   if (settings.base_state_fingerprint.empty()) {
-    log::warn(where + ": does not say on which offsets and dense tensors it was trained; that they are those of " + folder +
-              " cannot be checked");
+    log::warn(where + ": does not say on which offsets and dense tensors it was trained; that they are those of " +
+              folder + " cannot be checked");
   }
   io::sidecars(base.folder());
   const auto shapes = linear_shapes(config);
   for (const auto& [module, weights] : adapter.modules) {
     const auto found = shapes.find(module);
-    QALORA_REQUIRE(found != shapes.end(), DataError, where, ": module '", module, "' is not a linear layer of ", folder);
-    QALORA_REQUIRE(base.contains(module + kOffsets), DataError, folder, ": module '", module, "' is not quantised, so it has no offsets");
-    QALORA_REQUIRE(weights.b.size(0) == found->second[0], DataError, where, ": module '", module, "': lora_B has ", weights.b.size(0),
-                   " rows, the model's layer ", found->second[0]);
+    QALORA_REQUIRE(found != shapes.end(), DataError, where, ": module '", module, "' is not a linear layer of ",
+                   folder);
+    QALORA_REQUIRE(base.contains(module + kOffsets), DataError, folder, ": module '", module,
+                   "' is not quantised, so it has no offsets");
+    QALORA_REQUIRE(weights.b.size(0) == found->second[0], DataError, where, ": module '", module, "': lora_B has ",
+                   weights.b.size(0), " rows, the model's layer ", found->second[0]);
   }
 }
 
@@ -128,7 +144,8 @@ uint64_t merged_bytes(const io::Checkpoint& base, const io::AdapterFile& adapter
   return total;
 }
 
-int64_t merge_checkpoint(const io::Checkpoint& base, const fs::path& adapter_folder, const io::AdapterFile& adapter, const fs::path& folder) {
+int64_t merge_checkpoint(const io::Checkpoint& base, const fs::path& adapter_folder, const io::AdapterFile& adapter,
+                         const fs::path& folder) {
   const nlohmann::json& source = base.config();
   const LlamaConfig config = read_config(base);
   QALORA_CHECK(config.quantization.has_value(), base.folder().string(), " is dense");
@@ -151,7 +168,8 @@ int64_t merge_checkpoint(const io::Checkpoint& base, const fs::path& adapter_fol
     io::AdapterConfig settings = adapter.config;
     settings.group_size = weight.group_size;  // check_mergeable has compared them; a module may have groups of its own
     writer.write(name, quant::merge(message(adapter_folder.string(), ": module '", module, "'"), weight, settings,
-                                    adapter.modules.at(module)).offsets);
+                                    adapter.modules.at(module))
+                           .offsets);
     narrow_scales = narrow_scales || base.info(module + ".scales").dtype != io::Dtype::kF32;
     ++merged;
     progress.add();
@@ -159,13 +177,17 @@ int64_t merge_checkpoint(const io::Checkpoint& base, const fs::path& adapter_fol
   writer.finish();
   progress.finish();
   if (narrow_scales) {
-    log::warn("this base's scales are 16-bit numbers and stay so; MLX computes in the scales' dtype and would round the merged fp32 "
-              "offsets. qalora does not");
+    log::warn(
+        "this base's scales are 16-bit numbers and stay so; MLX computes in the scales' dtype and would round the "
+        "merged fp32 "
+        "offsets. qalora does not");
   }
   const auto sorted = [](const auto& tensor) { return tensor.name.ends_with(".g_idx"); };
   if (std::ranges::any_of(plan, sorted)) {
-    log::warn("the groups of this base are of inputs that do not lie side by side (act-order); their order is kept in tensors '.g_idx', which "
-              "qalora reads and MLX does not");
+    log::warn(
+        "the groups of this base are of inputs that do not lie side by side (act-order); their order is kept in "
+        "tensors '.g_idx', which "
+        "qalora reads and MLX does not");
   }
   nlohmann::json derived = derived_config(source, config, config.quantization);
   mark_merged(derived, adapter_folder);
@@ -176,13 +198,14 @@ int64_t merge_checkpoint(const io::Checkpoint& base, const fs::path& adapter_fol
 }
 
 ByteChanges compare_bytes(const io::Checkpoint& base, const io::Checkpoint& merged) {
-  QALORA_REQUIRE(base.names() == merged.names(), DataError, merged.folder().string(), ": has other tensors than ", base.folder().string());
+  QALORA_REQUIRE(base.names() == merged.names(), DataError, merged.folder().string(), ": has other tensors than ",
+                 base.folder().string());
   ByteChanges changes;
   for (const auto& name : base.names()) {
     throw_if_stopped();
     const std::string module = io::module_of(name);
     const bool packed = base.contains(module + ".scales");
-    uint64_t& counter = !packed                    ? changes.others
+    uint64_t& counter = !packed                     ? changes.others
                         : name.ends_with(kOffsets)  ? changes.offsets
                         : name.ends_with(".scales") ? changes.scales
                         : name.ends_with(".weight") ? changes.codes

@@ -17,7 +17,9 @@
 namespace qalora::model {
 namespace {
 
-std::string group_text(int64_t group_size) { return group_size == quant::kWholeRow ? "whole rows" : "group size " + std::to_string(group_size); }
+std::string group_text(int64_t group_size) {
+  return group_size == quant::kWholeRow ? "whole rows" : "group size " + std::to_string(group_size);
+}
 
 std::vector<std::string> make_notes(const QuantizationConfig& quantization, const std::set<int64_t>& widths) {
   std::vector<std::string> notes;
@@ -26,8 +28,9 @@ std::vector<std::string> make_notes(const QuantizationConfig& quantization, cons
   for (int64_t width : widths) {
     if (group_size == quant::kWholeRow || width % group_size == 0) continue;
     divides = false;
-    notes.push_back(message("group size ", group_size, " does not divide ", width, " inputs: the last group of these rows has ",
-                            width % group_size, " and a scale and an offset of its own"));
+    notes.push_back(message("group size ", group_size, " does not divide ", width,
+                            " inputs: the last group of these rows has ", width % group_size,
+                            " and a scale and an offset of its own"));
   }
   const bool mlx_size = group_size == 32 || group_size == 64 || group_size == 128;
   if (!divides || !mlx_size) {
@@ -46,7 +49,8 @@ struct PackedShapes {
 PackedShapes packed_shapes(const ExpectedTensor& tensor, const QuantizationConfig& quantization) {
   const int64_t rows = tensor.shape[0], columns = tensor.shape[1];
   const int64_t group_size = quantization.group_size == quant::kWholeRow ? columns : quantization.group_size;
-  const int64_t words = kernels::words_per_row(columns, quantization.bits), groups = kernels::groups_per_row(columns, group_size);
+  const int64_t words = kernels::words_per_row(columns, quantization.bits),
+                groups = kernels::groups_per_row(columns, group_size);
   const std::string module = io::module_of(tensor.name);
   return {{module + ".weight", io::Dtype::kU32, {rows, words}},
           {module + ".scales", io::Dtype::kF32, {rows, groups}},
@@ -63,8 +67,8 @@ std::vector<ExpectedTensor> ordered_tensors(const io::Checkpoint& checkpoint, co
   return tensors;
 }
 
-// What quantising takes beside tensors: LibTorch's code that is first used there, the pieces of the check for NaN, each thread's stack
-// and rows. Measured 65 MB with two threads.
+// What quantising takes beside tensors: LibTorch's code that is first used there, the pieces of the check for NaN, each
+// thread's stack and rows. Measured 65 MB with two threads.
 uint64_t working_bytes() { return 100'000'000 + 2'000'000 * static_cast<uint64_t>(tensor::threads()); }
 
 std::string tensor_place(const io::Checkpoint& checkpoint, const std::string& name) {
@@ -79,8 +83,9 @@ QuantizePlan plan_quantization(const io::Checkpoint& checkpoint, const Quantizat
   plan.config = read_config(checkpoint);
   plan.quantization = quantization;
   if (plan.config.quantization) {
-    throw UserError(message(checkpoint.folder().string(), ": is quantised already (", plan.config.quantization->bits, " bits, ",
-                            group_text(plan.config.quantization->group_size), "); give the dense checkpoint that it was made from"));
+    throw UserError(message(checkpoint.folder().string(), ": is quantised already (", plan.config.quantization->bits,
+                            " bits, ", group_text(plan.config.quantization->group_size),
+                            "); give the dense checkpoint that it was made from"));
   }
   check_tensors(checkpoint, plan.config);
 
@@ -122,8 +127,8 @@ void require_finite(const io::Checkpoint& checkpoint, const std::string& name, c
   }
 }
 
-void write_quantized_checkpoint(const io::Checkpoint& checkpoint, const QuantizePlan& plan, const fs::path& out, bool replace,
-                                const PackedProducer& produce) {
+void write_quantized_checkpoint(const io::Checkpoint& checkpoint, const QuantizePlan& plan, const fs::path& out,
+                                bool replace, const PackedProducer& produce) {
   AtomicFolder folder(out, replace, plan.disk_bytes);
   io::CheckpointWriter writer(folder.staging(), plan.tensors, {{"format", "mlx"}});
   for (const auto& tensor : ordered_tensors(checkpoint, plan.config)) {
@@ -142,21 +147,23 @@ void write_quantized_checkpoint(const io::Checkpoint& checkpoint, const Quantize
     writer.write(module + ".biases", weight.offsets);
   }
   writer.finish();
-  io::write_json_file(folder.staging() / "config.json", derived_config(plan.config_json, plan.config, plan.quantization));
+  io::write_json_file(folder.staging() / "config.json",
+                      derived_config(plan.config_json, plan.config, plan.quantization));
   io::copy_sidecars(checkpoint.folder(), folder.staging());
   text::save_gguf_tokenizer(checkpoint.folder(), folder.staging());
   folder.commit();
 }
 
-std::vector<QuantizedLayer> quantize_checkpoint(const io::Checkpoint& checkpoint, const QuantizePlan& plan, const fs::path& out, bool replace) {
+std::vector<QuantizedLayer> quantize_checkpoint(const io::Checkpoint& checkpoint, const QuantizePlan& plan,
+                                                const fs::path& out, bool replace) {
   std::vector<QuantizedLayer> layers;
   Progress progress("quantising", plan.linears, "matrices");
   write_quantized_checkpoint(checkpoint, plan, out, replace, [&](const std::string& module) {
     const std::string name = module + ".weight";
     const at::Tensor weight = checkpoint.read(name);
     checkpoint.release(name);
-    const auto [packed, error] =
-        quant::round_to_nearest(tensor_place(checkpoint, name), weight, plan.quantization.bits, plan.quantization.group_size);
+    const auto [packed, error] = quant::round_to_nearest(tensor_place(checkpoint, name), weight, plan.quantization.bits,
+                                                         plan.quantization.group_size);
     layers.push_back({module, error});
     progress.add();
     return packed;

@@ -37,12 +37,13 @@ void scale_llama3(const RopeConfig& rope, std::vector<double>& frequencies) {
   }
 }
 
-// YaRN, arXiv:2309.00071: interpolates the dimensions that turn less than beta_slow times over the trained context, keeps
-// those that turn more than beta_fast times, and blends in between.
+// YaRN, arXiv:2309.00071: interpolates the dimensions that turn less than beta_slow times over the trained context,
+// keeps those that turn more than beta_fast times, and blends in between.
 void scale_yarn(const RopeConfig& rope, int64_t head_dim, std::vector<double>& frequencies) {
   const double d = static_cast<double>(head_dim);
   const auto dimension_of = [&](double rotations) {
-    return d * std::log(static_cast<double>(rope.original_context) / (rotations * 2 * std::numbers::pi)) / (2 * std::log(rope.theta));
+    return d * std::log(static_cast<double>(rope.original_context) / (rotations * 2 * std::numbers::pi)) /
+           (2 * std::log(rope.theta));
   };
   double low = dimension_of(rope.beta_fast), high = dimension_of(rope.beta_slow);
   if (rope.truncate) {
@@ -61,12 +62,14 @@ void scale_yarn(const RopeConfig& rope, int64_t head_dim, std::vector<double>& f
 // out = x * cos + rotate_half(x) * sin; its gradient is the rotation the other way.
 class Rotate : public torch::autograd::Function<Rotate> {
  public:
-  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
+  static at::Tensor forward(torch::autograd::AutogradContext* ctx, const at::Tensor& x, const at::Tensor& cos,
+                            const at::Tensor& sin) {
     ctx->save_for_backward({cos, sin});
     return run(x, cos, sin, /*backward=*/false);
   }
 
-  static torch::autograd::tensor_list backward(torch::autograd::AutogradContext* ctx, const torch::autograd::tensor_list& grads) {
+  static torch::autograd::tensor_list backward(torch::autograd::AutogradContext* ctx,
+                                               const torch::autograd::tensor_list& grads) {
     const auto saved = ctx->get_saved_variables();
     return {run(grads[0], saved[0], saved[1], /*backward=*/true), at::Tensor(), at::Tensor()};
   }
@@ -74,10 +77,11 @@ class Rotate : public torch::autograd::Function<Rotate> {
   static at::Tensor run(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin, bool backward) {
     if (const auto* kernels = tensor::device_kernels(x.device())) {
       const at::Tensor rows = x.contiguous(), out = at::empty_like(rows);
-      tensor::check_status(kernels->rope(rows.const_data_ptr(), quant::kernel_type(rows.scalar_type()), cos.const_data_ptr<float>(),
-                                         sin.const_data_ptr<float>(), rows.size(0), rows.size(1), rows.size(2), backward, out.data_ptr(),
-                                         tensor::current_stream(x.device())),
-                           "rope");
+      tensor::check_status(
+          kernels->rope(rows.const_data_ptr(), quant::kernel_type(rows.scalar_type()), cos.const_data_ptr<float>(),
+                        sin.const_data_ptr<float>(), rows.size(0), rows.size(1), rows.size(2), backward, out.data_ptr(),
+                        tensor::current_stream(x.device())),
+          "rope");
       return out;
     }
     return turn(x, cos, backward ? sin.neg() : sin);
@@ -85,7 +89,8 @@ class Rotate : public torch::autograd::Function<Rotate> {
 
   static at::Tensor turn(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
     const int64_t half = x.size(-1) / 2;
-    const at::Tensor c = cos.narrow(-1, 0, half).unsqueeze(1), s = sin.narrow(-1, 0, half).unsqueeze(1);  // [tokens, 1, head_dim / 2]
+    const at::Tensor c = cos.narrow(-1, 0, half).unsqueeze(1),
+                     s = sin.narrow(-1, 0, half).unsqueeze(1);  // [tokens, 1, head_dim / 2]
     const at::Tensor f = x.to(at::kFloat);
     const at::Tensor first = f.narrow(-1, 0, half), second = f.narrow(-1, half, half);
     at::Tensor out = at::empty(f.sizes(), f.options());
@@ -103,7 +108,8 @@ std::vector<double> Rope::inverse_frequencies(const LlamaConfig& config, int64_t
   double theta = rope.theta;
   if (rope.kind == RopeKind::kDynamic && length > rope.original_context) {
     const double d = static_cast<double>(config.head_dim);
-    const double stretch = rope.factor * static_cast<double>(length) / static_cast<double>(rope.original_context) - (rope.factor - 1);
+    const double stretch =
+        rope.factor * static_cast<double>(length) / static_cast<double>(rope.original_context) - (rope.factor - 1);
     theta *= std::pow(stretch, d / (d - 2));
   }
   std::vector<double> result = plain_frequencies(theta, config.head_dim);
@@ -119,7 +125,8 @@ double Rope::attention_factor(const RopeConfig& rope) {
   if (rope.kind != RopeKind::kYarn) return 1;
   if (rope.attention_factor) return *rope.attention_factor;
   const auto scale = [&](double m) { return rope.factor <= 1 ? 1.0 : 0.1 * m * std::log(rope.factor) + 1; };
-  if (rope.mscale.value_or(0) != 0 && rope.mscale_all_dim.value_or(0) != 0) return scale(*rope.mscale) / scale(*rope.mscale_all_dim);
+  if (rope.mscale.value_or(0) != 0 && rope.mscale_all_dim.value_or(0) != 0)
+    return scale(*rope.mscale) / scale(*rope.mscale_all_dim);
   return scale(1);
 }
 
@@ -138,6 +145,8 @@ std::pair<at::Tensor, at::Tensor> Rope::at(const at::Tensor& positions) const {
   return {cos_.index_select(0, positions), sin_.index_select(0, positions)};
 }
 
-at::Tensor Rope::apply(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) { return Rotate::apply(x, cos, sin); }
+at::Tensor Rope::apply(const at::Tensor& x, const at::Tensor& cos, const at::Tensor& sin) {
+  return Rotate::apply(x, cos, sin);
+}
 
 }  // namespace qalora::model

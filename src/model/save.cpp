@@ -16,14 +16,16 @@ at::Tensor start_value(const ExpectedTensor& tensor, const LlamaConfig& config, 
   if (tensor.name.ends_with(".bias")) return at::zeros(tensor.shape, at::kFloat);
   // Each layer adds two terms to the residual stream; without the division its variance grows with the depth (GPT-2).
   const bool residual = tensor.name.ends_with("o_proj.weight") || tensor.name.ends_with("down_proj.weight");
-  const double deviation = config.initializer_range / (residual ? std::sqrt(2.0 * static_cast<double>(config.layers)) : 1.0);
+  const double deviation =
+      config.initializer_range / (residual ? std::sqrt(2.0 * static_cast<double>(config.layers)) : 1.0);
   return tensor::RandomStream(seed, "initial/" + tensor.name).normal_tensor(tensor.shape, deviation);
 }
 
 }  // namespace
 
 std::map<std::string, at::Tensor> named_weights(const Llama& model) {
-  std::map<std::string, at::Tensor> result = {{"model.embed_tokens.weight", model.embedding}, {"model.norm.weight", model.final_norm}};
+  std::map<std::string, at::Tensor> result = {{"model.embed_tokens.weight", model.embedding},
+                                              {"model.norm.weight", model.final_norm}};
   if (!model.config.tied_head) result["lm_head.weight"] = model.head;
   for (size_t i = 0; i < model.layers.size(); ++i) {
     const Layer& layer = model.layers[i];
@@ -42,9 +44,11 @@ std::map<std::string, at::Tensor> named_weights(const Llama& model) {
 }
 
 Llama new_model(const LlamaConfig& config, uint64_t seed) {
-  QALORA_REQUIRE(!config.quantization, UserError, "a random start needs a dense configuration, this one has a 'quantization' entry");
+  QALORA_REQUIRE(!config.quantization, UserError,
+                 "a random start needs a dense configuration, this one has a 'quantization' entry");
   std::map<std::string, at::Tensor> start;
-  for (const ExpectedTensor& tensor : expected_tensors(config)) start[tensor.name] = start_value(tensor, config, seed).requires_grad_(true);
+  for (const ExpectedTensor& tensor : expected_tensors(config))
+    start[tensor.name] = start_value(tensor, config, seed).requires_grad_(true);
   Llama model;
   model.config = config;
   model.embedding = start.at("model.embed_tokens.weight");
@@ -79,7 +83,9 @@ void save_dense(const Llama& model, const fs::path& folder, const nlohmann::json
   }
   writer.finish();
   nlohmann::json config = derived_config(config_json, model.config, std::nullopt);
-  config["torch_dtype"] = config["dtype"] = dtype == at::kHalf ? "float16" : dtype == at::kBFloat16 ? "bfloat16" : "float32";
+  config["torch_dtype"] = config["dtype"] = dtype == at::kHalf       ? "float16"
+                                            : dtype == at::kBFloat16 ? "bfloat16"
+                                                                     : "float32";
   io::write_json_file(folder / "config.json", config);
 }
 

@@ -30,7 +30,8 @@ std::string file_name(int64_t block) {
 // "block-NNNNN.safetensors"
 bool is_block_name(std::string_view name) {
   constexpr std::string_view kBefore = "block-", kBehind = ".safetensors";
-  if (!name.starts_with(kBefore) || !name.ends_with(kBehind) || name.size() < kBefore.size() + 5 + kBehind.size()) return false;
+  if (!name.starts_with(kBefore) || !name.ends_with(kBehind) || name.size() < kBefore.size() + 5 + kBehind.size())
+    return false;
   const std::string_view digits = name.substr(kBefore.size(), name.size() - kBefore.size() - kBehind.size());
   return digits.find_first_not_of("0123456789") == std::string_view::npos;
 }
@@ -48,8 +49,8 @@ json identity_in(const fs::path& folder) {
   }
 }
 
-// What of a folder is not a work folder's, or "": only what we wrote may be removed. A run that was killed before it wrote its state
-// leaves nothing but a temporary of that.
+// What of a folder is not a work folder's, or "": only what we wrote may be removed. A run that was killed before it
+// wrote its state leaves nothing but a temporary of that.
 std::string foreign_in(const fs::path& folder, bool has_state) {
   std::error_code failed;
   for (const std::string& name : list_folder(folder)) {
@@ -68,8 +69,9 @@ quant::PackedWeight packed_of(const io::SafetensorsFile& file, const std::string
   const std::string shape = file.metadata().at(module);  // "in_features group_size bits"
   const std::vector<std::string> parts = split(shape, ' ');
   QALORA_REQUIRE(parts.size() == 3, DataError, file.path().string(), ": '", module, "' has the shape '", shape, "'");
-  return quant::make_packed_weight(file.path().string() + ": '" + module + "'", file.read(module + ".weight"), file.read(module + ".scales"),
-                                   file.read(module + ".biases"), std::stoll(parts[0]), std::stoll(parts[1]), std::stoi(parts[2]));
+  return quant::make_packed_weight(file.path().string() + ": '" + module + "'", file.read(module + ".weight"),
+                                   file.read(module + ".scales"), file.read(module + ".biases"), std::stoll(parts[0]),
+                                   std::stoll(parts[1]), std::stoi(parts[2]));
 }
 
 std::vector<std::string> modules_of(const io::SafetensorsFile& file) {
@@ -115,8 +117,9 @@ WorkFolder::WorkFolder(const fs::path& out, const json& identity, bool restart) 
   const fs::file_type kind = kind_of(path_);
   const bool ours = !identity_in(path_).is_null();
   const std::string foreign = kind == fs::file_type::directory ? foreign_in(path_, ours) : "";
-  QALORA_REQUIRE(kind == fs::file_type::not_found || (kind == fs::file_type::directory && foreign.empty()), UserError, path_.string(),
-                 ": is not a work folder of 'quantize'", foreign.empty() ? "" : message(" ('", foreign, "' lies in it)"),
+  QALORA_REQUIRE(kind == fs::file_type::not_found || (kind == fs::file_type::directory && foreign.empty()), UserError,
+                 path_.string(), ": is not a work folder of 'quantize'",
+                 foreign.empty() ? "" : message(" ('", foreign, "' lies in it)"),
                  "; move it away or choose another --out");
   fs::create_directories(path_, failed);
   QALORA_REQUIRE(!failed, IoError, path_.string(), ": cannot be made: ", failed.message());
@@ -124,7 +127,8 @@ WorkFolder::WorkFolder(const fs::path& out, const json& identity, bool restart) 
   QALORA_REQUIRE(lock_ >= 0, IoError, path_.string(), ": cannot be opened: ", std::strerror(errno));
   const bool busy = ::flock(lock_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
   try {
-    QALORA_REQUIRE(!busy, UserError, path_.string(), ": another run of 'quantize' works there; wait for it, or choose another --out");
+    QALORA_REQUIRE(!busy, UserError, path_.string(),
+                   ": another run of 'quantize' works there; wait for it, or choose another --out");
     if (ours && !restart) require_same(identity);
     if (!ours || !is_same(identity)) begin(identity);
     while (readable(finished_)) ++finished_;
@@ -146,7 +150,8 @@ void WorkFolder::require_same(const json& identity) const {
   std::vector<std::string> differences;
   for (const auto& [key, value] : identity.items()) {
     const json was = before.is_object() && before.contains(key) ? before[key] : json();
-    if (was != value) differences.push_back(message(key, " was ", number_or_text(was).dump(), " and is ", value.dump()));
+    if (was != value)
+      differences.push_back(message(key, " was ", number_or_text(was).dump(), " and is ", value.dump()));
   }
   throw UserError(message(path_.string(), ": holds blocks of another call (", join(differences, "; "),
                           "); repeat that call to go on with it, give --force to start anew, or choose another --out"));
@@ -198,7 +203,9 @@ FinishedBlock WorkFolder::load(int64_t block) const {
   return result;
 }
 
-json WorkFolder::report(int64_t block) const { return json::parse(io::SafetensorsFile(file_of(block)).metadata().at("report")); }
+json WorkFolder::report(int64_t block) const {
+  return json::parse(io::SafetensorsFile(file_of(block)).metadata().at("report"));
+}
 
 quant::PackedWeight WorkFolder::weight(int64_t block, const std::string& module) const {
   return packed_of(io::SafetensorsFile(file_of(block)), module);

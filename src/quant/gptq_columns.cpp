@@ -20,8 +20,10 @@ struct Block {
   int64_t size() const { return end - begin; }
 };
 
-// A block holds whole groups or a part of one, so that a group's scale never needs columns that still wait for a block's feedback.
-std::vector<Block> blocks_of(const std::vector<int64_t>& order, int64_t group_size, int64_t block_columns, bool static_groups) {
+// A block holds whole groups or a part of one, so that a group's scale never needs columns that still wait for a
+// block's feedback.
+std::vector<Block> blocks_of(const std::vector<int64_t>& order, int64_t group_size, int64_t block_columns,
+                             bool static_groups) {
   const auto count = static_cast<int64_t>(order.size());
   std::vector<Block> blocks;
   const auto group = [&](int64_t place) { return order[static_cast<size_t>(place)] / group_size; };
@@ -49,7 +51,7 @@ struct BlockWork {
   const float* factor;      // [size, size], U's part
   const int64_t* order;     // [size]
   const float* importance;  // [in_features]
-  float* weight;            // [rows, size]; becomes the errors that go on to later columns, each divided by U's diagonal
+  float* weight;  // [rows, size]; becomes the errors that go on to later columns, each divided by U's diagonal
   bool static_groups;
   GridRule rule;
 };
@@ -96,7 +98,8 @@ void round_row(const BlockWork& work, int64_t row, Rounded& rounded, std::vector
 }
 
 // The grids of a group that is longer than a block, at its first column. weight: [rows, count] f32 CPU
-void fit_long_group(const at::Tensor& weight, const int64_t* order, const float* importance, const GridRule& rule, Rounded& rounded) {
+void fit_long_group(const at::Tensor& weight, const int64_t* order, const float* importance, const GridRule& rule,
+                    Rounded& rounded) {
   const int64_t count = weight.size(1), group = order[0] / rounded.group_size;
   std::vector<float> costs(static_cast<size_t>(count));
   for (int64_t i = 0; i < count; ++i) costs[static_cast<size_t>(i)] = importance[order[i]];
@@ -147,12 +150,14 @@ std::vector<int64_t> column_order(const at::Tensor& diagonal, int64_t group_size
   return order;
 }
 
-InverseFactor inverse_factor(const std::string& name, const at::Tensor& hessian, const std::vector<int64_t>& order, double damping) {
-  // With rows and columns reversed H' = L L^T, and U = reversed L^-1: one factorisation and one inverse of a triangle, where inverting H
-  // and factoring the inverse would take two and could fail twice.
+InverseFactor inverse_factor(const std::string& name, const at::Tensor& hessian, const std::vector<int64_t>& order,
+                             double damping) {
+  // With rows and columns reversed H' = L L^T, and U = reversed L^-1: one factorisation and one inverse of a triangle,
+  // where inverting H and factoring the inverse would take two and could fail twice.
   constexpr double kLargest = 100, kFirst = 1e-4;
   const double mean = hessian.diagonal().mean(at::kDouble).item<double>();
-  const at::Tensor places = at::tensor(std::vector<int64_t>(order.rbegin(), order.rend()), at::kLong).to(hessian.device());
+  const at::Tensor places =
+      at::tensor(std::vector<int64_t>(order.rbegin(), order.rend()), at::kLong).to(hessian.device());
   for (double share = damping; share <= kLargest; share = std::max(share * 10, kFirst)) {
     at::Tensor reversed = hessian.index_select(0, places).index_select(1, places);
     reversed.diagonal().add_(share * mean);
@@ -164,14 +169,15 @@ InverseFactor inverse_factor(const std::string& name, const at::Tensor& hessian,
     if (!at::isfinite(inverse.diagonal()).all().item<bool>()) continue;
     return {at::flip(inverse, {0, 1}), share};
   }
-  throw DataError(message(name, ": H = 2/n X^T X of the layer's inputs is not positive semidefinite, not even with ", kLargest,
-                          " times its mean diagonal (", mean, ") added; the activations are damaged"));
+  throw DataError(message(name, ": H = 2/n X^T X of the layer's inputs is not positive semidefinite, not even with ",
+                          kLargest, " times its mean diagonal (", mean, ") added; the activations are damaged"));
 }
 
-Rounded static_grids(const at::Tensor& weight, const at::Tensor& importance, int64_t group_size, const GptqOptions& options) {
+Rounded static_grids(const at::Tensor& weight, const at::Tensor& importance, int64_t group_size,
+                     const GptqOptions& options) {
   const int64_t rows = weight.size(0), columns = weight.size(1), groups = kernels::groups_per_row(columns, group_size);
-  Rounded rounded{at::zeros({rows, columns}, at::kByte), at::zeros({rows, groups}, at::kFloat), at::zeros({rows, groups}, at::kFloat),
-                  group_size, options.bits};
+  Rounded rounded{at::zeros({rows, columns}, at::kByte), at::zeros({rows, groups}, at::kFloat),
+                  at::zeros({rows, groups}, at::kFloat), group_size, options.bits};
   if (!options.static_groups) return rounded;
   const float *values = weight.const_data_ptr<float>(), *costs = importance.const_data_ptr<float>();
   float *scales = rounded.scales.data_ptr<float>(), *offsets = rounded.offsets.data_ptr<float>();
@@ -187,8 +193,8 @@ Rounded static_grids(const at::Tensor& weight, const at::Tensor& importance, int
   return rounded;
 }
 
-void round_columns(at::Tensor weight, const at::Tensor& factor, const std::vector<int64_t>& order, const at::Tensor& importance,
-                   const GptqOptions& options, Rounded& rounded) {
+void round_columns(at::Tensor weight, const at::Tensor& factor, const std::vector<int64_t>& order,
+                   const at::Tensor& importance, const GptqOptions& options, Rounded& rounded) {
   const int64_t columns = rounded.columns();
   const float* costs = importance.const_data_ptr<float>();
   for (const Block& block : blocks_of(order, rounded.group_size, options.block_columns, options.static_groups)) {
@@ -197,13 +203,15 @@ void round_columns(at::Tensor weight, const at::Tensor& factor, const std::vecto
     const int64_t whole = std::min(rounded.group_size, columns - group * rounded.group_size);
     const bool first_of_group = block.begin == 0 || places[-1] / rounded.group_size != group;
     if (!options.static_groups && first_of_group && whole > block.size()) {
-      fit_long_group(weight.narrow(1, block.begin, whole).to(at::kCPU).contiguous(), places, costs, rule_of(options), rounded);
+      fit_long_group(weight.narrow(1, block.begin, whole).to(at::kCPU).contiguous(), places, costs, rule_of(options),
+                     rounded);
     }
     at::Tensor part = weight.narrow(1, block.begin, block.size()).to(at::kCPU).contiguous();  // [rows, size]
     if (part.is_alias_of(weight)) part = part.clone();
     const at::Tensor rows_of_factor = factor.narrow(0, block.begin, block.size());
     const at::Tensor corner = rows_of_factor.narrow(1, block.begin, block.size()).to(at::kCPU).contiguous();
-    const BlockWork work{block, corner.const_data_ptr<float>(), places, costs, part.data_ptr<float>(), options.static_groups,
+    const BlockWork work{block,           corner.const_data_ptr<float>(), places,
+                         costs,           part.data_ptr<float>(),         options.static_groups,
                          rule_of(options)};
     at::parallel_for(0, rounded.rows(), 1, [&](int64_t begin, int64_t end) {
       std::vector<float> scratch;
@@ -211,7 +219,8 @@ void round_columns(at::Tensor weight, const at::Tensor& factor, const std::vecto
     });
     if (block.end == columns) break;
     const int64_t rest = columns - block.end;
-    weight.narrow(1, block.end, rest).addmm_(part.to(weight.device()), rows_of_factor.narrow(1, block.end, rest), 1, -1);
+    weight.narrow(1, block.end, rest)
+        .addmm_(part.to(weight.device()), rows_of_factor.narrow(1, block.end, rest), 1, -1);
   }
 }
 

@@ -27,20 +27,24 @@ struct Rounded {
 std::vector<int64_t> column_order(const at::Tensor& diagonal, int64_t group_size, const GptqOptions& options);
 
 struct InverseFactor {
-  at::Tensor upper;    // [in_features, in_features] f32, U of (H + damping)^-1 = U^T U, rows and columns in the order of rounding
+  at::Tensor upper;  // [in_features, in_features] f32, U of (H + damping)^-1 = U^T U, rows and columns in the order of
+                     // rounding
   double damping = 0;  // as a share of the mean diagonal
 };
-// hessian: [in_features, in_features] f32 with dead inputs' diagonal filled in, as it stands; order: of rounding. DataError when no damping
-// up to a hundred times the mean diagonal gives a factor. At most two more matrices of H's size at once.
-InverseFactor inverse_factor(const std::string& name, const at::Tensor& hessian, const std::vector<int64_t>& order, double damping);
+// hessian: [in_features, in_features] f32 with dead inputs' diagonal filled in, as it stands; order: of rounding.
+// DataError when no damping up to a hundred times the mean diagonal gives a factor. At most two more matrices of H's
+// size at once.
+InverseFactor inverse_factor(const std::string& name, const at::Tensor& hessian, const std::vector<int64_t>& order,
+                             double damping);
 
-// Grids of all groups from the weights as they are, where options.static_groups. weight: [out_features, in_features] f32 CPU; importance:
-// [in_features] f32 CPU. Codes are left at zero.
-Rounded static_grids(const at::Tensor& weight, const at::Tensor& importance, int64_t group_size, const GptqOptions& options);
+// Grids of all groups from the weights as they are, where options.static_groups. weight: [out_features, in_features]
+// f32 CPU; importance: [in_features] f32 CPU. Codes are left at zero.
+Rounded static_grids(const at::Tensor& weight, const at::Tensor& importance, int64_t group_size,
+                     const GptqOptions& options);
 
-// weight: [out_features, in_features] f32 on the factor's device, columns in the order of rounding; it is used up. `rounded` brings the
-// grids where options.static_groups, else gets them; it gets the codes.
-void round_columns(at::Tensor weight, const at::Tensor& factor, const std::vector<int64_t>& order, const at::Tensor& importance,
-                   const GptqOptions& options, Rounded& rounded);
+// weight: [out_features, in_features] f32 on the factor's device, columns in the order of rounding; it is used up.
+// `rounded` brings the grids where options.static_groups, else gets them; it gets the codes.
+void round_columns(at::Tensor weight, const at::Tensor& factor, const std::vector<int64_t>& order,
+                   const at::Tensor& importance, const GptqOptions& options, Rounded& rounded);
 
 }  // namespace qalora::quant

@@ -11,8 +11,8 @@
 namespace qalora::quant {
 namespace {
 
-// Codes are measured from an origin: the middle of their range, which keeps "how steep" and "how high" nearly independent of each other;
-// with integer zeros from the zero point, which is what a scale then turns about.
+// Codes are measured from an origin: the middle of their range, which keeps "how steep" and "how high" nearly
+// independent of each other; with integer zeros from the zero point, which is what a scale then turns about.
 // -> [out_features, groups] f32 on the CPU
 at::Tensor origins_of(const Rounded& rounded, bool integer_zeros) {
   if (!integer_zeros) return at::full_like(rounded.scales, (std::ldexp(1.0, rounded.bits) - 1) / 2);
@@ -24,10 +24,12 @@ at::Tensor origins_of(const Rounded& rounded, bool integer_zeros) {
 void move(Rounded& rounded, const at::Tensor& origins, const at::Tensor& scale_change, const at::Tensor& offset_change,
           bool integer_zeros) {
   rounded.scales = rounded.scales.add(scale_change);
-  rounded.offsets = integer_zeros ? rounded.scales.mul(origins).neg_() : rounded.offsets.add(offset_change).sub_(scale_change.mul(origins));
+  rounded.offsets = integer_zeros ? rounded.scales.mul(origins).neg_()
+                                  : rounded.offsets.add(offset_change).sub_(scale_change.mul(origins));
 }
 
-// Takes the rows of `next` where `losses` are lower. -> which: [out_features, 1] bool on the CPU; false where either loss is NaN
+// Takes the rows of `next` where `losses` are lower. -> which: [out_features, 1] bool on the CPU; false where either
+// loss is NaN
 at::Tensor take_better(const at::Tensor& losses, const at::Tensor& losses_now, const Rounded& next, Rounded& rounded) {
   const at::Tensor better = losses.lt(losses_now).to(at::kCPU).unsqueeze(1);
   rounded.codes = at::where(better, next.codes, rounded.codes);
@@ -46,7 +48,8 @@ at::Tensor padded(const at::Tensor& matrix, int64_t rows, int64_t columns) {
 // scales, changes: [rows, groups] f64 -> [rows, 1] f64 in (0, 1]
 at::Tensor step_of(const at::Tensor& scales, const at::Tensor& changes) {
   constexpr double kSafety = 0.9;
-  const at::Tensor limit = at::where(changes.lt(0).logical_and(scales > 0), scales.div(changes.neg()).mul_(kSafety), at::ones_like(scales));
+  const at::Tensor limit =
+      at::where(changes.lt(0).logical_and(scales > 0), scales.div(changes.neg()).mul_(kSafety), at::ones_like(scales));
   return limit.amin(1, true).clamp_max_(1.0);
 }
 
@@ -56,12 +59,15 @@ struct GroupStep {
 };
 
 // codes: [rows, size] f32 from the origin; gradient: [rows, size]; block: H's [size, size]; scales: [rows] f32
-GroupStep group_step(const at::Tensor& codes, const at::Tensor& gradient, const at::Tensor& block, const at::Tensor& scales,
-                     bool integer_zeros) {
+GroupStep group_step(const at::Tensor& codes, const at::Tensor& gradient, const at::Tensor& block,
+                     const at::Tensor& scales, bool integer_zeros) {
   const at::Tensor product = codes.mm(block);  // [rows, size]
-  const at::Tensor steep = product.mul(codes).sum(1, false, at::kDouble), slope = gradient.mul(codes).sum(1, false, at::kDouble);
+  const at::Tensor steep = product.mul(codes).sum(1, false, at::kDouble),
+                   slope = gradient.mul(codes).sum(1, false, at::kDouble);
   const at::Tensor zero = at::zeros_like(steep), now = scales.to(at::kDouble);
-  const auto usable = [&](const at::Tensor& change) { return at::isfinite(change).logical_and(now.add(change) > now.mul(0.01)); };
+  const auto usable = [&](const at::Tensor& change) {
+    return at::isfinite(change).logical_and(now.add(change) > now.mul(0.01));
+  };
   if (integer_zeros) {
     const at::Tensor change = slope.div(steep);
     return {at::where(usable(change).logical_and(steep > 0), change, zero), zero};
@@ -82,10 +88,10 @@ struct CodeWork {
   const float* hessian;  // [size, size]
   const float* scales;   // [rows], of the group, `scale_stride` apart
   int64_t scale_stride;
-  uint8_t* codes;        // [rows, size], `code_stride` apart
+  uint8_t* codes;  // [rows, size], `code_stride` apart
   int64_t code_stride;
-  float* gradient;       // [rows, size]; kept up to date inside these columns
-  float* change;         // [rows, size]; what the weights change by
+  float* gradient;  // [rows, size]; kept up to date inside these columns
+  float* change;    // [rows, size]; what the weights change by
   int64_t size;
   int top;
 };
@@ -114,9 +120,15 @@ void improve_row(const CodeWork& work, int64_t row) {
 class Window {
  public:
   // gradient: [rows, in_features] f32 on the device
-  Window(const at::Tensor& gradient, const at::Tensor& hessian, int64_t first, int64_t size, const GptqOptions& options, Rounded& rounded)
-      : first_(first), size_(size), options_(options), rounded_(rounded), gradient_(gradient.narrow(1, first, size).clone()),
-        corner_(hessian.narrow(0, first, size).narrow(1, first, size).contiguous()), change_(at::zeros_like(gradient_)) {}
+  Window(const at::Tensor& gradient, const at::Tensor& hessian, int64_t first, int64_t size, const GptqOptions& options,
+         Rounded& rounded)
+      : first_(first),
+        size_(size),
+        options_(options),
+        rounded_(rounded),
+        gradient_(gradient.narrow(1, first, size).clone()),
+        corner_(hessian.narrow(0, first, size).narrow(1, first, size).contiguous()),
+        change_(at::zeros_like(gradient_)) {}
 
   // -> [rows, size] f32: what the weights changed by
   at::Tensor run() {
@@ -144,12 +156,14 @@ class Window {
     const at::Tensor origins = origins_of(one, options_.integer_zeros);  // [rows, 1]
     const at::Tensor codes = rounded_.codes.narrow(1, first_ + begin, count).to(at::kFloat).sub_(origins).to(device);
     const at::Tensor block = corner_.narrow(0, begin, count).narrow(1, begin, count);
-    const GroupStep step = group_step(codes, gradient_.narrow(1, begin, count), block, scales.to(device), options_.integer_zeros);
+    const GroupStep step =
+        group_step(codes, gradient_.narrow(1, begin, count), block, scales.to(device), options_.integer_zeros);
     Rounded moved = one;
     const auto column = [](const at::Tensor& values) { return values.to(at::kCPU, at::kFloat).unsqueeze(1); };
     move(moved, origins, column(step.scale), column(step.offset), options_.integer_zeros);
     // What fp32 made of it, so that the gradient follows the weights and not the wish.
-    const at::Tensor used = moved.scales.sub(one.scales), raised = moved.offsets.sub(one.offsets).add_(used.mul(origins));
+    const at::Tensor used = moved.scales.sub(one.scales),
+                     raised = moved.offsets.sub(one.offsets).add_(used.mul(origins));
     scales.copy_(moved.scales.squeeze(1)), offsets.copy_(moved.offsets.squeeze(1));
     take(begin, count, codes.mul(used.to(device)).add_(raised.to(device)));
   }
@@ -160,9 +174,15 @@ class Window {
     if (gradient.is_alias_of(gradient_)) gradient = gradient.clone();
     const at::Tensor block = corner_.narrow(0, begin, count).narrow(1, begin, count).to(at::kCPU).contiguous();
     const at::Tensor change = at::empty({rows, count}, at::kFloat);
-    const CodeWork work{block.const_data_ptr<float>(), rounded_.scales.const_data_ptr<float>() + group, rounded_.groups(),
-                        rounded_.codes.data_ptr<uint8_t>() + column, rounded_.columns(), gradient.data_ptr<float>(),
-                        change.data_ptr<float>(), count, (1 << rounded_.bits) - 1};
+    const CodeWork work{block.const_data_ptr<float>(),
+                        rounded_.scales.const_data_ptr<float>() + group,
+                        rounded_.groups(),
+                        rounded_.codes.data_ptr<uint8_t>() + column,
+                        rounded_.columns(),
+                        gradient.data_ptr<float>(),
+                        change.data_ptr<float>(),
+                        count,
+                        (1 << rounded_.bits) - 1};
     at::parallel_for(0, rows, 1, [&](int64_t from, int64_t to) {
       for (int64_t row = from; row < to; ++row) improve_row(work, row);
     });
@@ -178,7 +198,10 @@ class Window {
 }  // namespace
 
 NormalEquations::NormalEquations(const at::Tensor& hessian, int64_t groups, int64_t group_size, bool offsets)
-    : groups_(groups), size_(group_size), offsets_(offsets), hessian_(padded(hessian, groups * group_size, groups * group_size)) {
+    : groups_(groups),
+      size_(group_size),
+      offsets_(offsets),
+      hessian_(padded(hessian, groups * group_size, groups * group_size)) {
   if (!offsets) return;
   sums_ = hessian_.reshape({-1, groups, size_}).sum(-1);                              // [columns, groups]
   offset_block_ = sums_.reshape({groups, size_, groups}).sum(1, false, at::kDouble);  // [groups, groups] f64
@@ -193,12 +216,14 @@ at::Tensor NormalEquations::solve(const at::Tensor& codes, const at::Tensor& gra
   at::Tensor right = d.mul(r).reshape({rows, groups_, size_}).sum(-1, false, at::kDouble);  // [rows, groups]
   if (offsets_) {
     // C_a H_ab 1_b: [groups, rows, size] x [groups, size, groups]
-    const at::Tensor across = d.reshape({rows, groups_, size_}).transpose(0, 1).bmm(sums_.reshape({groups_, size_, groups_}));
+    const at::Tensor across =
+        d.reshape({rows, groups_, size_}).transpose(0, 1).bmm(sums_.reshape({groups_, size_, groups_}));
     left.narrow(1, 0, groups_).narrow(2, groups_, groups_).copy_(across.transpose(0, 1));
     left.narrow(1, groups_, groups_).narrow(2, groups_, groups_).copy_(offset_block_.expand({rows, groups_, groups_}));
     right = at::cat({right, r.reshape({rows, groups_, size_}).sum(-1, false, at::kDouble)}, 1);
   }
-  // The products have fp32's rounding: a ridge of that order keeps what they do not determine where it is (right is a residual).
+  // The products have fp32's rounding: a ridge of that order keeps what they do not determine where it is (right is a
+  // residual).
   constexpr double kRidge = 1e-6;
   at::Tensor diagonal = left.diagonal(0, 1, 2);
   diagonal.mul_(1 + kRidge).add_(diagonal.mean(1, true).mul_(kRidge * 1e-3).add_(1e-300));
@@ -214,7 +239,9 @@ void NormalEquations::fill_scale_block(const at::Tensor& codes, at::Tensor& left
     const int64_t first = a * size_, rest = groups_ - a;
     const at::Tensor across = hessian_.narrow(0, first, size_).narrow(1, first, rest * size_);
     const at::Tensor part = codes.narrow(1, first, size_).mm(across);  // [rows, rest * size]
-    left.select(1, a).narrow(1, a, rest).copy_(part.mul(codes.narrow(1, first, rest * size_)).reshape({rows, rest, size_}).sum(-1));
+    left.select(1, a)
+        .narrow(1, a, rest)
+        .copy_(part.mul(codes.narrow(1, first, rest * size_)).reshape({rows, rest, size_}).sum(-1));
   }
 }
 
@@ -238,13 +265,15 @@ at::Tensor losses_of(const at::Tensor& difference, const at::Tensor& hessian) {
     const int64_t count = std::min(kPanel, columns - first), rest = columns - first - count;
     const at::Tensor panel = difference.narrow(1, first, count), across = hessian.narrow(1, first, count);
     at::Tensor product = panel.mm(across.narrow(0, first, count));
-    if (rest > 0) product.addmm_(difference.narrow(1, first + count, rest), across.narrow(0, first + count, rest), 1, 2);
+    if (rest > 0)
+      product.addmm_(difference.narrow(1, first + count, rest), across.narrow(0, first + count, rest), 1, 2);
     losses.add_(product.mul_(panel).sum(1, false, at::kDouble));
   }
   return losses.clamp_min_(0);
 }
 
-void improve_codes(const at::Tensor& weight, const at::Tensor& hessian, const GptqOptions& options, Residual& residual, Rounded& rounded) {
+void improve_codes(const at::Tensor& weight, const at::Tensor& hessian, const GptqOptions& options, Residual& residual,
+                   Rounded& rounded) {
   const int64_t columns = rounded.columns();
   // A window holds whole groups, as many as make a block.
   const int64_t window = std::max<int64_t>(1, options.block_columns / rounded.group_size) * rounded.group_size;
@@ -267,21 +296,24 @@ void improve_codes(const at::Tensor& weight, const at::Tensor& hessian, const Gp
   residual.losses = at::where(better.squeeze(1), losses, residual.losses);
 }
 
-void fit_scales(const at::Tensor& weight, const at::Tensor& hessian, const NormalEquations& equations, bool integer_zeros,
-                Residual& residual, Rounded& rounded) {
+void fit_scales(const at::Tensor& weight, const at::Tensor& hessian, const NormalEquations& equations,
+                bool integer_zeros, Residual& residual, Rounded& rounded) {
   const int64_t rows = rounded.rows(), groups = rounded.groups();
   const auto device = hessian.device();
   const at::Tensor origins = origins_of(rounded, integer_zeros);
   at::Tensor scale_changes = at::zeros_like(rounded.scales), offset_changes = at::zeros_like(rounded.offsets);
-  // As many rows at once as keep the equations in some megabytes: each thread has its own (model/gptq_checkpoint.cpp counts them).
+  // As many rows at once as keep the equations in some megabytes: each thread has its own (model/gptq_checkpoint.cpp
+  // counts them).
   const int64_t chunk = std::clamp<int64_t>((int64_t{1} << 20) / (equations.unknowns() * equations.unknowns()), 8, 256);
   const at::Tensor group_of = at::arange(rounded.columns(), at::kLong).div_(rounded.group_size, "floor");
   for (int64_t begin = 0; begin < rows; begin += chunk) {
     const int64_t count = std::min(chunk, rows - begin);
     const at::Tensor origin = origins.narrow(0, begin, count).index_select(1, group_of);
     const at::Tensor codes = rounded.codes.narrow(0, begin, count).to(at::kFloat).sub_(origin).to(device);
-    const at::Tensor solved = equations.solve(codes, residual.gradient.narrow(0, begin, count)).to(at::kCPU);  // [count, unknowns]
-    const at::Tensor change = solved.narrow(1, 0, groups), step = step_of(rounded.scales.narrow(0, begin, count).to(at::kDouble), change);
+    const at::Tensor solved =
+        equations.solve(codes, residual.gradient.narrow(0, begin, count)).to(at::kCPU);  // [count, unknowns]
+    const at::Tensor change = solved.narrow(1, 0, groups),
+                     step = step_of(rounded.scales.narrow(0, begin, count).to(at::kDouble), change);
     scale_changes.narrow(0, begin, count).copy_(change.mul(step));
     if (!integer_zeros) offset_changes.narrow(0, begin, count).copy_(solved.narrow(1, groups, groups).mul(step));
   }

@@ -6,8 +6,8 @@
 namespace qalora::quant {
 namespace {
 
-// The grid over [low, high]. Integer zeros: low and high enclose 0, and a code stands for 0 exactly (as in GPTQ's own quantiser, where a
-// group of nothing but zeros spans [-1, 1]).
+// The grid over [low, high]. Integer zeros: low and high enclose 0, and a code stands for 0 exactly (as in GPTQ's own
+// quantiser, where a group of nothing but zeros spans [-1, 1]).
 Grid grid_over(float low, float high, const GridRule& rule) {
   const float top = static_cast<float>(rule.top());
   if (!rule.integer_zeros) return {(high - low) / top, low};
@@ -36,8 +36,8 @@ float rounding_cost(const Grid& grid, int top, const float* values, const float*
   return sum;
 }
 
-// The line through (code, value) of what the grid rounds to, by least squares: a grid whose cost with the same codes is the least.
-// A grid without two codes in use stays as it is.
+// The line through (code, value) of what the grid rounds to, by least squares: a grid whose cost with the same codes is
+// the least. A grid without two codes in use stays as it is.
 Grid through_codes(const Grid& grid, int top, const float* values, const float* importance, int64_t count) {
   const float inverse = inverse_scale(grid.scale);
   double weight = 0, code_mean = 0, value_mean = 0;
@@ -67,7 +67,8 @@ Grid fit_grid(const GridRule& rule, const float* values, const float* importance
   if (rule.integer_zeros) low = std::min(low, 0.0F), high = std::max(high, 0.0F);
   Grid best = grid_over(low, high, rule);
   if (rule.search == ScaleSearch::kMinMax) return best;
-  // Both ends move towards the middle (towards zero where zero is on the grid): 1, 0.95 .. 0.25 of the range. Fewer bits clip more.
+  // Both ends move towards the middle (towards zero where zero is on the grid): 1, 0.95 .. 0.25 of the range. Fewer
+  // bits clip more.
   constexpr float kStep = 0.05F;
   constexpr int kSteps = 15;
   const float centre = rule.integer_zeros ? 0.0F : low + (high - low) / 2;
@@ -78,7 +79,8 @@ Grid fit_grid(const GridRule& rule, const float* values, const float* importance
     const float cost = rounding_cost(grid, rule.top(), values, importance, count);
     if (cost < least_cost) least_cost = cost, best = grid;
   }
-  // From there in turns: scale and offset for the codes, codes for scale and offset. A free offset only; few turns get nearly all of it.
+  // From there in turns: scale and offset for the codes, codes for scale and offset. A free offset only; few turns get
+  // nearly all of it.
   constexpr int kTurns = 4;
   for (int turn = 0; turn < kTurns && !rule.integer_zeros; ++turn) {
     const Grid grid = through_codes(best, rule.top(), values, importance, count);

@@ -19,7 +19,8 @@ void add_widened(at::Tensor& sum, const at::Tensor& x) {
   const at::Tensor inputs = x.to(at::kFloat);
   for (int64_t first = 0; first < columns; first += kPanel) {
     const int64_t count = std::min(kPanel, columns - first);
-    const at::Tensor panel = inputs.narrow(1, first, columns - first).t().mm(inputs.narrow(1, first, count));  // [columns - first, count]
+    const at::Tensor panel =
+        inputs.narrow(1, first, columns - first).t().mm(inputs.narrow(1, first, count));  // [columns - first, count]
     sum.narrow(0, first, columns - first).narrow(1, first, count).add_(panel);
   }
 }
@@ -27,26 +28,32 @@ void add_widened(at::Tensor& sum, const at::Tensor& x) {
 #ifdef CPUBLAS_BRGEMM_BF16BF16F32
 namespace blas = at::native::cpublas;
 
-// Products of bf16 numbers are exact in fp32, so the processor's bf16 tiles, which sum in fp32, give the same H as widened inputs would,
-// in a fraction of the time.
+// Products of bf16 numbers are exact in fp32, so the processor's bf16 tiles, which sum in fp32, give the same H as
+// widened inputs would, in a fraction of the time.
 class TiledSum {
  public:
   static constexpr int64_t kPiece = 1024;  // tokens at once: two blocks of columns of so many fit into the second cache
 
   // sum: [columns, columns] f64 CPU; x: [tokens, columns] bf16 CPU
   TiledSum(at::Tensor& sum, const at::Tensor& x)
-      : columns_(sum.size(0)), tokens_((x.size(0) + kTokens - 1) / kTokens * kTokens), sum_(sum.data_ptr<double>()) {
+      : columns_(sum.size(0)),
+        tokens_((x.size(0) + kTokens - 1) / kTokens * kTokens),
+        sum_(sum.data_ptr<double>()) {
     const int64_t tiles = (columns_ + kTile - 1) / kTile;
-    const at::Tensor padded = at::constant_pad_nd(x, {0, tiles * kTile - columns_, 0, tokens_ - x.size(0)}).contiguous();
-    // [columns, tokens], rows a line further apart than a power of two: else the rows of a tile share few places of the first cache.
+    const at::Tensor padded =
+        at::constant_pad_nd(x, {0, tiles * kTile - columns_, 0, tokens_ - x.size(0)}).contiguous();
+    // [columns, tokens], rows a line further apart than a power of two: else the rows of a tile share few places of the
+    // first cache.
     across_ = at::empty({tiles * kTile, tokens_ + kTokens}, at::kBFloat16);
     across_.narrow(1, 0, tokens_).copy_(padded.t());
-    packed_ = at::empty({tiles, tokens_ * kTile}, at::kBFloat16);  // pairs of tokens side by side, as the tiles want them
+    packed_ =
+        at::empty({tiles, tokens_ * kTile}, at::kBFloat16);  // pairs of tokens side by side, as the tiles want them
     const auto* from = padded.const_data_ptr<at::BFloat16>();
     auto* to = packed_.data_ptr<at::BFloat16>();
     at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
       for (int64_t tile = begin; tile < end; ++tile) {
-        blas::pack(tokens_, kTile, tiles * kTile, kTile, at::kBFloat16, at::kBFloat16, from + tile * kTile, to + tile * tokens_ * kTile);
+        blas::pack(tokens_, kTile, tiles * kTile, kTile, at::kBFloat16, at::kBFloat16, from + tile * kTile,
+                   to + tile * tokens_ * kTile);
       }
       blas::brgemm_release();
     });
@@ -83,7 +90,9 @@ class TiledSum {
   at::Tensor across_, packed_;
 };
 
-bool has_tiles(const at::Tensor& x) { return x.is_cpu() && x.scalar_type() == at::kBFloat16 && blas::could_pack(at::kBFloat16); }
+bool has_tiles(const at::Tensor& x) {
+  return x.is_cpu() && x.scalar_type() == at::kBFloat16 && blas::could_pack(at::kBFloat16);
+}
 #endif
 
 }  // namespace
@@ -92,7 +101,8 @@ Hessian::Hessian(int64_t in_features, c10::Device device)
     : sum_(at::zeros({in_features, in_features}, at::dtype(at::kDouble).device(device))) {}
 
 void Hessian::add(const at::Tensor& x) {
-  QALORA_CHECK(x.dim() == 2 && x.size(1) == sum_.size(0), "inputs of shape ", x.sizes(), " for a layer of ", sum_.size(0));
+  QALORA_CHECK(x.dim() == 2 && x.size(1) == sum_.size(0), "inputs of shape ", x.sizes(), " for a layer of ",
+               sum_.size(0));
   if (x.size(0) == 0) return;
   tokens_ += x.size(0);
 #ifdef CPUBLAS_BRGEMM_BF16BF16F32

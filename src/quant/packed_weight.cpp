@@ -17,12 +17,14 @@ at::Tensor checked_floats(const std::string& name, const char* part, const at::T
   const auto type = tensor.scalar_type();
   QALORA_REQUIRE(type == at::kFloat || type == at::kHalf || type == at::kBFloat16, DataError, name, ": ", part, " are ",
                  c10::toString(type), ", expected float32, float16 or bfloat16");
-  QALORA_REQUIRE(tensor.sizes() == shape, DataError, name, ": ", part, " have shape ", tensor.sizes(), ", expected ", shape);
+  QALORA_REQUIRE(tensor.sizes() == shape, DataError, name, ": ", part, " have shape ", tensor.sizes(), ", expected ",
+                 shape);
   at::Tensor widened = tensor.to(at::kFloat).contiguous();
   const at::Tensor bad = at::isfinite(widened).logical_not();
   if (bad.any().item<bool>()) {
     const int64_t first = bad.flatten().to(at::kByte).argmax().item<int64_t>();
-    throw DataError(message(name, ": ", part, " of row ", first / shape[1], ", group ", first % shape[1], " is not finite"));
+    throw DataError(
+        message(name, ": ", part, " of row ", first / shape[1], ", group ", first % shape[1], " is not finite"));
   }
   return widened;
 }
@@ -35,14 +37,15 @@ at::Tensor dense_rows(const kernels::PackedView& packed, at::ScalarType dtype) {
   QALORA_CHECK(dtype == at::kFloat || dtype == at::kBFloat16, "dequantising to ", c10::toString(dtype));
   const at::Tensor dense = at::empty({packed.out_features, packed.in_features}, at::dtype(dtype));
   void* out = dense.data_ptr();
-  const int64_t grain = std::max<int64_t>(1, 32768 / std::max<int64_t>(1, packed.in_features));  // a thread's start is worth some rows
+  const int64_t grain =
+      std::max<int64_t>(1, 32768 / std::max<int64_t>(1, packed.in_features));  // a thread's start is worth some rows
   at::parallel_for(0, packed.out_features, grain, [&](int64_t begin, int64_t end) {
     const int64_t first = begin * packed.in_features;
-    const kernels::Status status = dtype == at::kFloat
-                                       ? kernels::dequantize_rows(packed, begin, end, static_cast<float*>(out) + first)
-                                       : kernels::dequantize_rows_bf16(packed, begin, end, static_cast<uint16_t*>(out) + first);
-    QALORA_CHECK(status == kernels::Status::kOk, "dequantising rows ", begin, " to ", end, " of [", packed.out_features, ", ",
-                 packed.in_features, "], bits ", packed.bits, ", group size ", packed.group_size);
+    const kernels::Status status =
+        dtype == at::kFloat ? kernels::dequantize_rows(packed, begin, end, static_cast<float*>(out) + first)
+                            : kernels::dequantize_rows_bf16(packed, begin, end, static_cast<uint16_t*>(out) + first);
+    QALORA_CHECK(status == kernels::Status::kOk, "dequantising rows ", begin, " to ", end, " of [", packed.out_features,
+                 ", ", packed.in_features, "], bits ", packed.bits, ", group size ", packed.group_size);
   });
   return dense;
 }
@@ -54,8 +57,9 @@ at::Tensor matvec(const kernels::PackedView& packed, const at::Tensor& x) {
   at::parallel_for(0, packed.out_features, grain, [&](int64_t begin, int64_t end) {
     const kernels::Status status =
         kernels::matvec_rows(packed, inputs.const_data_ptr<float>(), inputs.size(0), begin, end, y.data_ptr<float>());
-    QALORA_CHECK(status == kernels::Status::kOk, "multiplying by rows ", begin, " to ", end, " of [", packed.out_features, ", ",
-                 packed.in_features, "], bits ", packed.bits, ", group size ", packed.group_size);
+    QALORA_CHECK(status == kernels::Status::kOk, "multiplying by rows ", begin, " to ", end, " of [",
+                 packed.out_features, ", ", packed.in_features, "], bits ", packed.bits, ", group size ",
+                 packed.group_size);
   });
   return y;
 }
@@ -85,7 +89,8 @@ at::Tensor PackedWeight::multiply(const at::Tensor& inputs) const {
   const at::Tensor x = input_order.defined() ? inputs.index_select(1, input_order) : inputs;
   if (x.size(0) <= kMatvecTokens) return matvec(view(), x.to(at::kFloat));
   if (x.scalar_type() == at::kFloat) return x.matmul(dense_rows(view(), at::kFloat).t());
-  // w = scale * (code - centre) + (offset + scale * centre): the first part has small numbers that do not know of any merge.
+  // w = scale * (code - centre) + (offset + scale * centre): the first part has small numbers that do not know of any
+  // merge.
   const double centre = (std::ldexp(1.0, bits) - 1) / 2;
   const at::Tensor centred = scales * -centre, rest = offsets - centred;  // [out_features, groups]
   kernels::PackedView packed = view();
@@ -103,8 +108,8 @@ at::Tensor pool_sums(const at::Tensor& x, int64_t group_size) {
 
 bool is_bits(int64_t bits) { return bits == 2 || bits == 3 || bits == 4 || bits == 5 || bits == 6 || bits == 8; }
 
-PackedWeight make_packed_weight(const std::string& name, const at::Tensor& codes, const at::Tensor& scales, const at::Tensor& offsets,
-                                int64_t in_features, int64_t group_size, int bits) {
+PackedWeight make_packed_weight(const std::string& name, const at::Tensor& codes, const at::Tensor& scales,
+                                const at::Tensor& offsets, int64_t in_features, int64_t group_size, int bits) {
   QALORA_REQUIRE(is_bits(bits), DataError, name, ": ", bits, " bits are not supported; expected 2, 3, 4, 5, 6 or 8");
   QALORA_REQUIRE(group_size > 0 || group_size == kWholeRow, DataError, name, ": group_size is ", group_size,
                  ", expected a positive number or -1 (whole rows)");
@@ -116,8 +121,8 @@ PackedWeight make_packed_weight(const std::string& name, const at::Tensor& codes
   QALORA_REQUIRE(codes.scalar_type() == at::kInt, DataError, name, ": codes are ", c10::toString(codes.scalar_type()),
                  ", expected 32-bit words (U32)");
   const int64_t words = kernels::words_per_row(in_features, bits);
-  QALORA_REQUIRE(codes.dim() == 2 && codes.size(1) == words, DataError, name, ": codes have shape ", codes.sizes(), ", expected ", words,
-                 " words a row for ", in_features, " inputs of ", bits, " bits");
+  QALORA_REQUIRE(codes.dim() == 2 && codes.size(1) == words, DataError, name, ": codes have shape ", codes.sizes(),
+                 ", expected ", words, " words a row for ", in_features, " inputs of ", bits, " bits");
   weight.codes = codes.contiguous();
   const int64_t groups = kernels::groups_per_row(in_features, weight.group_size);
   weight.scales = checked_floats(name, "scales", scales, {codes.size(0), groups});

@@ -22,7 +22,8 @@ void quantize_group(const float* values, int64_t count, int bits, uint8_t* codes
   // A constant group, or a range below the smallest fp32 number: the offset alone is as near as fp32 gets.
   const double inverse = stored_scale > 0 ? 1.0 / stored_scale : 0.0;
   for (int64_t i = 0; i < count; ++i) {
-    // Never negative, so adding a half and cutting off is rounding; the top code may be exceeded where the scale was rounded down.
+    // Never negative, so adding a half and cutting off is rounding; the top code may be exceeded where the scale was
+    // rounded down.
     const int code = static_cast<int>((static_cast<double>(values[i]) - stored_offset) * inverse + 0.5);
     codes[i] = static_cast<uint8_t>(std::min(code, top));
   }
@@ -34,7 +35,10 @@ struct RowError {
 
 class RowQuantizer {
  public:
-  RowQuantizer(const std::string& name, PackedWeight& weight) : name_(name), weight_(weight), codes_(weight.in_features) {}
+  RowQuantizer(const std::string& name, PackedWeight& weight)
+      : name_(name),
+        weight_(weight),
+        codes_(weight.in_features) {}
 
   // values: [in_features] f32
   RowError run(int64_t row, const float* values) {
@@ -63,13 +67,13 @@ class RowQuantizer {
   void check_range(int64_t row, const float* values, int64_t begin, int64_t count) const {
     float low = values[begin], high = low;
     for (int64_t i = begin; i < begin + count; ++i) {
-      QALORA_REQUIRE(std::isfinite(values[i]), DataError, name_, ": the weight at row ", row, ", column ", i, " is ", values[i],
-                     "; the checkpoint is damaged or its training diverged");
+      QALORA_REQUIRE(std::isfinite(values[i]), DataError, name_, ": the weight at row ", row, ", column ", i, " is ",
+                     values[i], "; the checkpoint is damaged or its training diverged");
       low = std::min(low, values[i]);
       high = std::max(high, values[i]);
     }
-    QALORA_REQUIRE(std::isfinite(high - low), DataError, name_, ": the weights of row ", row, ", columns ", begin, " to ",
-                   begin + count - 1, " range from ", low, " to ", high, ", which is more than fp32 can hold");
+    QALORA_REQUIRE(std::isfinite(high - low), DataError, name_, ": the weights of row ", row, ", columns ", begin,
+                   " to ", begin + count - 1, " range from ", low, " to ", high, ", which is more than fp32 can hold");
   }
 
   const std::string& name_;
@@ -82,10 +86,11 @@ class RowQuantizer {
 QuantizeResult round_to_nearest(const std::string& name, const at::Tensor& weight, int bits, int64_t group_size) {
   QALORA_CHECK(bits >= 2 && bits <= 4, "bits ", bits);
   QALORA_CHECK(group_size > 0 || group_size == kWholeRow, "group size ", group_size);
-  QALORA_REQUIRE(weight.dim() == 2 && weight.numel() > 0, DataError, name, ": has shape ", weight.sizes(), ", expected a matrix");
+  QALORA_REQUIRE(weight.dim() == 2 && weight.numel() > 0, DataError, name, ": has shape ", weight.sizes(),
+                 ", expected a matrix");
   const auto type = weight.scalar_type();
-  QALORA_REQUIRE(type == at::kFloat || type == at::kHalf || type == at::kBFloat16, DataError, name, ": is ", c10::toString(type),
-                 ", expected float32, float16 or bfloat16");
+  QALORA_REQUIRE(type == at::kFloat || type == at::kHalf || type == at::kBFloat16, DataError, name, ": is ",
+                 c10::toString(type), ", expected float32, float16 or bfloat16");
   const int64_t rows = weight.size(0), columns = weight.size(1);
   QuantizeResult result;
   PackedWeight& packed = result.weight;

@@ -39,8 +39,9 @@ std::string first_problem(const Accelerator& accelerator, const CudaBuild& build
   return first;
 }
 
-// Cheap questions first: a machine without a device never opens LibTorch's CUDA libraries, half a gigabyte of them. To be called before
-// LibTorch first asks itself about CUDA (a seed set, a tensor pinned): it remembers for good that there was none.
+// Cheap questions first: a machine without a device never opens LibTorch's CUDA libraries, half a gigabyte of them. To
+// be called before LibTorch first asks itself about CUDA (a seed set, a tensor pinned): it remembers for good that
+// there was none.
 Plugin find_cuda() {
   const CudaBuild& build = cuda_build();
   if (!build.built) return {nullptr, message("this build has no CUDA (", build.missing, ")")};
@@ -91,11 +92,15 @@ void check_status(kernels::Status status, const char* what) {
   QALORA_CHECK(status != kernels::Status::kUnsupported, what, ": no kernel for this shape");
   QALORA_CHECK(status != kernels::Status::kBadArgument, what, ": a kernel refused its arguments");
   const Accelerator* used = accelerator();
-  const char* text = used != nullptr && used->kernels != nullptr && used->kernels->last_error != nullptr ? used->kernels->last_error() : nullptr;
+  const char* text = used != nullptr && used->kernels != nullptr && used->kernels->last_error != nullptr
+                         ? used->kernels->last_error()
+                         : nullptr;
   const std::string said = text != nullptr && *text != '\0' ? text : "no further word from the driver";
-  QALORA_REQUIRE(said.find("out of memory") == std::string::npos, MemoryError, what, ": the device is out of memory (", said,
+  QALORA_REQUIRE(said.find("out of memory") == std::string::npos, MemoryError, what, ": the device is out of memory (",
+                 said,
                  "); lower micro_batch_size or sequence_length, turn gradient_checkpointing on, or take fewer bits");
-  throw DeviceError(message(what, ": the device reports: ", said, "; -vv waits for each kernel and so names the one at fault"));
+  throw DeviceError(
+      message(what, ": the device reports: ", said, "; -vv waits for each kernel and so names the one at fault"));
 }
 
 }  // namespace qalora::tensor

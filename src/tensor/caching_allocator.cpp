@@ -60,7 +60,8 @@ class CachingAllocator final : public c10::Allocator {
   void* take(size_t bytes) {
     const std::lock_guard<std::mutex> lock(mutex_);
     // The latest first: it may still be in the processor's cache.
-    const auto found = std::find_if(waiting_.rbegin(), waiting_.rend(), [&](const Block& block) { return block.bytes == bytes; });
+    const auto found =
+        std::find_if(waiting_.rbegin(), waiting_.rend(), [&](const Block& block) { return block.bytes == bytes; });
     void* data = nullptr;
     if (found != waiting_.rend()) {
       data = found->data;

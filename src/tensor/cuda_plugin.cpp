@@ -22,12 +22,14 @@ std::string loader_problem(const std::string& text, const fs::path& plugin) {
   if (end != std::string::npos) {
     const std::string library = text.substr(0, end);
     if (library == plugin.string()) return message(library, " cannot be opened; build the program again");
-    return message("the library ", library,
-                   " is missing; QALORA_GPU=1 scripts/setup.sh installs what CUDA needs, or add its folder to LD_LIBRARY_PATH");
+    return message(
+        "the library ", library,
+        " is missing; QALORA_GPU=1 scripts/setup.sh installs what CUDA needs, or add its folder to LD_LIBRARY_PATH");
   }
   const size_t symbol = text.find("undefined symbol: ");
   if (symbol != std::string::npos) {
-    return message(plugin.filename().string(), " does not fit the libraries it finds (", text.substr(symbol, 120), "); build the program again");
+    return message(plugin.filename().string(), " does not fit the libraries it finds (", text.substr(symbol, 120),
+                   "); build the program again");
   }
   return message(plugin.filename().string(), " cannot be loaded: ", text.substr(0, 200));
 }
@@ -55,7 +57,8 @@ std::string architecture_problem(const AcceleratorProperties& properties, const 
   constexpr int kOldest = 80;  // bf16 tensor cores, cp.async
   const auto name = [](int architecture) { return message(architecture / 10, ".", architecture % 10); };
   if (device < kOldest) {
-    return message(properties.name, " has compute capability ", name(device), "; the kernels need 8.0 (Ampere) or newer");
+    return message(properties.name, " has compute capability ", name(device),
+                   "; the kernels need 8.0 (Ampere) or newer");
   }
   for (const int built : architectures) {
     if (built / 10 == device / 10 && built <= device) return "";

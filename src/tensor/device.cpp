@@ -39,7 +39,8 @@ struct ControllerFiles {
   const char *limit, *usage, *reclaimable;
 };
 
-// What one control group leaves to us: its limit less what it holds, where page cache that can be dropped does not count.
+// What one control group leaves to us: its limit less what it holds, where page cache that can be dropped does not
+// count.
 std::optional<uint64_t> room_in_group(const fs::path& folder, const ControllerFiles& files) {
   const auto limit = number_in(folder / files.limit), used = number_in(folder / files.usage);
   if (!limit || !used) return std::nullopt;
@@ -58,9 +59,9 @@ std::optional<uint64_t> room_in_groups() {
     const bool second = fields[1].empty();
     if (!second && std::find(controllers.begin(), controllers.end(), "memory") == controllers.end()) continue;
     const fs::path root = second ? "/sys/fs/cgroup" : "/sys/fs/cgroup/memory";
-    const ControllerFiles files = second
-                                      ? ControllerFiles{"memory.max", "memory.current", "inactive_file "}
-                                      : ControllerFiles{"memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "};
+    const ControllerFiles files =
+        second ? ControllerFiles{"memory.max", "memory.current", "inactive_file "}
+               : ControllerFiles{"memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file "};
     // Inside a container the path may be the host's and not exist here: the walk then ends at the container's own root.
     for (fs::path group = fields[2];; group = group.parent_path()) {
       const auto room = room_in_group(root / group.relative_path(), files);
@@ -87,7 +88,8 @@ int first_usable(const Accelerator& accelerator) {
 c10::Device default_device() {
   std::string problem;
   const Accelerator* accelerator = load_cuda(&problem);
-  if (accelerator != nullptr) return c10::Device(accelerator->type, static_cast<c10::DeviceIndex>(first_usable(*accelerator)));
+  if (accelerator != nullptr)
+    return c10::Device(accelerator->type, static_cast<c10::DeviceIndex>(first_usable(*accelerator)));
   log::verbose(message("computing on the CPU: ", problem));
   return c10::Device(c10::DeviceType::CPU);
 }
@@ -99,14 +101,17 @@ c10::Device parse_device(std::string_view name) {
   if (name.empty()) return default_device();
   const bool cuda = name == "cuda" || (name.starts_with("cuda:") && name.size() > 5 && name.size() < 9 &&
                                        name.find_first_not_of("0123456789", 5) == std::string_view::npos);
-  QALORA_REQUIRE(cuda, UserError, "device '", name, "' is not known; expected cpu, cuda or cuda:N", did_you_mean(name, {"cpu", "cuda"}));
+  QALORA_REQUIRE(cuda, UserError, "device '", name, "' is not known; expected cpu, cuda or cuda:N",
+                 did_you_mean(name, {"cpu", "cuda"}));
   std::string problem;
   const Accelerator* accelerator = load_cuda(&problem);
-  QALORA_REQUIRE(accelerator != nullptr, UserError, "device '", name, "': ", problem, "; use --device cpu to go on without");
+  QALORA_REQUIRE(accelerator != nullptr, UserError, "device '", name, "': ", problem,
+                 "; use --device cpu to go on without");
   const int index = name == "cuda" ? first_usable(*accelerator) : std::atoi(std::string(name.substr(5)).c_str());
   const int count = accelerator->count();
-  QALORA_REQUIRE(index < count, UserError, "device '", name, "': this machine has ", count, count == 1 ? " device, cuda:0" : " devices, cuda:0 to cuda:",
-                 count == 1 ? "" : std::to_string(count - 1));
+  QALORA_REQUIRE(
+      index < count, UserError, "device '", name, "': this machine has ", count,
+      count == 1 ? " device, cuda:0" : " devices, cuda:0 to cuda:", count == 1 ? "" : std::to_string(count - 1));
   const std::string unfit = device_problem(*accelerator, index);
   QALORA_REQUIRE(unfit.empty(), UserError, "device '", name, "': ", unfit);
   return c10::Device(accelerator->type, static_cast<c10::DeviceIndex>(index));

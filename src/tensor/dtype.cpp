@@ -32,8 +32,8 @@ bool has_amx_bf16() {
 at::ScalarType parse_compute_dtype(std::string_view name) {
   if (name == "float32") return at::ScalarType::Float;
   if (name == "bfloat16") return at::ScalarType::BFloat16;
-  throw UserError(
-      message("dtype '", name, "' is not known; expected float32 or bfloat16", did_you_mean(name, {"float32", "bfloat16"})));
+  throw UserError(message("dtype '", name, "' is not known; expected float32 or bfloat16",
+                          did_you_mean(name, {"float32", "bfloat16"})));
 }
 
 std::string dtype_name(at::ScalarType dtype) {

@@ -37,7 +37,8 @@ void philox4x32_10(const uint32_t counter[4], const uint32_t key[2], uint32_t ou
 
 // The seed is the key; the purpose and the index choose where in the 128-bit counter space the stream starts.
 RandomStream::RandomStream(uint64_t seed, std::string_view purpose, uint64_t index)
-    : key_{static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)}, high_counter_(hash(purpose) + index) {}
+    : key_{static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)},
+      high_counter_(hash(purpose) + index) {}
 
 void RandomStream::refill() {
   const uint32_t counter[4] = {static_cast<uint32_t>(counter_), static_cast<uint32_t>(counter_ >> 32),

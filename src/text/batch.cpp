@@ -10,7 +10,8 @@
 namespace qalora::text {
 namespace {
 
-// Rows open for another segment: enough to fill gaps with instruction data, few enough to keep rows near the given order.
+// Rows open for another segment: enough to fill gaps with instruction data, few enough to keep rows near the given
+// order.
 constexpr size_t kOpenRows = 64;
 
 Batch empty_batch(int64_t rows, int64_t length) {
@@ -24,8 +25,8 @@ Batch empty_batch(int64_t rows, int64_t length) {
 // Puts one example at flattened position `begin`; the segment reaches to `end` (padding included).
 void put(Batch& batch, const Example& example, int64_t begin, int64_t end) {
   const int64_t count = std::ssize(example.input_ids);
-  QALORA_CHECK(count > 0 && example.labels.size() == example.input_ids.size() && begin + count <= end, "an example of ", count,
-               " ids and ", example.labels.size(), " labels for ", end - begin, " places");
+  QALORA_CHECK(count > 0 && example.labels.size() == example.input_ids.size() && begin + count <= end, "an example of ",
+               count, " ids and ", example.labels.size(), " labels for ", end - begin, " places");
   int64_t* ids = batch.input_ids.data_ptr<int64_t>() + begin;
   int64_t* targets = batch.targets.data_ptr<int64_t>() + begin;
   int64_t* positions = batch.positions.data_ptr<int64_t>() + begin;

@@ -37,10 +37,13 @@ bool only_marks(std::string_view piece) {
 class BlankMarkModel final : public TokenModel {
  public:
   explicit BlankMarkModel(BlankMarkParts parts)
-      : parts_(std::move(parts)), table_(parts_.name, parts_.pieces), merges_(table_.read_merges(parts_.name, parts_.merges)) {
+      : parts_(std::move(parts)),
+        table_(parts_.name, parts_.pieces),
+        merges_(table_.read_merges(parts_.name, parts_.merges)) {
     for (int byte = 0; byte < 256; ++byte) {
       byte_ids_[byte] = static_cast<int32_t>(table_.find(byte_piece(byte)));
-      QALORA_REQUIRE(byte_ids_[byte] >= 0, DataError, parts_.name, ": byte_fallback is set, but there is no piece ", byte_piece(byte));
+      QALORA_REQUIRE(byte_ids_[byte] >= 0, DataError, parts_.name, ": byte_fallback is set, but there is no piece ",
+                     byte_piece(byte));
     }
     by_words_ = std::none_of(parts_.pieces.begin(), parts_.pieces.end(), has_inner_blank_mark);
   }
@@ -67,7 +70,8 @@ class BlankMarkModel final : public TokenModel {
   void append(std::string_view text, bool prefix, std::vector<int64_t>& ids) const override {
     if (text.empty()) return;
     std::string marked = replaced(text, " ", kBlankMark);
-    if (prefix && parts_.adds_prefix && !(parts_.prefix_only_without && marked.starts_with(kBlankMark))) marked.insert(0, kBlankMark);
+    if (prefix && parts_.adds_prefix && !(parts_.prefix_only_without && marked.starts_with(kBlankMark)))
+      marked.insert(0, kBlankMark);
     const std::lock_guard lock(mutex_);
     for (std::string_view rest = marked; !rest.empty();) {
       const std::string_view word = rest.substr(0, by_words_ ? word_end(rest) : rest.size());
@@ -122,8 +126,9 @@ class BlankMarkModel final : public TokenModel {
   mutable KnownWords known_;
 };
 
-// In SentencePiece all runs of blanks have one score, and files whose merges are sorted by score and then by the lengths of the halves
-// mix the ways to make them. true for such a list, where one rank for all of them splits every run of blanks as the list does.
+// In SentencePiece all runs of blanks have one score, and files whose merges are sorted by score and then by the
+// lengths of the halves mix the ways to make them. true for such a list, where one rank for all of them splits every
+// run of blanks as the list does.
 bool BlankMarkModel::blanks_share_a_rank() const {
   constexpr int64_t kLongestRun = 64;  // four times LLaMA's
   Merges shared;
@@ -138,7 +143,8 @@ bool BlankMarkModel::blanks_share_a_rank() const {
       blocks += last < 0;
       made.insert(id);
       longest = std::max(longest, static_cast<int64_t>(both.size() / kBlankMark.size()));
-      shared.add(static_cast<int32_t>(table_.find(left)), static_cast<int32_t>(table_.find(right)), 0, static_cast<int32_t>(id));
+      shared.add(static_cast<int32_t>(table_.find(left)), static_cast<int32_t>(table_.find(right)), 0,
+                 static_cast<int32_t>(id));
     }
     last = id;
   }
@@ -154,15 +160,16 @@ bool BlankMarkModel::blanks_share_a_rank() const {
 
 // In how many ways the piece can be cut into two pieces.
 int64_t BlankMarkModel::wanted_merges(std::string_view piece) const {
-  QALORA_REQUIRE(piece.size() <= kLongestPiece, DataError, parts_.name, ": a piece of ", piece.size(), " bytes; expected at most ",
-                 kLongestPiece);
+  QALORA_REQUIRE(piece.size() <= kLongestPiece, DataError, parts_.name, ": a piece of ", piece.size(),
+                 " bytes; expected at most ", kLongestPiece);
   int64_t wanted = 0;
-  for (size_t at = 1; at < piece.size(); ++at) wanted += table_.find(piece.substr(0, at)) >= 0 && table_.find(piece.substr(at)) >= 0;
+  for (size_t at = 1; at < piece.size(); ++at)
+    wanted += table_.find(piece.substr(0, at)) >= 0 && table_.find(piece.substr(at)) >= 0;
   return wanted;
 }
 
-// SentencePiece's scores give the same ids as the merges when every way to make a piece is among the merges, one behind the other: then
-// the place of a piece in the list is its rank. Special and added tokens are not made of others.
+// SentencePiece's scores give the same ids as the merges when every way to make a piece is among the merges, one behind
+// the other: then the place of a piece in the list is its rank. Special and added tokens are not made of others.
 Vocabulary BlankMarkModel::vocabulary() const {
   Vocabulary result;
   result.kind = TokenizerKind::kSentencePiece;
@@ -176,7 +183,8 @@ Vocabulary BlankMarkModel::vocabulary() const {
   float rank = 0;
   for (const auto& [left, right] : parts_.merges) {
     const int64_t id = table_.find(left + right);
-    const bool same_rank = id == last || (shared && last >= 0 && only_marks(parts_.pieces[id]) && only_marks(parts_.pieces[last]));
+    const bool same_rank =
+        id == last || (shared && last >= 0 && only_marks(parts_.pieces[id]) && only_marks(parts_.pieces[last]));
     QALORA_REQUIRE(same_rank || ways[id] == 0, DataError, parts_.name, ": the merges of '", parts_.pieces[id],
                    "' do not stand together; no SentencePiece model gives the same ids");
     if (!same_rank) rank += 1;
@@ -193,7 +201,9 @@ Vocabulary BlankMarkModel::vocabulary() const {
     const int64_t wanted = ways[id] == 0 && whole.contains(static_cast<int64_t>(id)) ? 0 : wanted_merges(piece);
     QALORA_REQUIRE(wanted == ways[id], DataError, parts_.name, ": '", piece, "' has ", ways[id], " merges of ", wanted,
                    " that its parts allow; no SentencePiece model gives the same ids");
-    const PieceType type = static_cast<int64_t>(id) == parts_.unknown ? PieceType::kUnknown : byte ? PieceType::kByte : PieceType::kNormal;
+    const PieceType type = static_cast<int64_t>(id) == parts_.unknown ? PieceType::kUnknown
+                           : byte                                     ? PieceType::kByte
+                                                                      : PieceType::kNormal;
     result.pieces.push_back({piece, scores[id], type});
   }
   return result;
@@ -201,6 +211,8 @@ Vocabulary BlankMarkModel::vocabulary() const {
 
 }  // namespace
 
-std::unique_ptr<TokenModel> make_blank_mark_model(BlankMarkParts parts) { return std::make_unique<BlankMarkModel>(std::move(parts)); }
+std::unique_ptr<TokenModel> make_blank_mark_model(BlankMarkParts parts) {
+  return std::make_unique<BlankMarkModel>(std::move(parts));
+}
 
 }  // namespace qalora::text

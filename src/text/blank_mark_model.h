@@ -11,11 +11,11 @@
 namespace qalora::text {
 
 struct BlankMarkParts {
-  std::string name;                 // begins messages
-  std::vector<std::string> pieces;  // by id; "" where an id is nobody's
+  std::string name;                                         // begins messages
+  std::vector<std::string> pieces;                          // by id; "" where an id is nobody's
   std::vector<std::pair<std::string, std::string>> merges;  // best first
   int64_t unknown = -1;
-  bool adds_prefix = true;          // a blank goes in front of a text
+  bool adds_prefix = true;           // a blank goes in front of a text
   bool prefix_only_without = false;  // not where it begins with one
   int64_t bos = -1, eos = -1;
   std::vector<int64_t> added;  // ids of added tokens, which no merge need make

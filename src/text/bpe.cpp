@@ -14,7 +14,8 @@ struct Merges::Joint {
 
 void Merges::apply(std::vector<int32_t>& symbols) const {
   const auto count = static_cast<int32_t>(symbols.size());
-  std::vector<int32_t> next(count), previous(count);  // places in `symbols`; a joined symbol stands at its left half's, -1 at the other's
+  std::vector<int32_t> next(count),
+      previous(count);  // places in `symbols`; a joined symbol stands at its left half's, -1 at the other's
   std::priority_queue<Joint> queue;
   const auto consider = [&](int32_t left) {
     if (left < 0 || next[left] >= count) return;

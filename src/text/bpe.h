@@ -24,7 +24,9 @@ class Merges {
     int32_t rank, result;
   };
   struct Joint;
-  static uint64_t key(int32_t left, int32_t right) { return static_cast<uint64_t>(left) << 32 | static_cast<uint32_t>(right); }
+  static uint64_t key(int32_t left, int32_t right) {
+    return static_cast<uint64_t>(left) << 32 | static_cast<uint32_t>(right);
+  }
   const Merge* find(int32_t left, int32_t right) const {
     const auto found = table_.find(key(left, right));
     return found == table_.end() ? nullptr : &found->second;

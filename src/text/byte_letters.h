@@ -1,4 +1,5 @@
-// GPT-2's alphabet: every byte as a letter that can be seen, so that a vocabulary of byte strings can be written as text.
+// GPT-2's alphabet: every byte as a letter that can be seen, so that a vocabulary of byte strings can be written as
+// text.
 #pragma once
 
 #include <array>
@@ -8,7 +9,8 @@
 
 namespace qalora::text {
 
-// The letter of each byte, in UTF-8: printable Latin-1 characters stand for themselves, the other 68 bytes for U+0100 and up.
+// The letter of each byte, in UTF-8: printable Latin-1 characters stand for themselves, the other 68 bytes for U+0100
+// and up.
 const std::array<std::string, 256>& byte_letters();
 std::string to_letters(std::string_view bytes);
 // nullopt where a character is none of the alphabet.

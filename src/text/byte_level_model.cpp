@@ -16,10 +16,12 @@ namespace {
 class ByteLevelModel final : public TokenModel {
  public:
   explicit ByteLevelModel(ByteLevelParts parts)
-      : parts_(std::move(parts)), words_(parts_.steps, parts_.name), table_(parts_.name, parts_.pieces) {
+      : parts_(std::move(parts)),
+        words_(parts_.steps, parts_.name),
+        table_(parts_.name, parts_.pieces) {
     for (int byte = 0; byte < 256; ++byte) byte_ids_[byte] = static_cast<int32_t>(find(byte_letters()[byte]));
-    QALORA_REQUIRE(std::any_of(byte_ids_.begin(), byte_ids_.end(), [](int32_t id) { return id >= 0; }), DataError, parts_.name,
-                   ": none of its pieces is a single byte; this is no byte-level vocabulary");
+    QALORA_REQUIRE(std::any_of(byte_ids_.begin(), byte_ids_.end(), [](int32_t id) { return id >= 0; }), DataError,
+                   parts_.name, ": none of its pieces is a single byte; this is no byte-level vocabulary");
     if (parts_.ranked) {
       rank_pairs();
     } else {
@@ -90,12 +92,14 @@ class ByteLevelModel final : public TokenModel {
   }
 
   void join_bytes(std::string_view word, std::vector<int64_t>& ids) const {
-    QALORA_REQUIRE(word.size() < kMostPieces, DataError, parts_.name, ": a word of ", word.size(), " bytes is too long");
+    QALORA_REQUIRE(word.size() < kMostPieces, DataError, parts_.name, ": a word of ", word.size(),
+                   " bytes is too long");
     std::vector<int32_t> symbols;
     for (const char c : word) {
       const int32_t id = byte_ids_[static_cast<unsigned char>(c)];
-      QALORA_REQUIRE(id >= 0 || parts_.unknown >= 0, DataError, parts_.name, ": the vocabulary has no piece for the byte ",
-                     static_cast<int>(static_cast<unsigned char>(c)), ", which the text has");
+      QALORA_REQUIRE(id >= 0 || parts_.unknown >= 0, DataError, parts_.name,
+                     ": the vocabulary has no piece for the byte ", static_cast<int>(static_cast<unsigned char>(c)),
+                     ", which the text has");
       symbols.push_back(id >= 0 ? id : static_cast<int32_t>(parts_.unknown));
     }
     merges_.apply(symbols);
@@ -122,7 +126,8 @@ Vocabulary ByteLevelModel::vocabulary() const {
   for (const std::string& piece : parts_.pieces) result.pieces.push_back({piece, 0, PieceType::kNormal});
   for (const auto& [left, right] : parts_.merges) result.merges.push_back(left + ' ' + right);
   if (!parts_.ranked) return result;
-  // Ranks as a list: the ways to make a piece stand one behind the other, those whose halves were learnt first in front.
+  // Ranks as a list: the ways to make a piece stand one behind the other, those whose halves were learnt first in
+  // front.
   for (int32_t id = 0; id < std::ssize(parts_.pieces); ++id) {
     std::vector<std::pair<int32_t, int32_t>> cuts;
     each_cut(id, [&](int32_t left, int32_t right) { cuts.emplace_back(left, right); });
@@ -134,6 +139,8 @@ Vocabulary ByteLevelModel::vocabulary() const {
 
 }  // namespace
 
-std::unique_ptr<TokenModel> make_byte_level_model(ByteLevelParts parts) { return std::make_unique<ByteLevelModel>(std::move(parts)); }
+std::unique_ptr<TokenModel> make_byte_level_model(ByteLevelParts parts) {
+  return std::make_unique<ByteLevelModel>(std::move(parts));
+}
 
 }  // namespace qalora::text

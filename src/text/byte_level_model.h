@@ -14,15 +14,15 @@ namespace qalora::text {
 
 // What a file says of such a model, whatever the format.
 struct ByteLevelParts {
-  std::string name;                  // begins messages
-  std::vector<std::string> pieces;   // by id, in byte letters; "" where an id is an added token's or nobody's
+  std::string name;                 // begins messages
+  std::vector<std::string> pieces;  // by id, in byte letters; "" where an id is an added token's or nobody's
   // "a b", best first, as vocabularies carry them; empty where `ranked`.
   std::vector<std::pair<std::string, std::string>> merges;
-  bool ranked = false;               // tiktoken: a pair is joined when it makes a piece, and its rank is the piece's id
+  bool ranked = false;  // tiktoken: a pair is joined when it makes a piece, and its rank is the piece's id
   bool ignore_merges = false;
   Normalization normalization = Normalization::kNone;
   std::vector<SplitStep> steps;
-  int64_t unknown = -1;              // what a byte without a piece becomes; -1: an error
+  int64_t unknown = -1;  // what a byte without a piece becomes; -1: an error
   int64_t bos = -1, eos = -1;
 };
 

@@ -39,7 +39,10 @@ std::vector<int64_t> drawing_order(const Dataset& dataset, uint64_t seed) {
 class Filler {
  public:
   Filler(const Dataset& dataset, const Tokenizer* tokenizer, int64_t vocab_size, const CalibrationOptions& options)
-      : dataset_(dataset), tokenizer_(tokenizer), vocab_size_(vocab_size), options_(options) {}
+      : dataset_(dataset),
+        tokenizer_(tokenizer),
+        vocab_size_(vocab_size),
+        options_(options) {}
 
   Calibration run() {
     const std::vector<int64_t> order = drawing_order(dataset_, options_.seed);
@@ -60,7 +63,9 @@ class Filler {
 
  private:
   bool full() const { return std::ssize(result_.rows) == options_.samples && room() == 0; }
-  int64_t room() const { return result_.rows.empty() ? 0 : options_.sequence_length - std::ssize(result_.rows.back().ids); }
+  int64_t room() const {
+    return result_.rows.empty() ? 0 : options_.sequence_length - std::ssize(result_.rows.back().ids);
+  }
 
   // Adds what the record gives in this round -> has it more for another?
   bool take(int64_t index, int64_t round) {
@@ -82,8 +87,9 @@ class Filler {
       windows = ceil_div(std::ssize(ids), length);
       if (windows == 1) return ids;
       // The first window lies anywhere; the others follow it, around the end.
-      const auto first = static_cast<int64_t>(tensor::RandomStream(options_.seed, "calibration window", static_cast<uint64_t>(index))
-                                                  .below(static_cast<uint64_t>(windows)));
+      const auto first =
+          static_cast<int64_t>(tensor::RandomStream(options_.seed, "calibration window", static_cast<uint64_t>(index))
+                                   .below(static_cast<uint64_t>(windows)));
       const int64_t begin = (first + round) % windows * length, end = std::min(begin + length, std::ssize(ids));
       return {ids.begin() + begin, ids.begin() + end};
     }
@@ -108,8 +114,9 @@ class Filler {
 
   void require_known(int64_t index, const std::vector<int64_t>& ids) const {
     for (const int64_t id : ids) {
-      QALORA_REQUIRE(id >= 0 && id < vocab_size_, DataError, dataset_.path().string(), ":", dataset_.line(index), ": token id ", id,
-                     " is outside the model's vocabulary of ", vocab_size_, "; is it of another model?");
+      QALORA_REQUIRE(id >= 0 && id < vocab_size_, DataError, dataset_.path().string(), ":", dataset_.line(index),
+                     ": token id ", id, " is outside the model's vocabulary of ", vocab_size_,
+                     "; is it of another model?");
     }
   }
 
@@ -157,12 +164,14 @@ std::string Calibration::digest() const {
   return hash.hex();
 }
 
-Calibration read_calibration(const fs::path& path, const Tokenizer* tokenizer, int64_t vocab_size, const CalibrationOptions& options) {
-  QALORA_REQUIRE(options.samples > 0 && options.sequence_length > 0, UserError, "calibration takes ", options.samples, " rows of ",
-                 options.sequence_length, " tokens; expected at least one of one");
+Calibration read_calibration(const fs::path& path, const Tokenizer* tokenizer, int64_t vocab_size,
+                             const CalibrationOptions& options) {
+  QALORA_REQUIRE(options.samples > 0 && options.sequence_length > 0, UserError, "calibration takes ", options.samples,
+                 " rows of ", options.sequence_length, " tokens; expected at least one of one");
   const Dataset dataset(path, options.format, options.skip_bad_records);
-  QALORA_REQUIRE(tokenizer != nullptr || dataset.format() == DataFormat::kTokens, UserError, path.string(), ": is of format '",
-                 data_format_name(dataset.format()), "', which needs a tokenizer, and the model has none; only format 'tokens' goes without");
+  QALORA_REQUIRE(tokenizer != nullptr || dataset.format() == DataFormat::kTokens, UserError, path.string(),
+                 ": is of format '", data_format_name(dataset.format()),
+                 "', which needs a tokenizer, and the model has none; only format 'tokens' goes without");
   return Filler(dataset, tokenizer, vocab_size, options).run();
 }
 

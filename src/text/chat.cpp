@@ -37,30 +37,54 @@ ChatStyle mistral_style() {
 }
 
 ChatStyle chatml_style() {
-  return {.system_before = {"<|im_start|>", "system\n"}, .system_after = {"<|im_end|>", "\n"},
-          .user_before = {"<|im_start|>", "user\n"}, .user_after = {"<|im_end|>", "\n"},
-          .answer_before = {"<|im_start|>", "assistant\n"}, .answer_after = {"<|im_end|>"}, .between = {"\n"}};
+  return {.system_before = {"<|im_start|>", "system\n"},
+          .system_after = {"<|im_end|>", "\n"},
+          .user_before = {"<|im_start|>", "user\n"},
+          .user_after = {"<|im_end|>", "\n"},
+          .answer_before = {"<|im_start|>", "assistant\n"},
+          .answer_after = {"<|im_end|>"},
+          .between = {"\n"}};
 }
 
 ChatStyle llama3_style() {
-  return {.system_before = {"<|start_header_id|>", "system", "<|end_header_id|>", "\n\n"}, .system_after = {"<|eot_id|>"},
-          .user_before = {"<|start_header_id|>", "user", "<|end_header_id|>", "\n\n"}, .user_after = {"<|eot_id|>"},
-          .answer_before = {"<|start_header_id|>", "assistant", "<|end_header_id|>", "\n\n"}, .answer_after = {"<|eot_id|>"}};
+  return {.system_before = {"<|start_header_id|>", "system", "<|end_header_id|>", "\n\n"},
+          .system_after = {"<|eot_id|>"},
+          .user_before = {"<|start_header_id|>", "user", "<|end_header_id|>", "\n\n"},
+          .user_after = {"<|eot_id|>"},
+          .answer_before = {"<|start_header_id|>", "assistant", "<|end_header_id|>", "\n\n"},
+          .answer_after = {"<|eot_id|>"}};
 }
 
 ChatStyle zephyr_style() {
-  return {.system_before = {"<|system|>", "\n"}, .system_after = {"<eos>", "\n"}, .user_before = {"<|user|>", "\n"},
-          .user_after = {"<eos>", "\n"}, .answer_before = {"<|assistant|>", "\n"}, .answer_after = {"<eos>"}, .between = {"\n"}};
+  return {.system_before = {"<|system|>", "\n"},
+          .system_after = {"<eos>", "\n"},
+          .user_before = {"<|user|>", "\n"},
+          .user_after = {"<eos>", "\n"},
+          .answer_before = {"<|assistant|>", "\n"},
+          .answer_after = {"<eos>"},
+          .between = {"\n"}};
 }
 
 ChatStyle plain_style() {
-  return {.system_before = {"### System: "}, .system_after = {"\n"}, .user_before = {"### Human: "}, .user_after = {"\n"},
-          .answer_before = {"### Assistant:"}, .answer_lead = " ", .answer_after = {"<eos>"}, .between = {"\n"}};
+  return {.system_before = {"### System: "},
+          .system_after = {"\n"},
+          .user_before = {"### Human: "},
+          .user_after = {"\n"},
+          .answer_before = {"### Assistant:"},
+          .answer_lead = " ",
+          .answer_after = {"<eos>"},
+          .between = {"\n"}};
 }
 
 ChatStyle alpaca_style(const char* response, bool answer_apart) {
-  return {.opening = kAlpacaIntro, .system_after = {"\n\n"}, .user_before = {"### Instruction:\n"}, .user_after = {"\n\n"},
-          .answer_before = {response}, .answer_after = {"<eos>"}, .between = {"\n\n"}, .system_in_user = true,
+  return {.opening = kAlpacaIntro,
+          .system_after = {"\n\n"},
+          .user_before = {"### Instruction:\n"},
+          .user_after = {"\n\n"},
+          .answer_before = {response},
+          .answer_after = {"<eos>"},
+          .between = {"\n\n"},
+          .system_in_user = true,
           .answer_apart = answer_apart};
 }
 
@@ -101,9 +125,11 @@ const Family* family_of(std::string_view chat_template) {
 
 const Family& known_family(const Tokenizer& tokenizer) {
   const Family* family = family_of(tokenizer.chat_template());
-  QALORA_REQUIRE(family != nullptr, DataError, tokenizer.folder().string(),
-                 ": its chat_template is none that is known; expected the markers of Llama-2, Mistral, ChatML, Zephyr or Llama-3. Set "
-                 "template to alpaca or none, or remove chat_template from tokenizer_config.json to train \"### Human\"");
+  QALORA_REQUIRE(
+      family != nullptr, DataError, tokenizer.folder().string(),
+      ": its chat_template is none that is known; expected the markers of Llama-2, Mistral, ChatML, Zephyr or Llama-3. "
+      "Set "
+      "template to alpaca or none, or remove chat_template from tokenizer_config.json to train \"### Human\"");
   return *family;
 }
 
@@ -192,10 +218,10 @@ void add_answer(ExampleBuilder& builder, const ChatStyle& style, std::string_vie
 
 void add_turns(ExampleBuilder& builder, const ChatStyle& style, const std::vector<Turn>& turns, bool open_answer) {
   builder.add_text(style.opening, false);
-  std::string system;         // waits for the user turn that takes it in
+  std::string system;  // waits for the user turn that takes it in
   bool after_answer = false;
-  bool open_line = false;     // the text so far is a user's, and nothing parts it from the next turn
-  bool blank = false;         // white space stands where an answer begins
+  bool open_line = false;  // the text so far is a user's, and nothing parts it from the next turn
+  bool blank = false;      // white space stands where an answer begins
   const auto open = [&](bool request) {
     if (std::exchange(after_answer, false)) builder.add_markers(style.between, false);
     if (std::exchange(open_line, false) && request) builder.add_text("\n", false);

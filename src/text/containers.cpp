@@ -37,7 +37,8 @@ uint64_t line_end(std::string_view bytes, uint64_t at) {
   return found ? static_cast<uint64_t>(static_cast<const char*>(found) - bytes.data()) : bytes.size();
 }
 
-// Moves behind a string that begins at the cursor's quote. A line break inside is no JSON, and the sign of a lost quote.
+// Moves behind a string that begins at the cursor's quote. A line break inside is no JSON, and the sign of a lost
+// quote.
 bool skip_string(Cursor& cursor) {
   cursor.step();
   while (!cursor.done() && cursor.peek() != '\n') {
@@ -56,7 +57,8 @@ std::string skip_value(Cursor& cursor) {
   int depth = 0;
   while (!cursor.done()) {
     // A lost quote or bracket would have the whole file read once for each damaged record.
-    if (cursor.at - begin > kMaxRecordBytes) return message("a record of more than ", kMaxRecordBytes, " bytes, the limit");
+    if (cursor.at - begin > kMaxRecordBytes)
+      return message("a record of more than ", kMaxRecordBytes, " bytes, the limit");
     const char c = cursor.peek();
     if (c == '"') {
       if (!skip_string(cursor)) return "a string is not closed before the end of its line";
@@ -89,9 +91,10 @@ uint64_t skip_blanks(std::string_view bytes, uint64_t at) {
 
 // How the records of an array are laid out, told by where one of them begins.
 struct Layout {
-  uint64_t indent = 0;    // of the line it begins in
-  uint64_t deepest = 0;   // a line that begins with '{' no deeper than this begins a record
-  std::vector<std::string_view> keys;  // with their quotes, that whole records begin with: objects inside records begin with others
+  uint64_t indent = 0;   // of the line it begins in
+  uint64_t deepest = 0;  // a line that begins with '{' no deeper than this begins a record
+  std::vector<std::string_view>
+      keys;  // with their quotes, that whole records begin with: objects inside records begin with others
 
   void learn(const Cursor& record) {
     const std::string_view before = record.bytes.substr(record.line_begin, record.at - record.line_begin);
@@ -100,7 +103,8 @@ struct Layout {
   }
   void learn_key(std::string_view key) {
     constexpr size_t kMost = 8;
-    if (!key.empty() && keys.size() < kMost && std::find(keys.begin(), keys.end(), key) == keys.end()) keys.push_back(key);
+    if (!key.empty() && keys.size() < kMost && std::find(keys.begin(), keys.end(), key) == keys.end())
+      keys.push_back(key);
   }
 };
 
@@ -113,8 +117,8 @@ std::string_view first_key(std::string_view bytes, uint64_t at) {
   return end != std::string_view::npos && bytes[end] == '"' ? bytes.substr(quote, end + 1 - quote) : std::string_view{};
 }
 
-// Where the next object whose first key is `key` begins in [at, end); npos where none does. Inside of a string its quotes would be
-// escaped. behind_comma: only one that stands behind another element.
+// Where the next object whose first key is `key` begins in [at, end); npos where none does. Inside of a string its
+// quotes would be escaped. behind_comma: only one that stands behind another element.
 size_t find_object(std::string_view bytes, uint64_t at, uint64_t end, std::string_view key, bool behind_comma) {
   if (key.empty()) return std::string_view::npos;
   for (size_t found = bytes.find(key, at + 1); found < end; found = bytes.find(key, found + 1)) {
@@ -143,8 +147,9 @@ size_t record_of_line(std::string_view bytes, uint64_t at, const Layout& layout)
   return first < bytes.size() && bytes[first] == '{' ? first : std::string_view::npos;
 }
 
-// Where the record behind the damage at the cursor begins: in its line, where an object of the records' first key stands behind a
-// comma, else at the next line that begins a record. Brackets cannot be counted, for the damage may be a lost one.
+// Where the record behind the damage at the cursor begins: in its line, where an object of the records' first key
+// stands behind a comma, else at the next line that begins a record. Brackets cannot be counted, for the damage may be
+// a lost one.
 size_t next_record(const Cursor& cursor, const Layout& layout) {
   const std::string_view bytes = cursor.bytes;
   uint64_t end = line_end(bytes, cursor.at);
@@ -160,15 +165,16 @@ size_t next_record(const Cursor& cursor, const Layout& layout) {
   return std::string_view::npos;
 }
 
-// Goes on behind the damage that `chunk` reports and the cursor stands at. Where no next record is found, the rest of the file is
-// left out, which the fault says; it is fatal where the rest holds records.
+// Goes on behind the damage that `chunk` reports and the cursor stands at. Where no next record is found, the rest of
+// the file is left out, which the fault says; it is fatal where the rest holds records.
 void resynchronise(Cursor& cursor, const Layout& layout, Chunk& chunk) {
   const std::string_view bytes = cursor.bytes;
   const size_t next = next_record(cursor, layout);
   if (next != std::string_view::npos) return cursor.advance_to(next);
   chunk.fatal = find_record(bytes, cursor.at, bytes.size(), layout, /*behind_comma=*/false) != std::string_view::npos;
-  chunk.fault += message("; everything from here to the end of the file (", bytes.size() - cursor.at, " bytes) ",
-                         chunk.fatal ? "would be left out, because the records behind it cannot be told apart" : "is left out");
+  chunk.fault +=
+      message("; everything from here to the end of the file (", bytes.size() - cursor.at, " bytes) ",
+              chunk.fatal ? "would be left out, because the records behind it cannot be told apart" : "is left out");
   const size_t last = bytes.find_last_not_of(kBlanks);
   cursor.advance_to(bytes[last] == ']' && last > cursor.at ? last : bytes.size());
 }
@@ -319,8 +325,10 @@ void split_csv(std::string_view bytes, uint64_t begin, CsvQuotes quotes, const O
     const auto front = bytes.substr(chunk.begin, std::min<uint64_t>(at - chunk.begin, 3));
     if (front == "\n" || front == "\r\n") continue;
     if (row.open || (row.loose && quotes == CsvQuotes::kStrict)) {
-      chunk.fault = row.open ? "a quote is opened and never closed" : "text stands behind a closing quote; a quote may be missing";
-      // The quote may have swallowed the rows behind its line. Where cells span lines nobody can tell which line begins a row.
+      chunk.fault = row.open ? "a quote is opened and never closed"
+                             : "text stands behind a closing quote; a quote may be missing";
+      // The quote may have swallowed the rows behind its line. Where cells span lines nobody can tell which line begins
+      // a row.
       const uint64_t again = std::min<uint64_t>(line_end(bytes, row.fault_quote) + 1, bytes.size());
       if (many_lines && again < at) {
         chunk.fatal = true;

@@ -30,21 +30,26 @@ std::string_view view(const MappedFile& file) {
 
 // Where the content begins: behind a UTF-8 byte order mark. DataError for what is plainly no text file of ours.
 uint64_t content_begin(const fs::path& path, std::string_view bytes) {
-  QALORA_REQUIRE(!bytes.empty(), DataError, path.string(), ": the file is empty; expected JSON, JSON Lines, CSV or text");
+  QALORA_REQUIRE(!bytes.empty(), DataError, path.string(),
+                 ": the file is empty; expected JSON, JSON Lines, CSV or text");
   struct Magic {
     std::string_view bytes;
     const char* what;
   };
-  const Magic foreign[] = {{std::string_view("\x1f\x8b", 2), "compressed with gzip; unpack it first (gunzip)"},
-                           {std::string_view("PK\x03\x04", 4), "a ZIP archive; unpack it first (unzip)"},
-                           {std::string_view("\x28\xb5\x2f\xfd", 4), "compressed with zstd; unpack it first (unzstd)"},
-                           {std::string_view("\xfd" "7zXZ", 5), "compressed with xz; unpack it first (unxz)"},
-                           {std::string_view("BZh", 3), "compressed with bzip2; unpack it first (bunzip2)"},
-                           {std::string_view("PAR1", 4), "a Parquet file; write it as JSON Lines first"},
-                           {std::string_view("ARROW1", 6), "an Arrow file; write it as JSON Lines first"},
-                           {std::string_view("\xff\xfe", 2), "in UTF-16; write it as UTF-8 first"},
-                           {std::string_view("\xfe\xff", 2), "in UTF-16; write it as UTF-8 first"},
-                           {"version https://git-lfs", "a Git LFS pointer, not the file itself; fetch it with 'git lfs pull'"}};
+  const Magic foreign[] = {
+      {std::string_view("\x1f\x8b", 2), "compressed with gzip; unpack it first (gunzip)"},
+      {std::string_view("PK\x03\x04", 4), "a ZIP archive; unpack it first (unzip)"},
+      {std::string_view("\x28\xb5\x2f\xfd", 4), "compressed with zstd; unpack it first (unzstd)"},
+      {std::string_view("\xfd"
+                        "7zXZ",
+                        5),
+       "compressed with xz; unpack it first (unxz)"},
+      {std::string_view("BZh", 3), "compressed with bzip2; unpack it first (bunzip2)"},
+      {std::string_view("PAR1", 4), "a Parquet file; write it as JSON Lines first"},
+      {std::string_view("ARROW1", 6), "an Arrow file; write it as JSON Lines first"},
+      {std::string_view("\xff\xfe", 2), "in UTF-16; write it as UTF-8 first"},
+      {std::string_view("\xfe\xff", 2), "in UTF-16; write it as UTF-8 first"},
+      {"version https://git-lfs", "a Git LFS pointer, not the file itself; fetch it with 'git lfs pull'"}};
   for (const Magic& magic : foreign) {
     QALORA_REQUIRE(!bytes.starts_with(magic.bytes), DataError, path.string(), ": the file is ", magic.what);
   }
@@ -53,11 +58,13 @@ uint64_t content_begin(const fs::path& path, std::string_view bytes) {
 
 std::string lower_extension(const fs::path& path) {
   std::string extension = path.extension().string();
-  std::transform(extension.begin(), extension.end(), extension.begin(), [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
+  std::transform(extension.begin(), extension.end(), extension.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::tolower(c)); });
   return extension;
 }
 
-// By the name where it says text or CSV, else by the first character; a forced format has its word where the two disagree.
+// By the name where it says text or CSV, else by the first character; a forced format has its word where the two
+// disagree.
 Container container_of(const fs::path& path, std::string_view bytes, uint64_t begin, DataFormat format) {
   const std::string extension = lower_extension(path);
   const bool text_name = extension == ".txt" || extension == ".md" || extension == ".text";
@@ -69,8 +76,10 @@ Container container_of(const fs::path& path, std::string_view bytes, uint64_t be
   if (format == DataFormat::kText && (text_name || !json_like)) return Container::kParagraphs;
   if (format == DataFormat::kAuto && extension == ".txt") {
     if (bytes[first] == '{') {
-      log::warn(message(path.string(), ": begins with '{' but is read as plain text because of its name; give data_format, or rename JSON ",
-                        "Lines to .jsonl"));
+      log::warn(
+          message(path.string(),
+                  ": begins with '{' but is read as plain text because of its name; give data_format, or rename JSON ",
+                  "Lines to .jsonl"));
     }
     return Container::kParagraphs;
   }
@@ -78,8 +87,9 @@ Container container_of(const fs::path& path, std::string_view bytes, uint64_t be
   const auto byte = static_cast<unsigned char>(bytes[first]);
   const std::string seen =
       byte >= 0x20 && byte < 0x7f ? message("'", bytes[first], "'") : message("byte ", static_cast<int>(byte));
-  throw DataError(message(path.string(), ": begins with ", seen,
-                          "; expected '[' (JSON), '{' (JSON Lines), or a name that ends in .csv or .txt; data_format text takes any text"));
+  throw DataError(message(
+      path.string(), ": begins with ", seen,
+      "; expected '[' (JSON), '{' (JSON Lines), or a name that ends in .csv or .txt; data_format text takes any text"));
 }
 
 // SHA-256 of all bytes, handing pages back on the way.
@@ -157,8 +167,10 @@ void Dataset::Impl::read_columns(const Chunk& chunk) {
   QALORA_REQUIRE(valid_utf8(row), DataError, place(chunk.line), ": the header row is not valid UTF-8");
   next_csv_row(row, at, line, &columns);
   for (size_t column = 0; column < columns.size(); ++column) {
-    const bool twice = std::find(columns.begin(), columns.begin() + column, columns[column]) != columns.begin() + column;
-    QALORA_REQUIRE(!twice, DataError, place(chunk.line), ": the header row names the column '", columns[column], "' twice");
+    const bool twice =
+        std::find(columns.begin(), columns.begin() + column, columns[column]) != columns.begin() + column;
+    QALORA_REQUIRE(!twice, DataError, place(chunk.line), ": the header row names the column '", columns[column],
+                   "' twice");
   }
 }
 
@@ -168,9 +180,9 @@ int64_t Dataset::Impl::take(const Chunk& chunk) {
   const json record = parse(view(file).substr(chunk.begin, chunk.end - chunk.begin));
   if (format == DataFormat::kAuto) {
     const DataFormat found = detect_format(record);
-    QALORA_REQUIRE(
-        found != DataFormat::kAuto, DataError, "no known format has the keys ", key_names(record),
-        "; expected for example 'instruction' and 'output' (alpaca), 'inputs' and 'targets' (flan), 'messages' or 'text'");
+    QALORA_REQUIRE(found != DataFormat::kAuto, DataError, "no known format has the keys ", key_names(record),
+                   "; expected for example 'instruction' and 'output' (alpaca), 'inputs' and 'targets' (flan), "
+                   "'messages' or 'text'");
     const size_t records = read_records(record, found).size();
     format = found;  // only a record that is whole decides for the rest
     return static_cast<int64_t>(records);
@@ -209,9 +221,10 @@ void Dataset::Impl::scan(bool skip_bad_records) {
     case Container::kParagraphs: split_paragraphs(bytes, begin, on_chunk); break;
   }
   entries.shrink_to_fit();
-  QALORA_REQUIRE(
-      !entries.empty(), DataError, path.string(), ": holds no usable record",
-      bad.empty() ? "" : message("; all ", bad.size(), " are bad, the first in line ", bad[0].line, ": ", bad[0].reason));
+  QALORA_REQUIRE(!entries.empty(), DataError, path.string(), ": holds no usable record",
+                 bad.empty()
+                     ? ""
+                     : message("; all ", bad.size(), " are bad, the first in line ", bad[0].line, ": ", bad[0].reason));
 }
 
 // A file that was only touched is taken as it is, where its hash is known from before.
@@ -225,11 +238,13 @@ void Dataset::Impl::require_unchanged(const std::string& place) const {
     same = !digest.empty() && hash_of(MappedFile(file.path())) == digest;
     if (same) written = time;
   }
-  QALORA_REQUIRE(same, DataError, place,
-                 ": the file was changed or removed after it was checked; leave it alone while it is in use and start again");
+  QALORA_REQUIRE(
+      same, DataError, place,
+      ": the file was changed or removed after it was checked; leave it alone while it is in use and start again");
 }
 
-Dataset::Dataset(const fs::path& path, DataFormat format, bool skip_bad_records) : impl_(std::make_unique<Impl>(path, format)) {
+Dataset::Dataset(const fs::path& path, DataFormat format, bool skip_bad_records)
+    : impl_(std::make_unique<Impl>(path, format)) {
   impl_->scan(skip_bad_records);
 }
 Dataset::~Dataset() = default;

@@ -36,7 +36,8 @@ std::string_view trim(std::string_view text) {
 
 const json& member(const json& record, const char* key) {
   const auto found = record.find(key);
-  QALORA_REQUIRE(found != record.end(), DataError, "the key '", key, "' is missing; the record has ", key_names(record));
+  QALORA_REQUIRE(found != record.end(), DataError, "the key '", key, "' is missing; the record has ",
+                 key_names(record));
   return *found;
 }
 
@@ -128,7 +129,8 @@ std::vector<Record> read_chip2(const json& record) {
     const std::string_view line = text.substr(at, end - at);
     const bool human = trim(line).starts_with(kHuman), bot = trim(line).starts_with(kBot);
     if (human || bot) {
-      turns.push_back({human ? "user" : "assistant", std::string(trim(line).substr(human ? kHuman.size() : kBot.size()))});
+      turns.push_back(
+          {human ? "user" : "assistant", std::string(trim(line).substr(human ? kHuman.size() : kBot.size()))});
     } else if (!turns.empty()) {
       turns.back().content += '\n';
       turns.back().content += line;
@@ -166,7 +168,8 @@ std::vector<Record> read_chat(const json& record, const char* list_key, const ch
                  list.is_array() ? "empty" : list.type_name(), "; expected a list of turns");
   std::vector<Turn> turns;
   for (const json& turn : list) {
-    QALORA_REQUIRE(turn.is_object(), DataError, "an entry of '", list_key, "' is ", turn.type_name(), "; expected a turn");
+    QALORA_REQUIRE(turn.is_object(), DataError, "an entry of '", list_key, "' is ", turn.type_name(),
+                   "; expected a turn");
     turns.push_back({role_of(text_of(turn, role_key)), content_of(turn, content_key)});
   }
   return {chat(std::move(turns))};
@@ -174,8 +177,8 @@ std::vector<Record> read_chat(const json& record, const char* list_key, const ch
 
 std::vector<int64_t> ids_of(const json& record, const char* key, bool labels) {
   const json& list = member(record, key);
-  QALORA_REQUIRE(list.is_array() && !list.empty(), DataError, "'", key, "' is ", list.is_array() ? "empty" : list.type_name(),
-                 "; expected a list of ids");
+  QALORA_REQUIRE(list.is_array() && !list.empty(), DataError, "'", key, "' is ",
+                 list.is_array() ? "empty" : list.type_name(), "; expected a list of ids");
   std::vector<int64_t> ids;
   ids.reserve(list.size());
   for (const json& value : list) {
@@ -228,8 +231,8 @@ std::vector<Record> read_format(const json& record, DataFormat format) {
   throw InternalError("internal error: a record is read before its format is known");
 }
 
-// "[json.exception.parse_error.101] parse error at line 1, column 7: ...; last read: ...": the part behind the bracket is for
-// people; its line counts inside the record, and what was read last may be the whole record.
+// "[json.exception.parse_error.101] parse error at line 1, column 7: ...; last read: ...": the part behind the bracket
+// is for people; its line counts inside the record, and what was read last may be the whole record.
 std::string reason_of(std::string_view what) {
   constexpr size_t kLongest = 200;
   constexpr std::string_view kFirstLine = "parse error at line 1, ", kLine = "parse error at ";
@@ -260,7 +263,8 @@ DataFormat parse_data_format(std::string_view name) {
     if (name == entry.name) return entry.format;
     names.emplace_back(entry.name);
   }
-  throw UserError(message("unknown data format '", name, "'", did_you_mean(name, names), "; one of: ", join(names, ", ")));
+  throw UserError(
+      message("unknown data format '", name, "'", did_you_mean(name, names), "; one of: ", join(names, ", ")));
 }
 
 json parse_record(std::string_view bytes) {

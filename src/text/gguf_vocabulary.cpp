@@ -28,13 +28,16 @@ constexpr const char* kTemplate = "tokenizer.chat_template";
 // Several names for one rule.
 std::string pre_tokenizer_of(const io::GgufContents& file) {
   const std::string name = file.text(kPre).value_or("");
-  for (const auto& [rule, names] : {std::pair<const char*, std::set<std::string>>{"llama-bpe", {"llama-bpe", "llama3", "llama-v3"}},
-                                    {"qwen2", {"qwen2", "deepseek-r1-qwen"}},
-                                    {"gpt-2", {"gpt-2"}}}) {
+  for (const auto& [rule, names] :
+       {std::pair<const char*, std::set<std::string>>{"llama-bpe", {"llama-bpe", "llama3", "llama-v3"}},
+        {"qwen2", {"qwen2", "deepseek-r1-qwen"}},
+        {"gpt-2", {"gpt-2"}}}) {
     if (names.contains(name)) return rule;
   }
-  throw DataError(message(file.name, ": metadata '", kPre, "' is '", name.substr(0, 60), "', a rule of cutting text that is not known here "
-                          "(llama-bpe, qwen2 and gpt-2 are); put the original model's tokenizer.json beside a converted copy of the weights"));
+  throw DataError(message(file.name, ": metadata '", kPre, "' is '", name.substr(0, 60),
+                          "', a rule of cutting text that is not known here "
+                          "(llama-bpe, qwen2 and gpt-2 are); put the original model's tokenizer.json beside a "
+                          "converted copy of the weights"));
 }
 
 bool is_byte_piece(std::string_view text) {
@@ -48,26 +51,28 @@ void read_pieces(const io::GgufContents& file, Vocabulary& vocabulary) {
   const auto scores = file.floats(kScores);
   const auto types = file.integers(kTypes);
   const bool sentencepiece = vocabulary.kind == TokenizerKind::kSentencePiece;
-  QALORA_REQUIRE(scores || !sentencepiece, DataError, file.name, ": metadata '", kScores, "' is missing, and merges follow scores");
-  QALORA_REQUIRE(!scores || scores->size() == tokens->size(), DataError, file.name, ": metadata '", kScores, "' has ", scores->size(),
-                 " entries, expected one for each of the ", tokens->size(), " tokens");
-  QALORA_REQUIRE(!types || types->size() == tokens->size(), DataError, file.name, ": metadata '", kTypes, "' has ", types->size(),
-                 " entries, expected one for each of the ", tokens->size(), " tokens");
+  QALORA_REQUIRE(scores || !sentencepiece, DataError, file.name, ": metadata '", kScores,
+                 "' is missing, and merges follow scores");
+  QALORA_REQUIRE(!scores || scores->size() == tokens->size(), DataError, file.name, ": metadata '", kScores, "' has ",
+                 scores->size(), " entries, expected one for each of the ", tokens->size(), " tokens");
+  QALORA_REQUIRE(!types || types->size() == tokens->size(), DataError, file.name, ": metadata '", kTypes, "' has ",
+                 types->size(), " entries, expected one for each of the ", tokens->size(), " tokens");
   std::unordered_set<std::string_view> seen;
   vocabulary.pieces.reserve(tokens->size());
   for (size_t id = 0; id < tokens->size(); ++id) {
     Piece piece{.text = std::string((*tokens)[id])};
     const std::string where = message(file.name, ": token ", id, " ");
-    QALORA_REQUIRE(!piece.text.empty() && valid_utf8(piece.text) && piece.text.find('\0') == std::string::npos, DataError, where,
-                   "is empty or no text");
-    QALORA_REQUIRE(seen.insert((*tokens)[id]).second, DataError, where, "'", piece.text.substr(0, 60), "' is there twice");
+    QALORA_REQUIRE(!piece.text.empty() && valid_utf8(piece.text) && piece.text.find('\0') == std::string::npos,
+                   DataError, where, "is empty or no text");
+    QALORA_REQUIRE(seen.insert((*tokens)[id]).second, DataError, where, "'", piece.text.substr(0, 60),
+                   "' is there twice");
     if (scores && sentencepiece) piece.score = (*scores)[id];
     QALORA_REQUIRE(std::isfinite(piece.score), DataError, where, "has a score that is not finite");
     const int64_t type = types ? (*types)[id] : 1;
     QALORA_REQUIRE(type >= 1 && type <= 6, DataError, where, "has type ", type, ", expected 1 to 6");
     piece.type = static_cast<PieceType>(type);
-    QALORA_REQUIRE(piece.type != PieceType::kByte || is_byte_piece(piece.text), DataError, where, "'", piece.text.substr(0, 60),
-                   "' is said to be a byte, but is not of the form <0x0A>");
+    QALORA_REQUIRE(piece.type != PieceType::kByte || is_byte_piece(piece.text), DataError, where, "'",
+                   piece.text.substr(0, 60), "' is said to be a byte, but is not of the form <0x0A>");
     vocabulary.pieces.push_back(std::move(piece));
   }
 }
@@ -77,13 +82,15 @@ int64_t read_id(const io::GgufContents& file, const char* name, int64_t otherwis
   const std::string key = message("tokenizer.ggml.", name, "_token_id");
   const int64_t id = file.integer(key).value_or(otherwise);
   if (id < static_cast<int64_t>(tokens)) return id;
-  if (file.has(key)) log::warn(message(file.name, ": metadata '", key, "' is ", id, ", but there are ", tokens,
-      " tokens; it is passed over"));
+  if (file.has(key))
+    log::warn(
+        message(file.name, ": metadata '", key, "' is ", id, ", but there are ", tokens, " tokens; it is passed over"));
   return -1;
 }
 
 void read_stops(const io::GgufContents& file, Vocabulary& vocabulary) {
-  static const std::set<std::string> ends = {"<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>"};
+  static const std::set<std::string> ends = {"<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>",
+                                             "<|endoftext|>"};
   std::set<int64_t> stops;
   for (const char* name : {"eot", "eom"}) stops.insert(read_id(file, name, -1, vocabulary.pieces.size()));
   for (size_t id = 0; id < vocabulary.pieces.size(); ++id) {
@@ -101,8 +108,8 @@ void read_merges(const io::GgufContents& file, Vocabulary& vocabulary) {
   for (size_t i = 0; i < merges->size(); ++i) {
     const std::string_view merge = (*merges)[i];
     const size_t blank = merge.find(' ', 1);
-    QALORA_REQUIRE(valid_utf8(merge) && blank != std::string_view::npos && blank + 1 < merge.size(), DataError, file.name, ": merge ", i,
-                   " is not two pieces with a blank between them");
+    QALORA_REQUIRE(valid_utf8(merge) && blank != std::string_view::npos && blank + 1 < merge.size(), DataError,
+                   file.name, ": merge ", i, " is not two pieces with a blank between them");
     vocabulary.merges.emplace_back(merge);
   }
 }
@@ -115,7 +122,8 @@ std::string byte_piece(int byte) {
 
 Piece filler(int64_t id) { return {.text = message("[PAD", id, "]"), .score = -10000, .type = PieceType::kUnused}; }
 
-// What the format has no key for goes by the name of the rule: the engine takes words that are pieces whole for this one ..
+// What the format has no key for goes by the name of the rule: the engine takes words that are pieces whole for this
+// one ..
 bool ignores_merges(const Vocabulary& vocabulary) { return vocabulary.pre_tokenizer == "llama-bpe"; }
 // .. and models that cut text like this learnt from composed characters.
 std::string normalization_of(const Vocabulary& vocabulary) { return vocabulary.pre_tokenizer == "qwen2" ? "NFC" : ""; }
@@ -125,28 +133,33 @@ void check_writable(const Vocabulary& vocabulary, int64_t rows, const std::strin
   QALORA_REQUIRE(count <= rows, DataError, name, ": the tokenizer has ", count, " tokens, the embedding only ", rows,
                  " rows; llama.cpp wants as many of one as of the other");
   QALORA_REQUIRE(vocabulary.kind == TokenizerKind::kSentencePiece || !vocabulary.pre_tokenizer.empty(), DataError, name,
-                 ": the tokenizer cuts text by a rule that llama.cpp has no name for (it is neither LLaMA 3's, Qwen2's nor GPT-2's)");
+                 ": the tokenizer cuts text by a rule that llama.cpp has no name for (it is neither LLaMA 3's, Qwen2's "
+                 "nor GPT-2's)");
   if (vocabulary.kind == TokenizerKind::kByteLevelBpe) {
     const char* whole = "words that are pieces are taken whole";
-    QALORA_REQUIRE(vocabulary.ignore_merges == ignores_merges(vocabulary), DataError, name, ": the tokenizer has ignore_merges ",
-                   vocabulary.ignore_merges ? "true" : "false", ", but with the rule '", vocabulary.pre_tokenizer, "' in llama.cpp ", whole,
+    QALORA_REQUIRE(vocabulary.ignore_merges == ignores_merges(vocabulary), DataError, name,
+                   ": the tokenizer has ignore_merges ", vocabulary.ignore_merges ? "true" : "false",
+                   ", but with the rule '", vocabulary.pre_tokenizer, "' in llama.cpp ", whole,
                    vocabulary.ignore_merges ? " never" : " always", "; texts would become other ids");
-    QALORA_REQUIRE(vocabulary.normalization == normalization_of(vocabulary), DataError, name, ": the tokenizer's normalizer is '",
-                   vocabulary.normalization, "', expected '", normalization_of(vocabulary), "' with the rule '", vocabulary.pre_tokenizer,
+    QALORA_REQUIRE(vocabulary.normalization == normalization_of(vocabulary), DataError, name,
+                   ": the tokenizer's normalizer is '", vocabulary.normalization, "', expected '",
+                   normalization_of(vocabulary), "' with the rule '", vocabulary.pre_tokenizer,
                    "'; GGUF has no key for it");
   }
   std::unordered_set<std::string_view> seen;
   for (const Piece& piece : vocabulary.pieces) {
     QALORA_REQUIRE(!piece.text.empty() && piece.text.find('\0') == std::string::npos, DataError, name,
-        ": the tokenizer has a token without text");
-    QALORA_REQUIRE(seen.insert(piece.text).second, DataError, name, ": two tokens of the tokenizer have the text '", piece.text,
-                   "', at which llama.cpp stops");
+                   ": the tokenizer has a token without text");
+    QALORA_REQUIRE(seen.insert(piece.text).second, DataError, name, ": two tokens of the tokenizer have the text '",
+                   piece.text, "', at which llama.cpp stops");
   }
 }
 
 void add_ids(const Vocabulary& vocabulary, io::GgufMetadata& metadata) {
-  const std::pair<const char*, int64_t> ids[] = {
-      {"bos", vocabulary.bos}, {"eos", vocabulary.eos}, {"unknown", vocabulary.unknown}, {"padding", vocabulary.padding}};
+  const std::pair<const char*, int64_t> ids[] = {{"bos", vocabulary.bos},
+                                                 {"eos", vocabulary.eos},
+                                                 {"unknown", vocabulary.unknown},
+                                                 {"padding", vocabulary.padding}};
   for (const auto& [name, id] : ids) {
     if (id >= 0) metadata.u32(message("tokenizer.ggml.", name, "_token_id"), id);
   }
@@ -163,8 +176,8 @@ bool has_gguf_vocabulary(const io::GgufContents& file) {
 Vocabulary read_gguf_vocabulary(const io::GgufContents& file) {
   QALORA_REQUIRE(has_gguf_vocabulary(file), DataError, file.name, ": holds no tokenizer");
   const std::string model = *file.text(kModel);
-  QALORA_REQUIRE(model == "llama" || model == "gpt2", DataError, file.name, ": metadata '", kModel, "' is '", model.substr(0, 60),
-                 "', a tokenizer that is not read (llama and gpt2 are)");
+  QALORA_REQUIRE(model == "llama" || model == "gpt2", DataError, file.name, ": metadata '", kModel, "' is '",
+                 model.substr(0, 60), "', a tokenizer that is not read (llama and gpt2 are)");
   const bool bpe = model == "gpt2";
   Vocabulary vocabulary;
   vocabulary.kind = bpe ? TokenizerKind::kByteLevelBpe : TokenizerKind::kSentencePiece;
@@ -181,7 +194,8 @@ Vocabulary read_gguf_vocabulary(const io::GgufContents& file) {
   vocabulary.unknown = read_id(file, "unknown", bpe ? -1 : 0, count);
   vocabulary.padding = read_id(file, "padding", -1, count);
   read_stops(file, vocabulary);
-  vocabulary.add_bos = file.flag("tokenizer.ggml.add_bos_token").value_or(!bpe || vocabulary.pre_tokenizer == "llama-bpe");
+  vocabulary.add_bos =
+      file.flag("tokenizer.ggml.add_bos_token").value_or(!bpe || vocabulary.pre_tokenizer == "llama-bpe");
   vocabulary.add_eos = file.flag("tokenizer.ggml.add_eos_token").value_or(false);
   vocabulary.add_space_prefix = file.flag("tokenizer.ggml.add_space_prefix").value_or(!bpe);
   vocabulary.chat_template = file.text(kTemplate).value_or("");
@@ -208,7 +222,8 @@ void save_gguf_tokenizer(const fs::path& model, const fs::path& folder) {
   save_tokenizer(vocabulary, folder);
 }
 
-void add_gguf_vocabulary(const Vocabulary& vocabulary, int64_t rows, const std::string& name, io::GgufMetadata& metadata) {
+void add_gguf_vocabulary(const Vocabulary& vocabulary, int64_t rows, const std::string& name,
+                         io::GgufMetadata& metadata) {
   check_writable(vocabulary, rows, name);
   const bool bpe = vocabulary.kind == TokenizerKind::kByteLevelBpe;
   std::vector<std::string> tokens;
@@ -243,7 +258,8 @@ Vocabulary placeholder_vocabulary(int64_t rows) {
   add({.text = "<s>", .type = PieceType::kControl});
   add({.text = "</s>", .type = PieceType::kControl});
   for (int byte = 0; byte < 256; ++byte) add({.text = byte_piece(byte), .type = PieceType::kByte});
-  while (static_cast<int64_t>(vocabulary.pieces.size()) < rows) add(filler(static_cast<int64_t>(vocabulary.pieces.size())));
+  while (static_cast<int64_t>(vocabulary.pieces.size()) < rows)
+    add(filler(static_cast<int64_t>(vocabulary.pieces.size())));
   if (rows > 0) vocabulary.unknown = 0;
   if (rows > 1) vocabulary.bos = 1;
   if (rows > 2) vocabulary.eos = 2;

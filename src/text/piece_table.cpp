@@ -18,14 +18,19 @@ PieceTable::PieceTable(const std::string& name, const std::vector<std::string>& 
   }
 }
 
-Merges PieceTable::read_merges(const std::string& name, const std::vector<std::pair<std::string, std::string>>& merges) const {
+Merges PieceTable::read_merges(const std::string& name,
+                               const std::vector<std::pair<std::string, std::string>>& merges) const {
   Merges result;
   result.reserve(merges.size());
   int32_t rank = 0;
   for (const auto& [left, right] : merges) {
     const int64_t a = find(left), b = find(right), both = find(left + right);
-    QALORA_REQUIRE(a >= 0 && b >= 0 && both >= 0, DataError, name, ": merge ", rank, " joins '", left, "' and '", right, "', but '",
-                   a < 0 ? left : b < 0 ? right : left + right, "' is no piece of the vocabulary");
+    QALORA_REQUIRE(a >= 0 && b >= 0 && both >= 0, DataError, name, ": merge ", rank, " joins '", left, "' and '", right,
+                   "', but '",
+                   a < 0   ? left
+                   : b < 0 ? right
+                           : left + right,
+                   "' is no piece of the vocabulary");
     result.add(static_cast<int32_t>(a), static_cast<int32_t>(b), rank++, static_cast<int32_t>(both));
   }
   return result;

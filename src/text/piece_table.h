@@ -20,7 +20,8 @@ template <typename T>
 using ByText = std::unordered_map<std::string, T, TextHash, std::equal_to<>>;
 
 inline constexpr size_t kMostPieces = size_t{1} << 30;  // ids and places are 32 bits
-inline constexpr size_t kLongestPiece = 1024;           // in bytes, where all ways to cut a piece in two are tried: eight times any model's
+inline constexpr size_t kLongestPiece =
+    1024;  // in bytes, where all ways to cut a piece in two are tried: eight times any model's
 
 class PieceTable {
  public:

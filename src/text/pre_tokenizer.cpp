@@ -13,11 +13,11 @@
 namespace qalora::text {
 namespace {
 
-constexpr size_t kLongestPattern = 8192;    // bytes; LLaMA 3's has 108, the longest known about 600
+constexpr size_t kLongestPattern = 8192;  // bytes; LLaMA 3's has 108, the longest known about 600
 constexpr uint32_t kMostSteps = 16;
-constexpr uint32_t kDepthLimit = 10'000;    // of groups inside groups while matching
-constexpr uint32_t kHeapLimit = 20'000;     // kB
-constexpr uint32_t kMatchLimit = 1'000'000; // of trials for one match, and kTrialsPerByte more for each byte ahead
+constexpr uint32_t kDepthLimit = 10'000;     // of groups inside groups while matching
+constexpr uint32_t kHeapLimit = 20'000;      // kB
+constexpr uint32_t kMatchLimit = 1'000'000;  // of trials for one match, and kTrialsPerByte more for each byte ahead
 constexpr uint64_t kTrialsPerByte = 64;
 constexpr size_t kJitStack = size_t{1} << 20;
 
@@ -27,8 +27,8 @@ constexpr const char* kQwen2 =
     R"((?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+)";
 constexpr const char* kGpt2 = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
 
-// Writes the pattern anew for PCRE2: what both libraries read alike is kept, \s becomes the property that Oniguruma means by it (PCRE2
-// counts U+180E too), and whatever they read differently, or only one of them knows, is refused.
+// Writes the pattern anew for PCRE2: what both libraries read alike is kept, \s becomes the property that Oniguruma
+// means by it (PCRE2 counts U+180E too), and whatever they read differently, or only one of them knows, is refused.
 class Translator {
  public:
   Translator(std::string_view pattern, const std::string& where) : rest_(pattern), pattern_(pattern), where_(where) {}
@@ -65,13 +65,15 @@ class Translator {
   }
   void require(bool fine, const char* what) const {
     QALORA_REQUIRE(fine, DataError, where_, ": the pattern '", pattern_.substr(0, 200), "' has ", what, " at byte ",
-                   pattern_.size() - rest_.size(), ", which is not supported here; the tokenizer cannot be read exactly");
+                   pattern_.size() - rest_.size(),
+                   ", which is not supported here; the tokenizer cannot be read exactly");
   }
 
   void group() {
     constexpr std::array kKnown = {"(?:", "(?i:", "(?=", "(?!", "(?<=", "(?<!", "(?>"};
     const bool plain = !rest_.starts_with("(?") && !rest_.starts_with("(*");
-    const auto known = std::find_if(kKnown.begin(), kKnown.end(), [&](const char* opening) { return rest_.starts_with(opening); });
+    const auto known =
+        std::find_if(kKnown.begin(), kKnown.end(), [&](const char* opening) { return rest_.starts_with(opening); });
     require(plain || known != kKnown.end(), "a group of a special kind");
     take(plain ? 1 : std::string_view(*known).size());
   }
@@ -95,7 +97,8 @@ class Translator {
     }
   }
 
-  // \p{L}, \p{Nd}: a general category. \p{Han}: a script; PCRE2 would otherwise take in characters that several scripts share.
+  // \p{L}, \p{Nd}: a general category. \p{Han}: a script; PCRE2 would otherwise take in characters that several scripts
+  // share.
   void property() {
     const size_t end = rest_.find('}');
     require(rest_.size() > 3 && rest_[2] == '{' && end != std::string_view::npos && end <= 32, "a property");
@@ -107,10 +110,13 @@ class Translator {
   }
 
   void hexadecimal() {
-    const auto digit = [](char c) { return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F'); };
+    const auto digit = [](char c) {
+      return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f') || (c >= 'A' && c <= 'F');
+    };
     const size_t end = rest_.find('}');
     const bool braces = rest_.size() > 3 && rest_[2] == '{' && end != std::string_view::npos && end > 3 && end <= 9;
-    require(braces && std::all_of(rest_.begin() + 3, rest_.begin() + static_cast<std::ptrdiff_t>(end), digit), "an escape");
+    require(braces && std::all_of(rest_.begin() + 3, rest_.begin() + static_cast<std::ptrdiff_t>(end), digit),
+            "an escape");
     take(end + 1);
   }
 
@@ -138,18 +144,19 @@ std::string pcre2_message(int code) {
 class Pattern {
  public:
   Pattern(const std::string& source, const std::string& where) : where_(where) {
-    QALORA_REQUIRE(source.size() <= kLongestPattern, DataError, where, ": a pattern of ", source.size(), " bytes; at most ",
-                   kLongestPattern, " are read");
-    QALORA_REQUIRE(valid_utf8(source) && source.find('\0') == std::string::npos, DataError, where, ": a pattern is not UTF-8 text");
+    QALORA_REQUIRE(source.size() <= kLongestPattern, DataError, where, ": a pattern of ", source.size(),
+                   " bytes; at most ", kLongestPattern, " are read");
+    QALORA_REQUIRE(valid_utf8(source) && source.find('\0') == std::string::npos, DataError, where,
+                   ": a pattern is not UTF-8 text");
     const std::string translated = Translator(source, where).run();
     int error = 0;
     size_t place = 0;
     // Ruby's ^ and $ are those of lines.
     code_.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
-                              PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C | PCRE2_NO_AUTO_CAPTURE, &error, &place,
-                              nullptr));
-    QALORA_REQUIRE(code_, DataError, where, ": the pattern '", source.substr(0, 200), "' is not a regular expression that PCRE2 reads: ",
-                   pcre2_message(error));
+                              PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C | PCRE2_NO_AUTO_CAPTURE,
+                              &error, &place, nullptr));
+    QALORA_REQUIRE(code_, DataError, where, ": the pattern '", source.substr(0, 200),
+                   "' is not a regular expression that PCRE2 reads: ", pcre2_message(error));
     uint32_t matches_nothing = 0;
     pcre2_pattern_info(code_.get(), PCRE2_INFO_MATCHEMPTY, &matches_nothing);
     QALORA_REQUIRE(matches_nothing == 0, DataError, where, ": the pattern '", source.substr(0, 200),
@@ -169,11 +176,11 @@ class Pattern {
     const uint64_t trials = std::min<uint64_t>(kMatchLimit + kTrialsPerByte * (text.size() - from), UINT32_MAX);
     pcre2_set_match_limit(context_.get(), static_cast<uint32_t>(trials));
     // The text is well-formed: checking it again for every word would be quadratic.
-    const int found = pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from, PCRE2_NO_UTF_CHECK,
-                                  data_.get(), context_.get());
+    const int found = pcre2_match(code_.get(), reinterpret_cast<PCRE2_SPTR>(text.data()), text.size(), from,
+                                  PCRE2_NO_UTF_CHECK, data_.get(), context_.get());
     if (found == PCRE2_ERROR_NOMATCH) return {std::string_view::npos, std::string_view::npos};
-    QALORA_REQUIRE(found >= 0, DataError, where_, ": a pattern of the tokenizer takes too much work on a text of ", text.size(), " bytes (",
-                   pcre2_message(found), "); it does not look like one that cuts words");
+    QALORA_REQUIRE(found >= 0, DataError, where_, ": a pattern of the tokenizer takes too much work on a text of ",
+                   text.size(), " bytes (", pcre2_message(found), "); it does not look like one that cuts words");
     const size_t* span = pcre2_get_ovector_pointer(data_.get());
     QALORA_REQUIRE(span[0] >= from && span[1] > span[0], DataError, where_,
                    ": a pattern of the tokenizer matches nothing; it cannot cut a text");
@@ -241,9 +248,10 @@ struct PreTokenizer::Impl {
   }
 };
 
-PreTokenizer::PreTokenizer(const std::vector<SplitStep>& steps, const std::string& where) : impl_(std::make_unique<Impl>()) {
-  QALORA_REQUIRE(steps.size() <= kMostSteps, DataError, where, ": ", steps.size(), " steps cut a text into words; at most ",
-                 kMostSteps, " are read");
+PreTokenizer::PreTokenizer(const std::vector<SplitStep>& steps, const std::string& where)
+    : impl_(std::make_unique<Impl>()) {
+  QALORA_REQUIRE(steps.size() <= kMostSteps, DataError, where, ": ", steps.size(),
+                 " steps cut a text into words; at most ", kMostSteps, " are read");
   for (const SplitStep& step : steps) {
     const bool matches = step.kind != SplitStep::Kind::kPrefix;
     impl_->steps.push_back({step.kind, matches ? std::make_unique<Pattern>(step.pattern, where) : nullptr});

@@ -30,13 +30,14 @@ std::string escaped_pattern(std::string_view literal);  // a pattern that matche
 
 class PreTokenizer {
  public:
-  // DataError, beginning with `where`, for a pattern that is too long, uses what the two libraries read differently, or may match nothing.
+  // DataError, beginning with `where`, for a pattern that is too long, uses what the two libraries read differently, or
+  // may match nothing.
   PreTokenizer(const std::vector<SplitStep>& steps, const std::string& where);
   ~PreTokenizer();
   PreTokenizer(PreTokenizer&&) noexcept;
 
-  // text: well-formed UTF-8. Calls word() for each, in order, none of them empty. Not for two threads at once. prefix: whether the steps
-  // that put blanks in front do so. DataError when a pattern needs more work than any sane one does.
+  // text: well-formed UTF-8. Calls word() for each, in order, none of them empty. Not for two threads at once. prefix:
+  // whether the steps that put blanks in front do so. DataError when a pattern needs more work than any sane one does.
   void split(std::string_view text, bool prefix, const std::function<void(std::string_view)>& word) const;
 
  private:

@@ -50,8 +50,8 @@ bool holds(const Vocabulary& vocabulary, int64_t id) { return id >= 0 && id < st
 bool is_added(const Piece& piece) { return piece.type == PieceType::kControl || piece.type == PieceType::kUserDefined; }
 
 json added_token(const Piece& piece) {
-  return {{"content", piece.text}, {"lstrip", false}, {"rstrip", false}, {"single_word", false}, {"normalized", false},
-          {"special", piece.type == PieceType::kControl}};
+  return {{"content", piece.text}, {"lstrip", false},     {"rstrip", false},
+          {"single_word", false},  {"normalized", false}, {"special", piece.type == PieceType::kControl}};
 }
 
 json byte_level(bool use_regex) {
@@ -61,7 +61,8 @@ json byte_level(bool use_regex) {
 json pre_tokenizer_of(const Vocabulary& vocabulary) {
   json steps = json::array();
   for (const SplitStep& step : named_steps(vocabulary.pre_tokenizer)) {
-    steps.push_back({{"type", "Split"}, {"pattern", {{"Regex", step.pattern}}}, {"behavior", "Isolated"}, {"invert", false}});
+    steps.push_back(
+        {{"type", "Split"}, {"pattern", {{"Regex", step.pattern}}}, {"behavior", "Isolated"}, {"invert", false}});
   }
   steps.push_back(byte_level(false));
   return {{"type", "Sequence"}, {"pretokenizers", steps}};
@@ -100,8 +101,10 @@ void check_vocabulary(const Vocabulary& vocabulary, const std::string& name) {
     QALORA_REQUIRE(texts.insert(text).second, DataError, name, ": the piece '", text,
                    "' stands twice in the vocabulary, the second time as ", id);
   }
-  const std::pair<const char*, int64_t> ids[] = {
-      {"bos", vocabulary.bos}, {"eos", vocabulary.eos}, {"unknown", vocabulary.unknown}, {"padding", vocabulary.padding}};
+  const std::pair<const char*, int64_t> ids[] = {{"bos", vocabulary.bos},
+                                                 {"eos", vocabulary.eos},
+                                                 {"unknown", vocabulary.unknown},
+                                                 {"padding", vocabulary.padding}};
   for (const auto& [what, id] : ids) {
     QALORA_REQUIRE(id == -1 || holds(vocabulary, id), DataError, name, ": the ", what, " token has the id ", id,
                    ", outside the vocabulary of ", vocabulary.pieces.size());
@@ -109,7 +112,8 @@ void check_vocabulary(const Vocabulary& vocabulary, const std::string& name) {
   QALORA_REQUIRE(!vocabulary.prefix_only_without, DataError, name,
                  ": a blank goes in front of a text only where it begins with none, which no tokenizer.model can say");
   if (vocabulary.kind == TokenizerKind::kSentencePiece) return;
-  QALORA_REQUIRE(!named_steps(vocabulary.pre_tokenizer).empty(), DataError, name, ": the pre-tokenizer '", vocabulary.pre_tokenizer,
+  QALORA_REQUIRE(!named_steps(vocabulary.pre_tokenizer).empty(), DataError, name, ": the pre-tokenizer '",
+                 vocabulary.pre_tokenizer,
                  "' is not known (known: llama-bpe, qwen2, gpt-2); texts cannot be cut as the model learnt it");
 }
 
@@ -124,7 +128,8 @@ std::string sentencepiece_file_of(const Vocabulary& vocabulary) {
   }
   MessageWriter trainer, normalizer;
   trainer.number(3, 2).number(4, vocabulary.pieces.size()).number(35, bytes > 0);  // BPE, byte fallback
-  const std::pair<int, int64_t> named[] = {{45, vocabulary.unknown}, {46, vocabulary.bos}, {47, vocabulary.eos}, {48, vocabulary.padding}};
+  const std::pair<int, int64_t> named[] = {
+      {45, vocabulary.unknown}, {46, vocabulary.bos}, {47, vocabulary.eos}, {48, vocabulary.padding}};
   for (const auto& [field, id] : named) {
     if (holds(vocabulary, id)) trainer.text(field, vocabulary.pieces[id].text);
   }
@@ -144,7 +149,8 @@ json tokenizer_json_of(const Vocabulary& vocabulary) {
     }
   }
   for (const std::string& merge : vocabulary.merges) merges.push_back(merge);
-  const bool unknown = holds(vocabulary, vocabulary.unknown) && pieces.contains(vocabulary.pieces[vocabulary.unknown].text);
+  const bool unknown =
+      holds(vocabulary, vocabulary.unknown) && pieces.contains(vocabulary.pieces[vocabulary.unknown].text);
   return {{"version", "1.0"},
           {"truncation", nullptr},
           {"padding", nullptr},

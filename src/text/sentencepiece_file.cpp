@@ -14,8 +14,8 @@ namespace {
 // One field of a protobuf message: its number and either a number or bytes.
 struct Field {
   uint64_t number = 0;
-  uint64_t value = 0;       // varint
-  std::string_view bytes;   // length-delimited
+  uint64_t value = 0;      // varint
+  std::string_view bytes;  // length-delimited
   bool is_bytes = false;
 };
 
@@ -76,13 +76,14 @@ class FieldReader {
 
 void reject_other_kinds(const fs::path& path, std::string_view bytes) {
   QALORA_REQUIRE(!bytes.empty(), DataError, path.string(), ": the file is empty; expected a SentencePiece model");
-  QALORA_REQUIRE(!looks_like_tiktoken(bytes), DataError, path.string(),
-                 ": this is a tiktoken vocabulary (base64 and rank in each line, as LLaMA 3 ships it); expected a SentencePiece "
-                 "model as LLaMA 1 and 2 have it");
+  QALORA_REQUIRE(
+      !looks_like_tiktoken(bytes), DataError, path.string(),
+      ": this is a tiktoken vocabulary (base64 and rank in each line, as LLaMA 3 ships it); expected a SentencePiece "
+      "model as LLaMA 1 and 2 have it");
   QALORA_REQUIRE(!bytes.starts_with("version https://git-lfs"), DataError, path.string(),
                  ": this is a Git LFS pointer, not the file itself; fetch it with 'git lfs pull'");
-  QALORA_REQUIRE(bytes.front() != '{' && bytes.front() != '<', DataError, path.string(), ": starts with '", bytes.front(),
-                 "', so it is text (JSON or a web page); expected a SentencePiece model");
+  QALORA_REQUIRE(bytes.front() != '{' && bytes.front() != '<', DataError, path.string(), ": starts with '",
+                 bytes.front(), "', so it is text (JSON or a web page); expected a SentencePiece model");
 }
 
 // Type of one piece (its message's third field); 1, a normal piece, where it is left out.
@@ -103,11 +104,13 @@ void check_piece(const fs::path& path, std::string_view bytes, size_t position) 
   std::string_view piece;
   while (!fields.done()) {
     const auto field = fields.next();
-    QALORA_REQUIRE(field, DataError, path.string(), ": the piece at byte ", position, " is damaged; fetch the file again");
+    QALORA_REQUIRE(field, DataError, path.string(), ": the piece at byte ", position,
+                   " is damaged; fetch the file again");
     if (field->number == 1 && field->is_bytes) piece = field->bytes;
   }
-  QALORA_REQUIRE(!piece.empty() && piece.find('\0') == std::string_view::npos, DataError, path.string(), ": the piece at byte ", position,
-                 piece.empty() ? " is empty" : " has a zero byte in it", "; the file is damaged, fetch it again");
+  QALORA_REQUIRE(!piece.empty() && piece.find('\0') == std::string_view::npos, DataError, path.string(),
+                 ": the piece at byte ", position, piece.empty() ? " is empty" : " has a zero byte in it",
+                 "; the file is damaged, fetch it again");
 }
 
 }  // namespace
@@ -131,19 +134,22 @@ SentencePieceFile inspect_sentencepiece(const fs::path& path, std::string_view b
   while (!reader.done()) {
     const size_t start = reader.position();
     const auto field = reader.next();
-    QALORA_REQUIRE(field, DataError, path.string(), ": not a SentencePiece model, or only a part of one: the field at byte ",
-                   start, " of ", bytes.size(), " is damaged after ", result.pieces, " pieces; fetch the file again");
+    QALORA_REQUIRE(field, DataError, path.string(),
+                   ": not a SentencePiece model, or only a part of one: the field at byte ", start, " of ",
+                   bytes.size(), " is damaged after ", result.pieces, " pieces; fetch the file again");
     const bool trainer = field->number == 2, normalizer = field->number == 3;
     if (field->number == 1 && field->is_bytes) {
       check_piece(path, field->bytes, start);
-      if (type_of(field->bytes) == static_cast<uint64_t>(PieceType::kUserDefined)) result.user_defined.insert(result.pieces);
+      if (type_of(field->bytes) == static_cast<uint64_t>(PieceType::kUserDefined))
+        result.user_defined.insert(result.pieces);
       ++result.pieces;
     }
     if ((!trainer && !normalizer) || !field->is_bytes) continue;
     FieldReader settings(field->bytes);
     while (!settings.done()) {
       const auto setting = settings.next();
-      QALORA_REQUIRE(setting, DataError, path.string(), ": the settings at byte ", start, " are damaged; fetch the file again");
+      QALORA_REQUIRE(setting, DataError, path.string(), ": the settings at byte ", start,
+                     " are damaged; fetch the file again");
       if (normalizer && setting->number == 2) has_rules = !setting->bytes.empty();
       if (normalizer && setting->number == 3) result.adds_dummy_prefix = setting->value != 0;
       if (normalizer && setting->number == 4) collapses_blanks = setting->value;

@@ -23,9 +23,12 @@ std::string with_blanks(std::string_view piece) {
 
 class SentencePieceModel final : public TokenModel {
  public:
-  SentencePieceModel(const fs::path& path, std::string_view bytes) : path_(path), file_(inspect_sentencepiece(path, bytes)) {
+  SentencePieceModel(const fs::path& path, std::string_view bytes)
+      : path_(path),
+        file_(inspect_sentencepiece(path, bytes)) {
     const auto status = model_.LoadFromSerializedProto(without_dummy_prefix(bytes));
-    QALORA_REQUIRE(status.ok(), DataError, path.string(), ": the SentencePiece library refuses it: ", status.ToString());
+    QALORA_REQUIRE(status.ok(), DataError, path.string(),
+                   ": the SentencePiece library refuses it: ", status.ToString());
     encoder_.emplace(model_, file_.context_free);
     if (encoder_->by_words()) return;
     unchanged_.emplace();
@@ -46,7 +49,8 @@ class SentencePieceModel final : public TokenModel {
     const int number = static_cast<int>(id);
     const std::string text = model_.IdToPiece(number);
     // "<0x0A>"
-    if (model_.IsByte(number)) return {std::string(1, static_cast<char>(std::stoi(text.substr(3, 2), nullptr, 16))), TokenKind::kByte};
+    if (model_.IsByte(number))
+      return {std::string(1, static_cast<char>(std::stoi(text.substr(3, 2), nullptr, 16))), TokenKind::kByte};
     if (model_.IsControl(number)) return {text, TokenKind::kSpecial};
     if (model_.IsUnknown(number)) return {text, TokenKind::kUnknown};
     return {with_blanks(text), TokenKind::kText};
@@ -69,7 +73,8 @@ class SentencePieceModel final : public TokenModel {
     } else {
       reason = encoder_->append(text, ids);
     }
-    QALORA_REQUIRE(reason.empty(), DataError, path_.string(), ": the SentencePiece library cannot encode the text: ", reason);
+    QALORA_REQUIRE(reason.empty(), DataError, path_.string(),
+                   ": the SentencePiece library cannot encode the text: ", reason);
   }
 
   Vocabulary vocabulary() const override {
@@ -81,12 +86,12 @@ class SentencePieceModel final : public TokenModel {
     result.unknown = model_.unk_id();
     result.padding = model_.pad_id();
     for (int id = 0; id < model_.GetPieceSize(); ++id) {
-      const PieceType type = model_.IsByte(id)      ? PieceType::kByte
-                             : model_.IsControl(id) ? PieceType::kControl
-                             : model_.IsUnknown(id) ? PieceType::kUnknown
-                             : model_.IsUnused(id)  ? PieceType::kUnused
+      const PieceType type = model_.IsByte(id)                 ? PieceType::kByte
+                             : model_.IsControl(id)            ? PieceType::kControl
+                             : model_.IsUnknown(id)            ? PieceType::kUnknown
+                             : model_.IsUnused(id)             ? PieceType::kUnused
                              : file_.user_defined.contains(id) ? PieceType::kUserDefined
-                                                    : PieceType::kNormal;
+                                                               : PieceType::kNormal;
       result.pieces.push_back({model_.IdToPiece(id), model_.GetScore(id), type});
     }
     return result;

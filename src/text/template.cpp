@@ -55,8 +55,9 @@ void cut_parts(Example& example, const ExampleOptions& options) {
 }
 
 void require_end(const Tokenizer& tokenizer) {
-  QALORA_REQUIRE(tokenizer.eos_id() >= 0, DataError, tokenizer.folder().string(),
-                 ": the tokenizer has no end-of-sequence token, so no answer could end; set 'eos_token' in tokenizer_config.json");
+  QALORA_REQUIRE(
+      tokenizer.eos_id() >= 0, DataError, tokenizer.folder().string(),
+      ": the tokenizer has no end-of-sequence token, so no answer could end; set 'eos_token' in tokenizer_config.json");
 }
 
 void add_bos(ExampleBuilder& builder, const Tokenizer& tokenizer) {
@@ -102,11 +103,13 @@ std::string render_prompt(TemplateKind kind, std::string_view instruction, std::
   const std::string response = join(style.answer_before, "");
   const bool alpaca = kind == TemplateKind::kAlpaca || kind == TemplateKind::kAlpacaPaper;
   if (alpaca && !input.empty()) {
-    return message("Below is an instruction that describes a task, paired with an input that provides further context. ",
-                   "Write a response that appropriately completes the request.\n\n### Instruction:\n", instruction, "\n\n### Input:\n",
-                   input, "\n\n", response);
+    return message(
+        "Below is an instruction that describes a task, paired with an input that provides further context. ",
+        "Write a response that appropriately completes the request.\n\n### Instruction:\n", instruction,
+        "\n\n### Input:\n", input, "\n\n", response);
   }
-  return message(style.opening, join(style.user_before, ""), request(instruction, input), join(style.user_after, ""), response);
+  return message(style.opening, join(style.user_before, ""), request(instruction, input), join(style.user_after, ""),
+                 response);
 }
 
 int64_t Example::trained_tokens() const {
@@ -115,8 +118,8 @@ int64_t Example::trained_tokens() const {
 }
 
 Example make_token_example(const Record& record, const ExampleOptions& options) {
-  QALORA_CHECK(record.input_ids.size() == record.labels.size(), record.input_ids.size(), " ids and ", record.labels.size(),
-               " labels");
+  QALORA_CHECK(record.input_ids.size() == record.labels.size(), record.input_ids.size(), " ids and ",
+               record.labels.size(), " labels");
   Example example;
   example.input_ids = record.input_ids;
   example.labels = options.train_on_prompt ? record.input_ids : record.labels;

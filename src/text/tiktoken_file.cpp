@@ -34,11 +34,20 @@ std::optional<std::string> from_base64(std::string_view text) {
 
 // LLaMA 3.2's names; the ids of those that were called reserved before are the same.
 std::vector<std::string> special_tokens() {
-  std::vector<std::string> names = {
-      "<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>",
-      "<|finetune_right_pad_id|>", "<|step_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|eot_id|>",
-      "<|python_tag|>", "<|image|>"};
-  for (int number = 2; std::ssize(names) < kSpecialTokens; ++number) names.push_back(message("<|reserved_special_token_", number, "|>"));
+  std::vector<std::string> names = {"<|begin_of_text|>",
+                                    "<|end_of_text|>",
+                                    "<|reserved_special_token_0|>",
+                                    "<|reserved_special_token_1|>",
+                                    "<|finetune_right_pad_id|>",
+                                    "<|step_id|>",
+                                    "<|start_header_id|>",
+                                    "<|end_header_id|>",
+                                    "<|eom_id|>",
+                                    "<|eot_id|>",
+                                    "<|python_tag|>",
+                                    "<|image|>"};
+  for (int number = 2; std::ssize(names) < kSpecialTokens; ++number)
+    names.push_back(message("<|reserved_special_token_", number, "|>"));
   return names;
 }
 
@@ -61,11 +70,15 @@ TokenizerJson read_tiktoken(const fs::path& path, std::string_view bytes) {
     const std::string_view digits = blank == std::string_view::npos ? "" : line.substr(blank + 1);
     const auto [end, code] = std::from_chars(digits.data(), digits.data() + digits.size(), rank);
     // Ranks without a gap: then they are ids, and no line can ask for more memory than it takes itself.
-    QALORA_REQUIRE(token && code == std::errc() && end == digits.data() + digits.size() && rank == std::ssize(parts.pieces), DataError,
-                   path.string(), ": line ", parts.pieces.size() + 1, " of a tiktoken vocabulary is damaged; expected a base64 "
-                   "token and the rank ", parts.pieces.size());
+    QALORA_REQUIRE(
+        token && code == std::errc() && end == digits.data() + digits.size() && rank == std::ssize(parts.pieces),
+        DataError, path.string(), ": line ", parts.pieces.size() + 1,
+        " of a tiktoken vocabulary is damaged; expected a base64 "
+        "token and the rank ",
+        parts.pieces.size());
     QALORA_REQUIRE(token->size() <= kLongestPiece, DataError, path.string(), ": line ", parts.pieces.size() + 1,
-                   " of a tiktoken vocabulary is a token of ", token->size(), " bytes; expected at most ", kLongestPiece);
+                   " of a tiktoken vocabulary is a token of ", token->size(), " bytes; expected at most ",
+                   kLongestPiece);
     parts.pieces.push_back(to_letters(*token));
   }
   const auto ranks = std::ssize(parts.pieces);

@@ -5,7 +5,8 @@
 
 namespace qalora::text {
 
-// bytes: looks_like_tiktoken (sentencepiece_file.h). The special tokens are not in the file; they are LLaMA 3's, behind the ranks.
+// bytes: looks_like_tiktoken (sentencepiece_file.h). The special tokens are not in the file; they are LLaMA 3's, behind
+// the ranks.
 TokenizerJson read_tiktoken(const fs::path& path, std::string_view bytes);
 
 }  // namespace qalora::text

@@ -104,7 +104,8 @@ void Tokenizer::Impl::load(const fs::path& where) {
   model = std::move(found.model);
   const bool legacy = found.rules.legacy;
   rules = read_tokenizer_rules(folder, std::move(found.rules));
-  if (path == json) {  // it says itself where a prefix goes; what lies beside it speaks of the tokenizer that it was made from
+  if (path ==
+      json) {  // it says itself where a prefix goes; what lies beside it speaks of the tokenizer that it was made from
     rules.legacy = legacy;
     rules.adds_prefix_space = true;
   }
@@ -146,11 +147,11 @@ void Tokenizer::Impl::finish(std::string_view bytes) {
 void Tokenizer::Impl::digest(std::string_view bytes) {
   Sha256 digest;
   digest.update(bytes);
-  digest.update(
-      message("\nbos ", rules.adds_bos, bos, " eos ", rules.adds_eos, eos, " legacy ", rules.legacy, rules.adds_prefix_space));
+  digest.update(message("\nbos ", rules.adds_bos, bos, " eos ", rules.adds_eos, eos, " legacy ", rules.legacy,
+                        rules.adds_prefix_space));
   for (const AddedToken& token : rules.added) {
-    digest.update(
-        message("\n", token.id, token.special, token.strip_left, token.strip_right, token.content.size(), token.content));
+    digest.update(message("\n", token.id, token.special, token.strip_left, token.strip_right, token.content.size(),
+                          token.content));
   }
   for (const int64_t id : stops) digest.update(message("\nstop ", id));
   digest.update(message("\nchat template ", rules.chat_template));
@@ -167,7 +168,8 @@ void Tokenizer::Impl::read_pieces() {
   }
 }
 
-int64_t Tokenizer::Impl::find_token(const std::optional<std::string>& content, int64_t otherwise, const char* what) const {
+int64_t Tokenizer::Impl::find_token(const std::optional<std::string>& content, int64_t otherwise,
+                                    const char* what) const {
   if (!content) return otherwise;
   for (const AddedToken& token : rules.added) {
     if (token.content == *content && token.id >= 0) return token.id;
@@ -188,7 +190,8 @@ void Tokenizer::Impl::Matches::add(Match match) {
 
 void Tokenizer::Impl::Matches::sort() {
   for (auto& bucket : by_byte) {
-    std::sort(bucket.begin(), bucket.end(), [](const Match& a, const Match& b) { return a.content.size() > b.content.size(); });
+    std::sort(bucket.begin(), bucket.end(),
+              [](const Match& a, const Match& b) { return a.content.size() > b.content.size(); });
   }
 }
 
@@ -200,7 +203,8 @@ void Tokenizer::Impl::add_matches() {
     const bool normalized = token.normalized && model->normalizes();
     has_normalized |= normalized;
     (normalized ? normalized_matches : matches)
-        .add({normalized ? model->normalized(token.content) : token.content, id, special, token.strip_left, token.strip_right});
+        .add({normalized ? model->normalized(token.content) : token.content, id, special, token.strip_left,
+              token.strip_right});
   }
   const int64_t unknown = model->kind() == TokenizerKind::kSentencePiece ? model->unknown() : -1;
   for (const int64_t id : {bos, eos, unknown}) {
@@ -295,7 +299,8 @@ std::vector<int64_t> Tokenizer::encode(std::string_view text, EncodeOptions opti
     if (fragment.id >= 0) {
       ids.push_back(fragment.id);
     } else {
-      // Hugging Face's rule: with `legacy` every stretch of text is encoded as if it stood alone, without it only the first.
+      // Hugging Face's rule: with `legacy` every stretch of text is encoded as if it stood alone, without it only the
+      // first.
       const bool prefix = legacy() || (at_start && impl_->rules.adds_prefix_space);
       impl_->model->append(fragment.text, prefix, ids);
     }
@@ -379,7 +384,8 @@ Vocabulary Tokenizer::vocabulary() const {
   for (const AddedToken& token : impl_->rules.added) {
     if (token.id < 0) continue;
     Piece& piece = result.pieces[token.id];
-    if (piece.type == PieceType::kUnknown || (piece.type != PieceType::kNormal && piece.text == token.content)) continue;
+    if (piece.type == PieceType::kUnknown || (piece.type != PieceType::kNormal && piece.text == token.content))
+      continue;
     piece.text = token.content;
     piece.type = token.special ? PieceType::kControl : PieceType::kUserDefined;
   }

@@ -14,7 +14,8 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int64_t kSpareIds = 1'000'000;  // how far ids may lie above the number of tokens: keeps a damaged id from becoming a huge table
+constexpr int64_t kSpareIds =
+    1'000'000;  // how far ids may lie above the number of tokens: keeps a damaged id from becoming a huge table
 constexpr const char* kNotExact = "; the tokenizer cannot be read exactly";
 
 std::string shown(const json& value) {
@@ -37,7 +38,8 @@ class Part {
   Part part(const char* key) const { return Part(at(key), where_ + ": " + key); }
   bool flag(const char* key, bool fallback = false) const {
     if (!has(key)) return fallback;
-    QALORA_REQUIRE(at(key).is_boolean(), DataError, where_, ": '", key, "' is ", shown(at(key)), ", expected true or false");
+    QALORA_REQUIRE(at(key).is_boolean(), DataError, where_, ": '", key, "' is ", shown(at(key)),
+                   ", expected true or false");
     return at(key).get<bool>();
   }
   const std::string& text(const char* key) const {
@@ -46,7 +48,8 @@ class Part {
   }
   std::string text(const char* key, const char* fallback) const { return has(key) ? text(key) : fallback; }
   const json& list(const char* key) const {
-    QALORA_REQUIRE(at(key).is_array(), DataError, where_, ": '", key, "' is ", at(key).type_name(), ", expected a list");
+    QALORA_REQUIRE(at(key).is_array(), DataError, where_, ": '", key, "' is ", at(key).type_name(),
+                   ", expected a list");
     return at(key);
   }
   const std::string& where() const { return where_; }
@@ -58,8 +61,8 @@ class Part {
 };
 
 int64_t token_id(const json& value, int64_t limit, const std::string& what) {
-  QALORA_REQUIRE(value.is_number_integer() && value >= 0 && value < limit, DataError, what, " has the id ", shown(value),
-                 "; expected a whole number below ", limit);
+  QALORA_REQUIRE(value.is_number_integer() && value >= 0 && value < limit, DataError, what, " has the id ",
+                 shown(value), "; expected a whole number below ", limit);
   return value.get<int64_t>();
 }
 
@@ -81,7 +84,8 @@ Normalization read_normalizer(const Part& root) {
   for (const Part& part : parts_of(whole, "normalizers")) {
     const std::string type = part.text("type", "");
     const Normalization before = result;
-    for (const Normalization form : {Normalization::kNfc, Normalization::kNfd, Normalization::kNfkc, Normalization::kNfkd}) {
+    for (const Normalization form :
+         {Normalization::kNfc, Normalization::kNfd, Normalization::kNfkc, Normalization::kNfkd}) {
       if (type == normalization_name(form)) result = form;
     }
     if (result == before || before != Normalization::kNone) {
@@ -108,8 +112,8 @@ SplitStep read_split(const Part& part) {
 }
 
 std::vector<SplitStep> read_steps(const Part& root) {
-  QALORA_REQUIRE(root.has("pre_tokenizer"), DataError, root.where(), ": has no pre_tokenizer; expected byte-level BPE (ByteLevel)",
-                 kNotExact);
+  QALORA_REQUIRE(root.has("pre_tokenizer"), DataError, root.where(),
+                 ": has no pre_tokenizer; expected byte-level BPE (ByteLevel)", kNotExact);
   std::vector<SplitStep> steps;
   bool bytes = false;
   const Part whole = root.part("pre_tokenizer");
@@ -136,7 +140,8 @@ void require_byte_decoder(const Part& root) {
   if (!root.has("decoder")) return;
   for (const Part& part : parts_of(root.part("decoder"), "decoders")) {
     const std::string type = part.text("type", "");
-    if (type != "ByteLevel" && type != "Fuse") part.refuse("the decoder '" + type + "' does not belong to byte-level BPE");
+    if (type != "ByteLevel" && type != "Fuse")
+      part.refuse("the decoder '" + type + "' does not belong to byte-level BPE");
   }
 }
 
@@ -175,7 +180,8 @@ void read_template(const Part& part, Ends& ends, TokenizerRules& rules, int64_t 
     const Part token = part.part("special_tokens").part(name.c_str());
     const json& ids = token.list("ids");
     int64_t& place = text_came ? ends.eos : ends.bos;
-    if (ids.size() != 1 || place >= 0) part.refuse("more than one special token in front of a text or behind it is not supported");
+    if (ids.size() != 1 || place >= 0)
+      part.refuse("more than one special token in front of a text or behind it is not supported");
     place = token_id(ids[0], limit, token.where());
     (text_came ? rules.adds_eos : rules.adds_bos) = true;
   }
@@ -199,14 +205,15 @@ Ends read_post_processor(const Part& root, TokenizerRules& rules, int64_t limit)
 // Pieces by id.
 std::vector<std::string> read_vocabulary(const Part& model, int64_t limit) {
   const json& vocabulary = model.at("vocab");
-  QALORA_REQUIRE(vocabulary.is_object() && !vocabulary.empty(), DataError, model.where(), ": 'vocab' is ", vocabulary.type_name(),
-                 ", expected an object with pieces and their ids");
+  QALORA_REQUIRE(vocabulary.is_object() && !vocabulary.empty(), DataError, model.where(), ": 'vocab' is ",
+                 vocabulary.type_name(), ", expected an object with pieces and their ids");
   std::vector<std::string> pieces;
   for (const auto& [piece, value] : vocabulary.items()) {
     const int64_t id = token_id(value, limit, model.where() + ": vocab: '" + piece + "'");
     QALORA_REQUIRE(!piece.empty(), DataError, model.where(), ": vocab: a piece without text");
     if (id >= std::ssize(pieces)) pieces.resize(id + 1);
-    QALORA_REQUIRE(pieces[id].empty(), DataError, model.where(), ": vocab: '", pieces[id], "' and '", piece, "' have the same id ", id);
+    QALORA_REQUIRE(pieces[id].empty(), DataError, model.where(), ": vocab: '", pieces[id], "' and '", piece,
+                   "' have the same id ", id);
     pieces[id] = piece;
   }
   return pieces;
@@ -223,7 +230,8 @@ std::pair<std::string, std::string> read_merge(const json& entry, const std::str
     const bool two = blank != std::string::npos && text.find(' ', blank + 1) == std::string::npos;
     if (two) return {text.substr(0, blank), text.substr(blank + 1)};
   }
-  throw DataError(message(where, ": merge ", rank, " is ", shown(entry), "; expected two pieces: \"a b\" or [\"a\", \"b\"]"));
+  throw DataError(
+      message(where, ": merge ", rank, " is ", shown(entry), "; expected two pieces: \"a b\" or [\"a\", \"b\"]"));
 }
 
 std::vector<std::pair<std::string, std::string>> read_merges(const Part& model) {
@@ -243,7 +251,8 @@ int64_t read_unknown(const Part& model, const std::vector<std::string>& pieces) 
 }
 
 void refuse_unsupported(const Part& model) {
-  if (model.has("dropout") && model.at("dropout") != 0) model.refuse("dropout makes its ids random, which is not supported");
+  if (model.has("dropout") && model.at("dropout") != 0)
+    model.refuse("dropout makes its ids random, which is not supported");
   if (!model.text("continuing_subword_prefix", "").empty()) model.refuse("continuing_subword_prefix is not supported");
   if (!model.text("end_of_word_suffix", "").empty()) model.refuse("end_of_word_suffix is not supported");
 }
@@ -263,8 +272,9 @@ std::unique_ptr<TokenModel> read_byte_level(const Part& root, const Part& model,
   return make_byte_level_model(std::move(parts));
 }
 
-// A normalizer that puts U+2581 in front and in place of blanks (older files), or the pre-tokenizer that does so (newer ones). The first
-// acts on every stretch of text between special tokens, the second, with "first", at the beginning of the whole.
+// A normalizer that puts U+2581 in front and in place of blanks (older files), or the pre-tokenizer that does so (newer
+// ones). The first acts on every stretch of text between special tokens, the second, with "first", at the beginning of
+// the whole.
 void read_blank_marks(const Part& root, BlankMarkParts& parts, TokenizerRules& rules) {
   parts.adds_prefix = false;
   bool replaces = false;
@@ -274,19 +284,24 @@ void read_blank_marks(const Part& root, BlankMarkParts& parts, TokenizerRules& r
       const std::string type = part.text("type", "");
       if (type == "Prepend" && part.text("prepend") == kBlankMark && !replaces) {
         parts.adds_prefix = rules.legacy = true;
-      } else if (type == "Replace" && part.part("pattern").text("String", "") == " " && part.text("content") == kBlankMark) {
+      } else if (type == "Replace" && part.part("pattern").text("String", "") == " " &&
+                 part.text("content") == kBlankMark) {
         replaces = true;
       } else {
-        part.refuse("the normalizer '" + type + "' is not supported with byte_fallback (known: Prepend and Replace with U+2581)");
+        part.refuse("the normalizer '" + type +
+                    "' is not supported with byte_fallback (known: Prepend and Replace with U+2581)");
       }
     }
   }
   if (root.has("pre_tokenizer")) {
     const Part part = root.part("pre_tokenizer");
     const std::string scheme = part.text("prepend_scheme", part.flag("add_prefix_space", true) ? "always" : "never");
-    const bool known = part.text("type", "") == "Metaspace" && part.text("replacement", "") == kBlankMark && !part.flag("split", true);
-    if (!known || replaces) part.refuse("the pre_tokenizer is not supported with byte_fallback (known: Metaspace without split)");
-    if (scheme != "first" && scheme != "always" && scheme != "never") part.refuse("prepend_scheme '" + scheme + "' is not known");
+    const bool known =
+        part.text("type", "") == "Metaspace" && part.text("replacement", "") == kBlankMark && !part.flag("split", true);
+    if (!known || replaces)
+      part.refuse("the pre_tokenizer is not supported with byte_fallback (known: Metaspace without split)");
+    if (scheme != "first" && scheme != "always" && scheme != "never")
+      part.refuse("prepend_scheme '" + scheme + "' is not known");
     replaces = parts.prefix_only_without = true;
     parts.adds_prefix = scheme != "never";
     rules.legacy = scheme == "always";
@@ -294,7 +309,8 @@ void read_blank_marks(const Part& root, BlankMarkParts& parts, TokenizerRules& r
   if (!replaces) root.refuse("byte_fallback without U+2581 for blanks is not supported");
 }
 
-std::unique_ptr<TokenModel> read_blank_mark(const Part& root, const Part& model, int64_t limit, const Ends& ends, TokenizerRules& rules) {
+std::unique_ptr<TokenModel> read_blank_mark(const Part& root, const Part& model, int64_t limit, const Ends& ends,
+                                            TokenizerRules& rules) {
   BlankMarkParts parts;
   parts.name = root.where();
   read_blank_marks(root, parts, rules);
@@ -315,7 +331,9 @@ std::unique_ptr<TokenModel> read_blank_mark(const Part& root, const Part& model,
 
 }  // namespace
 
-TokenizerJson read_tokenizer_json(const fs::path& path) { return read_tokenizer_json(io::read_json_file(path), path.string()); }
+TokenizerJson read_tokenizer_json(const fs::path& path) {
+  return read_tokenizer_json(io::read_json_file(path), path.string());
+}
 
 TokenizerJson read_tokenizer_json(const json& file, const std::string& name) {
   const Part root(file, name);

@@ -12,7 +12,8 @@ namespace qalora::text {
 
 struct TokenizerJson {
   std::unique_ptr<TokenModel> model;
-  TokenizerRules rules;  // added tokens, and whether begin and end of sequence are added; what lies beside the file may say more
+  TokenizerRules
+      rules;  // added tokens, and whether begin and end of sequence are added; what lies beside the file may say more
 };
 
 // DataError for everything that would change ids and is not supported.

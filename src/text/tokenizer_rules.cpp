@@ -40,15 +40,16 @@ std::optional<std::string> token_text(const fs::path& path, const json& value, c
     const auto found = value.find("content");
     if (found != value.end()) text = &*found;
   }
-  QALORA_REQUIRE(text->is_string() && !text->get_ref<const std::string&>().empty(), DataError, path.string(), ": '", key,
-                 "' is not a token; expected a string or an object with 'content'");
+  QALORA_REQUIRE(text->is_string() && !text->get_ref<const std::string&>().empty(), DataError, path.string(), ": '",
+                 key, "' is not a token; expected a string or an object with 'content'");
   return text->get<std::string>();
 }
 
 int64_t token_id(const fs::path& path, const json& value, const std::string& key) {
   const bool fits = value.is_number_integer() && value >= 0 && value <= kMaxTokenId;
   QALORA_REQUIRE(fits, DataError, path.string(), ": ", key, " has the id ",
-                 value.dump(-1, ' ', false, json::error_handler_t::replace), "; expected a whole number from 0 to ", kMaxTokenId);
+                 value.dump(-1, ' ', false, json::error_handler_t::replace), "; expected a whole number from 0 to ",
+                 kMaxTokenId);
   return value.get<int64_t>();
 }
 
@@ -64,8 +65,8 @@ void add_token(TokenizerRules& rules, AddedToken token) {
 }
 
 void read_named_tokens(const fs::path& path, const json& object, TokenizerRules& rules) {
-  const std::pair<const char*, std::optional<std::string>*> named[] = {
-      {"bos_token", &rules.bos}, {"eos_token", &rules.eos}};
+  const std::pair<const char*, std::optional<std::string>*> named[] = {{"bos_token", &rules.bos},
+                                                                       {"eos_token", &rules.eos}};
   for (const auto& [key, target] : named) {
     if (!object.contains(key) || *target) continue;
     *target = token_text(path, object[key], key);
@@ -90,9 +91,10 @@ void read_decoder_tokens(const fs::path& path, const json& table, TokenizerRules
   for (const auto& [key, value] : table.items()) {
     int64_t id = -1;
     const auto [end, code] = std::from_chars(key.data(), key.data() + key.size(), id);
-    QALORA_REQUIRE(code == std::errc() && end == key.data() + key.size() && id >= 0 && id <= kMaxTokenId && value.is_object(),
-                   DataError, path.string(), ": 'added_tokens_decoder' has the entry '", key,
-                   "'; expected a token id and an object");
+    QALORA_REQUIRE(
+        code == std::errc() && end == key.data() + key.size() && id >= 0 && id <= kMaxTokenId && value.is_object(),
+        DataError, path.string(), ": 'added_tokens_decoder' has the entry '", key,
+        "'; expected a token id and an object");
     AddedToken token;
     const auto text = token_text(path, value, key);
     QALORA_REQUIRE(text, DataError, path.string(), ": 'added_tokens_decoder' entry ", key, " has no content");
@@ -144,8 +146,10 @@ TokenizerRules read_tokenizer_rules(const fs::path& folder, TokenizerRules rules
     std::error_code unreadable;
     if (fs::exists(folder / name, unreadable)) read(folder / name);
   };
-  when_there("tokenizer_config.json", [&](const fs::path& path) { apply_tokenizer_config(path, read_object(path), rules); });
-  when_there("special_tokens_map.json", [&](const fs::path& path) { read_named_tokens(path, read_object(path), rules); });
+  when_there("tokenizer_config.json",
+             [&](const fs::path& path) { apply_tokenizer_config(path, read_object(path), rules); });
+  when_there("special_tokens_map.json",
+             [&](const fs::path& path) { read_named_tokens(path, read_object(path), rules); });
   when_there("added_tokens.json", [&](const fs::path& path) {
     const json object = read_object(path);
     for (const auto& [content, id] : object.items()) {

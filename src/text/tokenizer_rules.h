@@ -13,10 +13,10 @@ namespace qalora::text {
 
 struct AddedToken {
   std::string content;
-  int64_t id = -1;        // -1: named in special_tokens_map.json only, the id is the piece's
+  int64_t id = -1;  // -1: named in special_tokens_map.json only, the id is the piece's
   bool special = false;
   bool strip_left = false, strip_right = false;  // blanks beside it in the text vanish
-  bool normalized = false;  // it is looked for in the normalised text (tokenizer.json)
+  bool normalized = false;                       // it is looked for in the normalised text (tokenizer.json)
 };
 
 struct TokenizerRules {
@@ -30,8 +30,9 @@ struct TokenizerRules {
   std::string chat_template;
 };
 
-// Reads tokenizer_config.json, special_tokens_map.json, added_tokens.json, generation_config.json and chat_template.jinja,
-// each when it is there. DataError names the file and the key for a wrong type. rules: what the model's own file says.
+// Reads tokenizer_config.json, special_tokens_map.json, added_tokens.json, generation_config.json and
+// chat_template.jinja, each when it is there. DataError names the file and the key for a wrong type. rules: what the
+// model's own file says.
 TokenizerRules read_tokenizer_rules(const fs::path& folder, TokenizerRules rules = {});
 // The same from the contents of a tokenizer_config.json; `path` for messages.
 void apply_tokenizer_config(const fs::path& path, const nlohmann::json& config, TokenizerRules& rules);

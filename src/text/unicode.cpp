@@ -37,7 +37,8 @@ bool is_ascii(std::string_view text) {
 
 bool is_white_space(std::string_view character) {
   utf8proc_int32_t code = -1;
-  utf8proc_iterate(reinterpret_cast<const utf8proc_uint8_t*>(character.data()), static_cast<utf8proc_ssize_t>(character.size()), &code);
+  utf8proc_iterate(reinterpret_cast<const utf8proc_uint8_t*>(character.data()),
+                   static_cast<utf8proc_ssize_t>(character.size()), &code);
   if ((code >= 0x09 && code <= 0x0d) || code == 0x85) return true;  // controls, whose category says nothing of it
   const utf8proc_category_t category = code < 0 ? UTF8PROC_CATEGORY_CN : utf8proc_category(code);
   return category == UTF8PROC_CATEGORY_ZS || category == UTF8PROC_CATEGORY_ZL || category == UTF8PROC_CATEGORY_ZP;
@@ -69,7 +70,8 @@ size_t white_space_at_front(std::string_view text) {
 }
 
 size_t white_space_at_back(std::string_view text) {
-  for (size_t length = 1; length <= std::min<size_t>(3, text.size()); ++length) {  // white space takes three bytes at most
+  for (size_t length = 1; length <= std::min<size_t>(3, text.size());
+       ++length) {  // white space takes three bytes at most
     const std::string_view last = text.substr(text.size() - length);
     if (utf8_character(last) == length) return is_white_space(last) ? length : 0;
   }

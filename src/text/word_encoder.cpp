@@ -22,7 +22,8 @@ bool cuts_at_blanks(const sentencepiece::SentencePieceProcessor& processor) {
   return true;
 }
 
-// Where the word that begins at `begin` ends: in front of the next run of blanks. The mark itself counts as a blank too.
+// Where the word that begins at `begin` ends: in front of the next run of blanks. The mark itself counts as a blank
+// too.
 size_t word_end(std::string_view text, size_t begin) {
   size_t at = text.find_first_not_of(' ', begin);
   do {
@@ -37,7 +38,8 @@ size_t word_end(std::string_view text, size_t begin) {
 }  // namespace
 
 WordEncoder::WordEncoder(const sentencepiece::SentencePieceProcessor& processor, bool context_free)
-    : processor_(processor), by_words_(context_free && cuts_at_blanks(processor)) {}
+    : processor_(processor),
+      by_words_(context_free && cuts_at_blanks(processor)) {}
 
 std::string WordEncoder::append_whole(std::string_view text, std::vector<int64_t>& ids) const {
   std::vector<int> found;

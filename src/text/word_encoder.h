@@ -17,8 +17,8 @@ namespace qalora::text {
 
 inline constexpr std::string_view kBlankMark = "\u2581";  // how SentencePiece writes a blank inside a piece
 
-// BPE joins neighbours only into pieces of the vocabulary. Where no piece has a blank behind another character (LLaMA's has
-// none), nothing is ever joined across the front of a run of blanks, so the text may be cut there.
+// BPE joins neighbours only into pieces of the vocabulary. Where no piece has a blank behind another character (LLaMA's
+// has none), nothing is ever joined across the front of a run of blanks, so the text may be cut there.
 class WordEncoder {
  public:
   // processor: adds no dummy prefix. context_free: see SentencePieceFile; without it texts are encoded whole.

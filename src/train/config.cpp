@@ -20,15 +20,18 @@ class Problems {
     for (const std::string& candidate : allowed) {
       if (candidate == value) return;
     }
-    list_.push_back(message(key, " is '", value, "', expected one of ", join(allowed, ", "), did_you_mean(value, allowed)));
+    list_.push_back(
+        message(key, " is '", value, "', expected one of ", join(allowed, ", "), did_you_mean(value, allowed)));
   }
 
   void at_least(const char* key, int64_t value, int64_t least) {
-    require(value >= least && value <= (int64_t{1} << 40), message(key, " is ", value, ", expected ", least, " or more"));
+    require(value >= least && value <= (int64_t{1} << 40),
+            message(key, " is ", value, ", expected ", least, " or more"));
   }
 
   void in_range(const char* key, double value, double low, double high) {
-    require(std::isfinite(value) && value >= low && value <= high, message(key, " is ", value, ", expected ", low, " to ", high));
+    require(std::isfinite(value) && value >= low && value <= high,
+            message(key, " is ", value, ", expected ", low, " to ", high));
   }
 
   std::vector<std::string> take() { return std::move(list_); }
@@ -38,7 +41,8 @@ class Problems {
 };
 
 const std::vector<std::string>& projections() {
-  static const std::vector<std::string> names = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
+  static const std::vector<std::string> names = {"q_proj",    "k_proj",  "v_proj",   "o_proj",
+                                                 "gate_proj", "up_proj", "down_proj"};
   return names;
 }
 
@@ -50,7 +54,8 @@ void check_combinations(const TrainConfig& c, Problems& problems) {
   problems.require(c.eval_interval == 0 || c.eval_examples > 0 || !c.eval_data.empty(),
                    "eval_interval is set, but neither eval_data nor eval_examples says what to evaluate on");
   problems.require(c.eval_data.empty() || c.eval_examples == 0, "eval_data and eval_examples exclude each other");
-  problems.require(!c.group_by_length || !c.packing, "group_by_length and packing exclude each other: packed rows have one length");
+  problems.require(!c.group_by_length || !c.packing,
+                   "group_by_length and packing exclude each other: packed rows have one length");
   problems.require(!c.group_by_length || c.shuffle, "group_by_length needs shuffle = true");
 }
 
@@ -90,7 +95,8 @@ std::vector<std::string> validate(const TrainConfig& c) {
   problems.in_range("adam_epsilon", c.adam_epsilon, 1e-30, 1);
   problems.require(!c.targets.empty(), "targets is empty: name at least one of " + join(projections(), ", "));
   for (const std::string& target : c.targets) problems.one_of("targets", target, projections());
-  problems.require(std::set<std::string>(c.targets.begin(), c.targets.end()).size() == c.targets.size(), "targets names a layer twice");
+  problems.require(std::set<std::string>(c.targets.begin(), c.targets.end()).size() == c.targets.size(),
+                   "targets names a layer twice");
   check_combinations(c, problems);
   return problems.take();
 }

@@ -25,14 +25,15 @@ constexpr int64_t kCachedIds = int64_t{8} << 20;
 
 void require_tokenizer(const text::Dataset& dataset, const text::Tokenizer* tokenizer, const TrainConfig& config) {
   QALORA_REQUIRE(tokenizer != nullptr || dataset.format() == text::DataFormat::kTokens, UserError, config.model,
-                 ": has no tokenizer.model or tokenizer.json, which ", dataset.path().string(), " (data_format '", text::data_format_name(dataset.format()),
-                 "') needs; only data_format 'tokens' goes without");
+                 ": has no tokenizer.model or tokenizer.json, which ", dataset.path().string(), " (data_format '",
+                 text::data_format_name(dataset.format()), "') needs; only data_format 'tokens' goes without");
 }
 
 // Why the example cannot be trained on, or "".
 std::string id_fault(const text::Example& example, int64_t vocab_size) {
   for (const int64_t id : example.input_ids) {
-    if (id < 0 || id >= vocab_size) return message("token id ", id, " is outside the model's vocabulary of ", vocab_size);
+    if (id < 0 || id >= vocab_size)
+      return message("token id ", id, " is outside the model's vocabulary of ", vocab_size);
   }
   for (const int64_t id : example.labels) {
     const bool known = id == text::kIgnore || (id >= 0 && id < vocab_size);
@@ -44,7 +45,8 @@ std::string id_fault(const text::Example& example, int64_t vocab_size) {
 }  // namespace
 
 TrainingData::TrainingData(const TrainConfig& config, const text::Tokenizer* tokenizer, int64_t vocab_size)
-    : config_(config), tokenizer_(tokenizer) {
+    : config_(config),
+      tokenizer_(tokenizer) {
   options_.kind = text::parse_template(config.template_name);
   options_.sequence_length = config.sequence_length;
   options_.source_length = config.source_length;
@@ -56,9 +58,9 @@ TrainingData::TrainingData(const TrainConfig& config, const text::Tokenizer* tok
   measure(vocab_size);
   hold_out();
   if (separate_.dataset) measure_held_out(vocab_size);
-  QALORA_REQUIRE(!used_.empty(), DataError, config.data, ": none of its ", report_.records, " records is left to train on (",
-                 report_.without_target, " without a target within sequence_length ", config.sequence_length, ", ", report_.bad_records,
-                 " bad, ", report_.held_out, " held out)");
+  QALORA_REQUIRE(!used_.empty(), DataError, config.data, ": none of its ", report_.records,
+                 " records is left to train on (", report_.without_target, " without a target within sequence_length ",
+                 config.sequence_length, ", ", report_.bad_records, " bad, ", report_.held_out, " held out)");
 }
 
 void TrainingData::say_chat_style() const {
@@ -66,13 +68,14 @@ void TrainingData::say_chat_style() const {
   if (format == text::DataFormat::kTokens || format == text::DataFormat::kText) return;  // no template comes near them
   const std::string name = text::chat_template_name(*tokenizer_);
   if (!name.empty()) return log::info(message("template chat: ", config_.model, " has ", name, "'s"));
-  log::warn(message("template chat: ", config_.model, " has no chat_template; turns are written with \"### Human:\" and ",
-                    "\"### Assistant:\""));
+  log::warn(message("template chat: ", config_.model,
+                    " has no chat_template; turns are written with \"### Human:\" and ", "\"### Assistant:\""));
 }
 
 TrainingData::Source TrainingData::open(const std::string& path) const {
   Source source;
-  source.dataset = std::make_unique<text::Dataset>(path, text::parse_data_format(config_.data_format), config_.skip_bad_records);
+  source.dataset =
+      std::make_unique<text::Dataset>(path, text::parse_data_format(config_.data_format), config_.skip_bad_records);
   require_tokenizer(*source.dataset, tokenizer_, config_);
   return source;
 }
@@ -119,7 +122,8 @@ void TrainingData::measure(int64_t vocab_size) {
   report_.records = training_.dataset->size() + std::ssize(training_.dataset->bad()) - report_.bad_records;
   used_.resize(pieces.size());
   std::iota(used_.begin(), used_.end(), 0);
-  report_.split_texts = std::count_if(pieces.begin(), pieces.end(), [](const Piece& piece) { return piece.window == 1; });
+  report_.split_texts =
+      std::count_if(pieces.begin(), pieces.end(), [](const Piece& piece) { return piece.window == 1; });
   if (pieces.empty()) return;
   std::vector<int32_t> sorted;
   for (const Piece& piece : pieces) sorted.push_back(piece.length);
@@ -132,8 +136,8 @@ void TrainingData::measure(int64_t vocab_size) {
 void TrainingData::hold_out() {
   if (config_.eval_examples > 0) {
     const int64_t count = std::ssize(used_);
-    QALORA_REQUIRE(config_.eval_examples < count, UserError, "eval_examples is ", config_.eval_examples, ", but ", config_.data,
-                   " has only ", count, " examples; keep some for training");
+    QALORA_REQUIRE(config_.eval_examples < count, UserError, "eval_examples is ", config_.eval_examples, ", but ",
+                   config_.data, " has only ", count, " examples; keep some for training");
     const auto order = tensor::RandomStream(static_cast<uint64_t>(config_.seed), "held-out").permutation(count);
     for (int64_t i = 0; i < config_.eval_examples; ++i) held_out_.push_back(used_[order[i]]);
     std::sort(held_out_.begin(), held_out_.end());
@@ -155,7 +159,8 @@ void TrainingData::measure_held_out(int64_t vocab_size) {
   std::iota(held_out_.begin(), held_out_.end(), 0);
   QALORA_REQUIRE(!held_out_.empty(), DataError, config_.eval_data, ": none of its ", separate_.dataset->size(),
                  " records has a token to score within sequence_length ", config_.sequence_length);
-  if (!bad.empty()) log::warn(message(config_.eval_data, ": ", bad.size(), " bad records skipped, the first in line ", bad[0].line));
+  if (!bad.empty())
+    log::warn(message(config_.eval_data, ": ", bad.size(), " bad records skipped, the first in line ", bad[0].line));
   separate_.dataset->fingerprint();  // so that a file only touched during the run is told from a changed one
   report_.held_out = std::ssize(held_out_);
 }
@@ -197,7 +202,8 @@ const TrainingData::Rows& TrainingData::epoch_rows(int64_t epoch) const {
     const int64_t span = kGroupedBatches * config_.batch_size;
     for (int64_t begin = 0; begin < static_cast<int64_t>(order.size()); begin += span) {
       const int64_t end = std::min<int64_t>(begin + span, static_cast<int64_t>(order.size()));
-      std::stable_sort(order.begin() + begin, order.begin() + end, [&](int64_t a, int64_t b) { return length_of(a) > length_of(b); });
+      std::stable_sort(order.begin() + begin, order.begin() + end,
+                       [&](int64_t a, int64_t b) { return length_of(a) > length_of(b); });
     }
   }
   Rows rows;
@@ -220,7 +226,8 @@ const std::vector<int64_t>& TrainingData::row(int64_t row) const {
   while (epoch_begin_.back() <= row) {
     const int64_t epoch = static_cast<int64_t>(epoch_begin_.size()) - 1;
     // Without packing every epoch has the same number of rows; with it the plan must be made to know.
-    const int64_t rows = config_.packing ? static_cast<int64_t>(epoch_rows(epoch).size()) : static_cast<int64_t>(used_.size());
+    const int64_t rows =
+        config_.packing ? static_cast<int64_t>(epoch_rows(epoch).size()) : static_cast<int64_t>(used_.size());
     epoch_begin_.push_back(epoch_begin_.back() + rows);
   }
   const auto after = std::upper_bound(epoch_begin_.begin(), epoch_begin_.end(), row);
@@ -240,9 +247,11 @@ text::Batch TrainingData::make_batch(const std::vector<std::vector<int64_t>>& ro
   std::vector<text::Example> examples;
   for (const std::vector<int64_t>& row : rows) examples.push_back(example_of(training_, row.at(0)));
   int64_t longest = 0;
-  for (const text::Example& example : examples) longest = std::max(longest, static_cast<int64_t>(example.input_ids.size()));
+  for (const text::Example& example : examples)
+    longest = std::max(longest, static_cast<int64_t>(example.input_ids.size()));
   // Not beyond sequence_length, which the model's context bounds.
-  return text::pad_batch(examples, ceil_div(longest, kPadMultiple) * kPadMultiple <= config_.sequence_length ? kPadMultiple : 1);
+  return text::pad_batch(examples,
+                         ceil_div(longest, kPadMultiple) * kPadMultiple <= config_.sequence_length ? kPadMultiple : 1);
 }
 
 std::vector<text::Batch> TrainingData::step(int64_t step) const {
@@ -258,7 +267,8 @@ std::vector<text::Batch> TrainingData::step(int64_t step) const {
 std::vector<int64_t> TrainingData::lines(int64_t step) const {
   std::vector<int64_t> result;
   for (int64_t i = 0; i < config_.batch_size; ++i) {
-    for (const int64_t index : row(step * config_.batch_size + i)) result.push_back(dataset().line(training_.pieces[index].record));
+    for (const int64_t index : row(step * config_.batch_size + i))
+      result.push_back(dataset().line(training_.pieces[index].record));
   }
   return result;
 }
@@ -276,7 +286,8 @@ text::Batch TrainingData::held_out_batch(int64_t index) const {
 text::Example TrainingData::first_example() const { return example_of(training_, used_.front()); }
 
 double TrainingData::epochs(int64_t steps) const {
-  const int64_t rows = config_.packing ? static_cast<int64_t>(epoch_rows(0).size()) : static_cast<int64_t>(used_.size());
+  const int64_t rows =
+      config_.packing ? static_cast<int64_t>(epoch_rows(0).size()) : static_cast<int64_t>(used_.size());
   return static_cast<double>(steps * config_.batch_size) / static_cast<double>(rows);
 }
 

@@ -9,15 +9,18 @@ namespace qalora::train {
 
 namespace {
 
-// The example's text cut where training begins and ends. Each part is what decoding everything up to its end adds: decoded
-// alone it would lose a blank at its front.
+// The example's text cut where training begins and ends. Each part is what decoding everything up to its end adds:
+// decoded alone it would lose a blank at its front.
 std::vector<ExampleSpan> spans_of(const text::Tokenizer& tokenizer, const text::Example& example) {
-  const auto trained = [&](size_t i) { return i > 0 && example.labels[i] != text::kIgnore; };  // nothing predicts the first token
+  const auto trained = [&](size_t i) {
+    return i > 0 && example.labels[i] != text::kIgnore;
+  };  // nothing predicts the first token
   std::vector<ExampleSpan> spans;
   size_t shown = 0;
   for (size_t begin = 0, end = 0; begin < example.input_ids.size(); begin = end) {
     while (end < example.input_ids.size() && trained(end) == trained(begin)) ++end;
-    const std::vector<int64_t> so_far(example.input_ids.begin(), example.input_ids.begin() + static_cast<std::ptrdiff_t>(end));
+    const std::vector<int64_t> so_far(example.input_ids.begin(),
+                                      example.input_ids.begin() + static_cast<std::ptrdiff_t>(end));
     const std::string text = tokenizer.decode(so_far, /*skip_special=*/false);
     spans.push_back({trained(begin), text.substr(std::min(shown, text.size()))});
     shown = text.size();
@@ -44,7 +47,8 @@ DryRun dry_run(const TrainConfig& config, const RunOptions& options) {
   if (prepared.tokenizer) result.example_spans = spans_of(*prepared.tokenizer, example);
   const Workload workload = expected_workload(prepared.model, config, options.compute, options.device);
   TrainConfig resolved = config;
-  if (config.micro_batch_size == 0) resolved.micro_batch_size = largest_micro_batch(workload, config, data, /*weights_loaded=*/false);
+  if (config.micro_batch_size == 0)
+    resolved.micro_batch_size = largest_micro_batch(workload, config, data, /*weights_loaded=*/false);
   result.micro_batch_size = resolved.micro_batch_size;
   result.estimate = estimate_run(workload, resolved, data, config.steps);
   return result;

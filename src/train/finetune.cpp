@@ -18,13 +18,24 @@ using nlohmann::json;
 namespace {
 
 json report_json(const DataReport& report) {
-  return {{"records", report.records}, {"bad_records", report.bad_records}, {"examples", report.examples}, {"held_out", report.held_out},
-          {"cut", report.cut}, {"cut_tokens", report.cut_tokens}, {"without_target", report.without_target}, {"tokens", report.tokens},
-          {"trained_tokens", report.trained_tokens}, {"median_length", report.median_length}, {"p95_length", report.p95_length},
-          {"longest", report.longest}, {"split_texts", report.split_texts}, {"windows", report.windows}};
+  return {{"records", report.records},
+          {"bad_records", report.bad_records},
+          {"examples", report.examples},
+          {"held_out", report.held_out},
+          {"cut", report.cut},
+          {"cut_tokens", report.cut_tokens},
+          {"without_target", report.without_target},
+          {"tokens", report.tokens},
+          {"trained_tokens", report.trained_tokens},
+          {"median_length", report.median_length},
+          {"p95_length", report.p95_length},
+          {"longest", report.longest},
+          {"split_texts", report.split_texts},
+          {"windows", report.windows}};
 }
 
-// True when `read` got through; a checkpoint that is damaged or lacks a file is named, so that the one before it is taken.
+// True when `read` got through; a checkpoint that is damaged or lacks a file is named, so that the one before it is
+// taken.
 template <typename F>
 bool readable(const fs::path& path, F read) {
   std::string reason;
@@ -41,19 +52,19 @@ bool readable(const fs::path& path, F read) {
 }
 
 void require_steps_left(const std::string& source, const TrainConfig& config, int64_t step) {
-  QALORA_REQUIRE(config.steps >= step, UserError, "steps is ", config.steps, ", but the run stands at step ", step, " already (", source,
-                 "); give ", step, " or more");
+  QALORA_REQUIRE(config.steps >= step, UserError, "steps is ", config.steps, ", but the run stands at step ", step,
+                 " already (", source, "); give ", step, " or more");
 }
 
 void warn_threads(int64_t before) {
   if (before == tensor::threads()) return;
-  log::warn(message("the run so far used ", before, " threads, now ", tensor::threads(), ": sums will be rounded differently; give --threads ",
-                    before, " to continue it exactly"));
+  log::warn(message("the run so far used ", before, " threads, now ", tensor::threads(),
+                    ": sums will be rounded differently; give --threads ", before, " to continue it exactly"));
 }
 
 // From the newest checkpoint that can be read. Another run's is refused, not passed over.
-TrainState resume_from(const RunFolder& folder, const TrainConfig& config, const RunIdentity& identity, TrainingSubject& subject,
-                       AdamW& optimizer) {
+TrainState resume_from(const RunFolder& folder, const TrainConfig& config, const RunIdentity& identity,
+                       TrainingSubject& subject, AdamW& optimizer) {
   std::vector<int64_t> steps = folder.checkpoints();
   for (; !steps.empty(); steps.pop_back()) {
     const fs::path path = folder.checkpoint_path(steps.back());
@@ -69,14 +80,17 @@ TrainState resume_from(const RunFolder& folder, const TrainConfig& config, const
     warn_threads(saved.threads);
     return saved.state;
   }
-  throw UserError(message(folder.path().string(), ": holds no complete checkpoint; leave --resume out and start over with --force"));
+  throw UserError(message(folder.path().string(),
+                          ": holds no complete checkpoint; leave --resume out and start over with --force"));
 }
 
 void log_estimate(const TrainConfig& config, const TrainingData& data, const Estimate& estimate, int64_t first_step) {
   log::info("memory: " + estimate.memory_text());
   log::info(message("time: ", estimate.time_text(), " for ", config.steps - first_step, " steps (",
-                    format_fixed(data.epochs(config.steps), 2), " epochs in all); the progress line knows better after a few steps"));
-  if (!estimate.fits()) log::warn("this may not fit: lower micro_batch_size or sequence_length, or set gradient_checkpointing = true");
+                    format_fixed(data.epochs(config.steps), 2),
+                    " epochs in all); the progress line knows better after a few steps"));
+  if (!estimate.fits())
+    log::warn("this may not fit: lower micro_batch_size or sequence_length, or set gradient_checkpointing = true");
 }
 
 Workload workload_of(const TrainingSubject& subject) {
@@ -84,49 +98,67 @@ Workload workload_of(const TrainingSubject& subject) {
   return {model.config, model.compute, model.weight_bytes(), subject.trained_elements(), model.device()};
 }
 
-// Each weight is dequantised for a product forward and one backward of every micro-batch, and once more where it is recomputed. Two 16-bit copies
-// of all of them, where the device has room for them beside the run itself, are written once a step instead.
+// Each weight is dequantised for a product forward and one backward of every micro-batch, and once more where it is
+// recomputed. Two 16-bit copies of all of them, where the device has room for them beside the run itself, are written
+// once a step instead.
 void keep_panels_if_it_pays(const TrainConfig& config, const TrainingData& data, TrainingSubject& subject) {
   const c10::Device device = subject.model().device();
   const bool pays = config.batch_size > config.micro_batch_size || config.gradient_checkpointing;
-  if (device.is_cpu() || config.method != "qalora" || config.dropout > 0 || !pays || subject.model().compute == at::kFloat) return;
+  if (device.is_cpu() || config.method != "qalora" || config.dropout > 0 || !pays ||
+      subject.model().compute == at::kFloat)
+    return;
   uint64_t copies = 0;
   for (const model::Linear* linear : subject.model().linears()) {
     if (linear->tiled() == nullptr) continue;
-    copies += static_cast<uint64_t>(linear->out_features() * 2 * (2 * linear->in_features() + 2 * linear->groups() + 8));
+    copies +=
+        static_cast<uint64_t>(linear->out_features() * 2 * (2 * linear->in_features() + 2 * linear->groups() + 8));
   }
   const Workload workload = workload_of(subject);
   const int64_t length = config.packing ? config.sequence_length : data.report().longest;
   const MemoryEstimate memory = estimate_memory(workload, config, config.micro_batch_size, length);
   const uint64_t needed = memory.total() - memory.loaded + copies;
-  if (static_cast<double>(needed) > 0.8 * static_cast<double>(tensor::accelerator()->memory(device.index()).free)) return;
+  if (static_cast<double>(needed) > 0.8 * static_cast<double>(tensor::accelerator()->memory(device.index()).free))
+    return;
   for (model::Linear* linear : subject.model().linears()) linear->keep_panels(true);
-  log::info(message("memory: ", format_bytes(copies), " more for 16-bit copies of the weights, which are then dequantised once a step"));
+  log::info(message("memory: ", format_bytes(copies),
+                    " more for 16-bit copies of the weights, which are then dequantised once a step"));
 }
 
-json start_event(const TrainConfig& config, const TrainingData& data, const TrainingSubject& subject, int64_t first_step) {
+json start_event(const TrainConfig& config, const TrainingData& data, const TrainingSubject& subject,
+                 int64_t first_step) {
   const Workload workload = workload_of(subject);
   Estimate estimate = estimate_run(workload, config, data, config.steps - first_step);
   estimate.weights_loaded = true;
   if (first_step < config.steps) log_estimate(config, data, estimate, first_step);
-  return {{"event", "start"}, {"step", first_step}, {"steps", config.steps}, {"method", config.method},
-          {"data", report_json(data.report())}, {"data_format", text::data_format_name(data.dataset().format())},
-          {"dtype", tensor::dtype_name(workload.compute)}, {"device", workload.device.str()}, {"threads", tensor::threads()},
+  return {{"event", "start"},
+          {"step", first_step},
+          {"steps", config.steps},
+          {"method", config.method},
+          {"data", report_json(data.report())},
+          {"data_format", text::data_format_name(data.dataset().format())},
+          {"dtype", tensor::dtype_name(workload.compute)},
+          {"device", workload.device.str()},
+          {"threads", tensor::threads()},
           {"micro_batch_size", config.micro_batch_size},
-          {"trained_parameters", subject.trained_elements()}, {"epochs", data.epochs(config.steps)},
-          {"estimated_memory_bytes", estimate.memory.total()}, {"estimated_seconds", estimate.seconds}};
+          {"trained_parameters", subject.trained_elements()},
+          {"epochs", data.epochs(config.steps)},
+          {"estimated_memory_bytes", estimate.memory.total()},
+          {"estimated_seconds", estimate.seconds}};
 }
 
 void log_data(const TrainConfig& config, const TrainingData& data) {
   const DataReport& report = data.report();
-  log::info(message(config.data, ": ", format_count(report.examples), " examples (format ", text::data_format_name(data.dataset().format()),
-                    data.dataset().detected() ? ", detected" : "", "), ", report.cut, " cut to ", config.sequence_length, " tokens, ",
-                    report.split_texts > 0 ? message(report.split_texts, " long texts in ", report.windows, " windows, ") : "",
-                    report.without_target, " without a target left out, ", report.bad_records, " bad ones skipped, ", report.held_out,
-                    " held out"));
+  log::info(message(
+      config.data, ": ", format_count(report.examples), " examples (format ",
+      text::data_format_name(data.dataset().format()), data.dataset().detected() ? ", detected" : "", "), ", report.cut,
+      " cut to ", config.sequence_length, " tokens, ",
+      report.split_texts > 0 ? message(report.split_texts, " long texts in ", report.windows, " windows, ") : "",
+      report.without_target, " without a target left out, ", report.bad_records, " bad ones skipped, ", report.held_out,
+      " held out"));
 }
 
-// For two checkpoints (the new one is written before an old one goes) of weights and both moments: IoError now, not after hours.
+// For two checkpoints (the new one is written before an old one goes) of weights and both moments: IoError now, not
+// after hours.
 void require_room(const RunFolder& folder, const TrainingSubject& subject) {
   const uint64_t checkpoint = 12 * static_cast<uint64_t>(subject.trained_elements());
   const AtomicFolder probe(folder.checkpoint_path(0), /*replace=*/true, 2 * checkpoint);
@@ -138,7 +170,9 @@ int64_t saved_micro_batch(const RunFolder& folder) {
   std::vector<int64_t> steps = folder.checkpoints();
   for (; !steps.empty(); steps.pop_back()) {
     SavedState saved;
-    if (!readable(folder.checkpoint_path(steps.back()), [&] { saved = read_state(folder.checkpoint_path(steps.back())); })) continue;
+    if (!readable(folder.checkpoint_path(steps.back()),
+                  [&] { saved = read_state(folder.checkpoint_path(steps.back())); }))
+      continue;
     for (const std::string& setting : saved.identity.settings) {
       if (setting.starts_with(key)) return std::max<int64_t>(0, std::atoll(setting.c_str() + key.size()));
     }
@@ -147,13 +181,16 @@ int64_t saved_micro_batch(const RunFolder& folder) {
 }
 
 // micro_batch_size = 0: as many rows as fit, or as the resumed run had.
-void choose_micro_batch(TrainConfig& config, TrainingData& data, const TrainingSubject& subject, const RunFolder& folder, bool resume) {
+void choose_micro_batch(TrainConfig& config, TrainingData& data, const TrainingSubject& subject,
+                        const RunFolder& folder, bool resume) {
   if (config.micro_batch_size != 0) return;
   config.micro_batch_size = resume ? saved_micro_batch(folder) : 0;
   const bool usable = config.micro_batch_size > 0 && config.batch_size % config.micro_batch_size == 0;
-  if (!usable) config.micro_batch_size = largest_micro_batch(workload_of(subject), config, data, /*weights_loaded=*/true);
+  if (!usable)
+    config.micro_batch_size = largest_micro_batch(workload_of(subject), config, data, /*weights_loaded=*/true);
   data.set_micro_batch_size(config.micro_batch_size);
-  log::info(message("micro_batch_size: ", config.micro_batch_size, usable ? " rows, as the run began" : " rows fit into the free memory"));
+  log::info(message("micro_batch_size: ", config.micro_batch_size,
+                    usable ? " rows, as the run began" : " rows fit into the free memory"));
 }
 
 }  // namespace
@@ -165,10 +202,12 @@ void finetune(const TrainConfig& asked, const RunOptions& options) {
   TrainingData data(config, prepared.tokenizer_or_null(), prepared.model.vocab_size);
   log_data(config, data);
   TrainingSubject subject(config, options.compute, options.device);
-  AdamW optimizer(subject.parameters(), {config.adam_beta1, config.adam_beta2, config.adam_epsilon, config.weight_decay});
+  AdamW optimizer(subject.parameters(),
+                  {config.adam_beta1, config.adam_beta2, config.adam_epsilon, config.weight_decay});
   const RunFolder folder(config.out, options.resume, options.force, options.resolved_config);
   choose_micro_batch(config, data, subject, folder, options.resume);
-  const RunIdentity identity{data.fingerprint(), subject.base_fingerprint(), prepared.tokenizer ? prepared.tokenizer->fingerprint() : "",
+  const RunIdentity identity{data.fingerprint(), subject.base_fingerprint(),
+                             prepared.tokenizer ? prepared.tokenizer->fingerprint() : "",
                              subject.initial_adapter_fingerprint(), decisive_settings(config, options.compute)};
   TrainState state;
   if (options.resume) {

@@ -56,21 +56,23 @@ double tick_distance(double span) {
 std::string line(const std::vector<Point>& points, const Scale& x, const Scale& y, const std::string& style) {
   std::ostringstream out;
   out << "<polyline fill=\"none\" " << style << " points=\"";
-  for (const Point& point : points) out << format_fixed(x.at(point.step), 1) << "," << format_fixed(y.at(point.loss), 1) << " ";
+  for (const Point& point : points)
+    out << format_fixed(x.at(point.step), 1) << "," << format_fixed(y.at(point.loss), 1) << " ";
   out << "\"/>\n";
   return out.str();
 }
 
 std::string text(double x, double y, const std::string& anchor, const std::string& content) {
-  return "<text x=\"" + format_fixed(x, 1) + "\" y=\"" + format_fixed(y, 1) + "\" text-anchor=\"" + anchor + "\">" + content + "</text>\n";
+  return "<text x=\"" + format_fixed(x, 1) + "\" y=\"" + format_fixed(y, 1) + "\" text-anchor=\"" + anchor + "\">" +
+         content + "</text>\n";
 }
 
 std::string axes(const Scale& x, const Scale& y) {
   std::ostringstream out;
   const double dy = tick_distance(y.high - y.low), dx = tick_distance(x.high - x.low);
   for (double value = std::ceil(y.low / dy) * dy; value <= y.high; value += dy) {
-    out << "<line x1=\"" << kLeft << "\" x2=\"" << kWidth - kRight << "\" y1=\"" << format_fixed(y.at(value), 1) << "\" y2=\""
-        << format_fixed(y.at(value), 1) << "\" stroke=\"#ddd\"/>\n";
+    out << "<line x1=\"" << kLeft << "\" x2=\"" << kWidth - kRight << "\" y1=\"" << format_fixed(y.at(value), 1)
+        << "\" y2=\"" << format_fixed(y.at(value), 1) << "\" stroke=\"#ddd\"/>\n";
     out << text(kLeft - 8, y.at(value) + 4, "end", format_number(std::round(value * 1e6) / 1e6));
   }
   for (double value = std::ceil(x.low / dx) * dx; value <= x.high; value += dx) {
@@ -105,14 +107,17 @@ std::string loss_curve_svg(const std::vector<nlohmann::json>& events, const std:
   std::vector<Point> all = train;
   all.insert(all.end(), held_out.begin(), held_out.end());
   const auto by_loss = [](const Point& a, const Point& b) { return a.loss < b.loss; };
-  const double lowest = std::min_element(all.begin(), all.end(), by_loss)->loss, highest = std::max_element(all.begin(), all.end(), by_loss)->loss;
+  const double lowest = std::min_element(all.begin(), all.end(), by_loss)->loss,
+               highest = std::max_element(all.begin(), all.end(), by_loss)->loss;
   const double margin = std::max(0.05 * (highest - lowest), 1e-6);
   const Scale x{train.front().step, std::max(train.back().step, train.front().step + 1), kLeft, kWidth - kRight};
   const Scale y{lowest - margin, highest + margin, kHeight - kBottom, kTop};
-  out << axes(x, y) << line(train, x, y, "stroke=\"#9ecae1\" stroke-width=\"1\"") << line(smoothed(train), x, y, "stroke=\"#08519c\" stroke-width=\"2\"");
+  out << axes(x, y) << line(train, x, y, "stroke=\"#9ecae1\" stroke-width=\"1\"")
+      << line(smoothed(train), x, y, "stroke=\"#08519c\" stroke-width=\"2\"");
   if (!held_out.empty()) out << line(held_out, x, y, "stroke=\"#d94801\" stroke-width=\"2\"");
   for (const Point& point : held_out) {
-    out << "<circle r=\"3\" fill=\"#d94801\" cx=\"" << format_fixed(x.at(point.step), 1) << "\" cy=\"" << format_fixed(y.at(point.loss), 1) << "\"/>\n";
+    out << "<circle r=\"3\" fill=\"#d94801\" cx=\"" << format_fixed(x.at(point.step), 1) << "\" cy=\""
+        << format_fixed(y.at(point.loss), 1) << "\"/>\n";
   }
   out << "<g fill=\"#08519c\">" << text(kWidth - kRight, 22, "end", "training loss") << "</g>\n";
   if (!held_out.empty()) out << "<g fill=\"#d94801\">" << text(kWidth - kRight, 36, "end", "held-out loss") << "</g>\n";

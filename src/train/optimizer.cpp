@@ -9,7 +9,9 @@
 
 namespace qalora::train {
 
-AdamW::AdamW(std::vector<Parameter> parameters, AdamWOptions options) : parameters_(std::move(parameters)), options_(options) {
+AdamW::AdamW(std::vector<Parameter> parameters, AdamWOptions options)
+    : parameters_(std::move(parameters)),
+      options_(options) {
   for (const Parameter& parameter : parameters_) {
     exp_avg_.push_back(at::zeros_like(parameter.value.detach()));
     exp_avg_sq_.push_back(at::zeros_like(parameter.value.detach()));
@@ -67,11 +69,13 @@ void AdamW::fused_step(double learning_rate) {
       squares.push_back(exp_avg_sq_[i]);
     }
     if (values.empty()) continue;
-    const at::Tensor updates = at::full({}, static_cast<double>(updates_), values.front().options().dtype(at::kFloat).requires_grad(false));
+    const at::Tensor updates =
+        at::full({}, static_cast<double>(updates_), values.front().options().dtype(at::kFloat).requires_grad(false));
     const std::vector<at::Tensor> steps(values.size(), updates);
     at::_fused_adamw_(values, gradients, averages, squares, {}, steps, learning_rate, options_.beta1, options_.beta2,
                       decays ? options_.weight_decay : 0.0, options_.epsilon, /*amsgrad=*/false, /*maximize=*/false);
-    // The operator returns nothing, so LibTorch does not count it as a change; what is kept of A and B elsewhere must see it.
+    // The operator returns nothing, so LibTorch does not count it as a change; what is kept of A and B elsewhere must
+    // see it.
     for (const at::Tensor& value : values) value.unsafeGetTensorImpl()->bump_version();
   }
 }
@@ -89,15 +93,16 @@ void AdamW::load_state(const std::map<std::string, at::Tensor>& state, int64_t u
   const auto load = [&](const std::string& name, at::Tensor& into) {
     const auto found = state.find(name);
     QALORA_REQUIRE(found != state.end(), DataError, source, ": tensor '", name, "' is missing");
-    QALORA_REQUIRE(found->second.sizes() == into.sizes() && found->second.scalar_type() == at::kFloat, DataError, source, ": tensor '", name,
-                   "' has shape ", found->second.sizes(), ", expected f32 ", into.sizes());
+    QALORA_REQUIRE(found->second.sizes() == into.sizes() && found->second.scalar_type() == at::kFloat, DataError,
+                   source, ": tensor '", name, "' has shape ", found->second.sizes(), ", expected f32 ", into.sizes());
     into.copy_(found->second);
   };
   for (size_t i = 0; i < parameters_.size(); ++i) {
     load("exp_avg." + parameters_[i].name, exp_avg_[i]);
     load("exp_avg_sq." + parameters_[i].name, exp_avg_sq_[i]);
   }
-  QALORA_REQUIRE(state.size() == 2 * parameters_.size(), DataError, source, ": holds ", state.size(), " tensors, expected ", 2 * parameters_.size());
+  QALORA_REQUIRE(state.size() == 2 * parameters_.size(), DataError, source, ": holds ", state.size(),
+                 " tensors, expected ", 2 * parameters_.size());
   updates_ = updates;
 }
 

@@ -23,12 +23,13 @@ namespace {
 constexpr const char* kConfig = "config.toml";
 constexpr const char* kMetrics = "metrics.jsonl";
 constexpr const char* kCheckpoints = "checkpoints";
-// What a run writes into its folder; a forced restart removes exactly these. config.toml comes last: while it is there, a
-// restart that was killed in between can be repeated.
+// What a run writes into its folder; a forced restart removes exactly these. config.toml comes last: while it is there,
+// a restart that was killed in between can be repeated.
 constexpr const char* kOwn[] = {kMetrics, "loss.svg", kCheckpoints, "best", "adapter", "model", kConfig};
 
 bool all_digits(std::string_view text) {
-  return !text.empty() && text.size() < 15 && std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
+  return !text.empty() && text.size() < 15 &&
+         std::all_of(text.begin(), text.end(), [](char c) { return c >= '0' && c <= '9'; });
 }
 
 bool is_step_name(std::string_view name) { return name.starts_with("step-") && all_digits(name.substr(5)); }
@@ -62,7 +63,8 @@ std::string config_of_run(const fs::path& path) {
   return text.starts_with(message("# ", RunFolder::kConfigHeading)) ? text : "";
 }
 
-// The part of `path` that exists. IoError where it cannot be looked at (a name that is too long, a folder without permission).
+// The part of `path` that exists. IoError where it cannot be looked at (a name that is too long, a folder without
+// permission).
 fs::path existing_part(const fs::path& path) {
   std::error_code error;
   fs::path part = fs::absolute(path, error);
@@ -117,8 +119,8 @@ void RunFolder::require_apart(const fs::path& path, const std::vector<fs::path>&
   for (const fs::path& input : inputs) {
     if (input.empty()) continue;
     const fs::path other = resolved(input);
-    QALORA_REQUIRE(out != other, UserError, "--out ", path.string(), ": is the same place as the input ", input.string(),
-                   "; choose a folder of its own for the run");
+    QALORA_REQUIRE(out != other, UserError, "--out ", path.string(), ": is the same place as the input ",
+                   input.string(), "; choose a folder of its own for the run");
     QALORA_REQUIRE(!lies_in(other, out), UserError, "--out ", path.string(), ": holds the input ", input.string(),
                    "; choose a folder of its own for the run");
     QALORA_REQUIRE(!lies_in(out, other), UserError, "--out ", path.string(), ": lies in the input ", input.string(),
@@ -129,10 +131,12 @@ void RunFolder::require_apart(const fs::path& path, const std::vector<fs::path>&
 void RunFolder::require_usable(const fs::path& path, bool resume, bool force) {
   const fs::path part = existing_part(path);
   std::error_code error;
-  QALORA_REQUIRE(fs::is_directory(part, error), UserError, part.string(), ": is a file, expected a folder for --out ", path.string());
+  QALORA_REQUIRE(fs::is_directory(part, error), UserError, part.string(), ": is a file, expected a folder for --out ",
+                 path.string());
   const bool exists = fs::exists(path, error);
   const bool holds_run = exists && !config_of_run(path).empty();
-  QALORA_REQUIRE(!resume || holds_run, UserError, path.string(), ": holds no run to resume; leave --resume out to start one");
+  QALORA_REQUIRE(!resume || holds_run, UserError, path.string(),
+                 ": holds no run to resume; leave --resume out to start one");
   QALORA_REQUIRE(resume || !holds_run || force, UserError, path.string(),
                  ": holds a run already; continue it with --resume, start over with --force, or choose another --out");
   QALORA_REQUIRE(holds_run || !exists || names_in(path).empty(), UserError, path.string(),
@@ -140,15 +144,19 @@ void RunFolder::require_usable(const fs::path& path, bool resume, bool force) {
   require_writable(part, path);
 }
 
-// Held until the descriptor's last owner is gone, which is with the process at the latest: two runs in one folder would delete
-// each other's files. A file system without locks is not a reason to refuse.
+// Held until the descriptor's last owner is gone, which is with the process at the latest: two runs in one folder would
+// delete each other's files. A file system without locks is not a reason to refuse.
 std::shared_ptr<int> RunFolder::lock(const fs::path& path) {
   const int descriptor = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (descriptor < 0) return nullptr;
   const bool busy = ::flock(descriptor, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
   if (busy) ::close(descriptor);
-  QALORA_REQUIRE(!busy, UserError, path.string(), ": another process is training in this folder; wait for it, or choose another --out");
-  return {new int(descriptor), [](int* held) { ::close(*held); delete held; }};
+  QALORA_REQUIRE(!busy, UserError, path.string(),
+                 ": another process is training in this folder; wait for it, or choose another --out");
+  return {new int(descriptor), [](int* held) {
+            ::close(*held);
+            delete held;
+          }};
 }
 
 RunFolder::RunFolder(const fs::path& path, bool resume, bool force, const std::string& config_toml) : path_(path) {
@@ -183,12 +191,15 @@ void RunFolder::remove_leftovers() const {
       if (only_one) fs::rename(folder / name, folder / leftover->owner, error);
       if (only_one && error) fail(folder / name, "be renamed", error);
       if (!only_one) remove_tree(folder / name);
-      log::info(message((folder / name).string(), ": left by a killed run, ", only_one ? "gets its name back" : "removed"));
+      log::info(
+          message((folder / name).string(), ": left by a killed run, ", only_one ? "gets its name back" : "removed"));
     }
   }
 }
 
-fs::path RunFolder::checkpoint_path(int64_t step) const { return path_ / kCheckpoints / ("step-" + std::to_string(step)); }
+fs::path RunFolder::checkpoint_path(int64_t step) const {
+  return path_ / kCheckpoints / ("step-" + std::to_string(step));
+}
 
 std::vector<int64_t> RunFolder::checkpoints() const {
   std::vector<int64_t> steps;

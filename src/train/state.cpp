@@ -30,7 +30,8 @@ json identity_json(const RunIdentity& identity) {
 }
 
 std::string read_text(const json& object, const char* key, const std::string& source) {
-  QALORA_REQUIRE(object.contains(key) && object.at(key).is_string(), DataError, source, ": '", key, "' is missing or no text");
+  QALORA_REQUIRE(object.contains(key) && object.at(key).is_string(), DataError, source, ": '", key,
+                 "' is missing or no text");
   return object.at(key).get<std::string>();
 }
 
@@ -43,7 +44,8 @@ RunIdentity read_identity(const json& saved, const std::string& source) {
   identity.base_fingerprint = read_text(object, "base_fingerprint", source);
   identity.tokenizer_fingerprint = read_text(object, "tokenizer_fingerprint", source);
   identity.initial_adapter_fingerprint = read_text(object, "initial_adapter_fingerprint", source);
-  QALORA_REQUIRE(object.contains("settings") && object.at("settings").is_array(), DataError, source, ": 'settings' is missing or no list");
+  QALORA_REQUIRE(object.contains("settings") && object.at("settings").is_array(), DataError, source,
+                 ": 'settings' is missing or no list");
   for (const json& setting : object.at("settings")) {
     QALORA_REQUIRE(setting.is_string(), DataError, source, ": 'settings' must hold texts, got ", setting.dump());
     identity.settings.push_back(setting.get<std::string>());
@@ -52,20 +54,23 @@ RunIdentity read_identity(const json& saved, const std::string& source) {
 }
 
 void require_same(const std::string& source, const char* what, const std::string& saved, const std::string& now) {
-  const auto shown = [](const std::string& fingerprint) { return fingerprint.empty() ? "none" : fingerprint.substr(0, 16) + "..."; };
-  QALORA_REQUIRE(saved == now, DataError, source, ": the run was started with another ", what, " (", shown(saved), ", now ", shown(now),
-                 "); give the same, or start a new run");
+  const auto shown = [](const std::string& fingerprint) {
+    return fingerprint.empty() ? "none" : fingerprint.substr(0, 16) + "...";
+  };
+  QALORA_REQUIRE(saved == now, DataError, source, ": the run was started with another ", what, " (", shown(saved),
+                 ", now ", shown(now), "); give the same, or start a new run");
 }
 
 // The entry "key=..." of a list of settings, or "no key".
 std::string setting_of(const std::vector<std::string>& settings, const std::string& key) {
-  const auto found = std::find_if(settings.begin(), settings.end(), [&](const std::string& s) { return s.starts_with(key + "="); });
+  const auto found =
+      std::find_if(settings.begin(), settings.end(), [&](const std::string& s) { return s.starts_with(key + "="); });
   return found == settings.end() ? "no " + key : *found;
 }
 
 int64_t read_count(const json& object, const char* key, const std::string& source) {
-  QALORA_REQUIRE(object.contains(key) && object.at(key).is_number_integer() && object.at(key).get<int64_t>() >= 0, DataError, source, ": '", key,
-                 "' is missing or not a count");
+  QALORA_REQUIRE(object.contains(key) && object.at(key).is_number_integer() && object.at(key).get<int64_t>() >= 0,
+                 DataError, source, ": '", key, "' is missing or not a count");
   return object.at(key).get<int64_t>();
 }
 
@@ -73,9 +78,10 @@ int64_t read_count(const json& object, const char* key, const std::string& sourc
 void require_same_adapter(const fs::path& folder, const io::AdapterConfig& saved, const io::AdapterConfig& now) {
   const bool same = saved.rank == now.rank && saved.scaling == now.scaling && saved.pooling == now.pooling &&
                     saved.group_size == now.group_size && saved.base_fingerprint == now.base_fingerprint;
-  QALORA_REQUIRE(same, DataError, folder.string(), ": its adapter (rank ", saved.rank, ", scaling ", format_number(saved.scaling),
-                 ", pooling ", io::pooling_name(saved.pooling), ") is not what this run trains (rank ", now.rank, ", scaling ",
-                 format_number(now.scaling), ", pooling ", io::pooling_name(now.pooling), ")");
+  QALORA_REQUIRE(same, DataError, folder.string(), ": its adapter (rank ", saved.rank, ", scaling ",
+                 format_number(saved.scaling), ", pooling ", io::pooling_name(saved.pooling),
+                 ") is not what this run trains (rank ", now.rank, ", scaling ", format_number(now.scaling),
+                 ", pooling ", io::pooling_name(now.pooling), ")");
 }
 
 }  // namespace
@@ -85,15 +91,18 @@ std::vector<std::string> decisive_settings(const TrainConfig& c, at::ScalarType 
   const auto flag = [](bool value) { return std::string(value ? "true" : "false"); };
   std::vector<std::string> result = {
       "method=" + c.method, "initialize=" + c.initialize, "rank=" + text(c.rank), "alpha=" + format_number(c.alpha),
-      "dropout=" + format_number(c.dropout), "pooling=" + c.pooling, "targets=" + join(c.targets, ","), "data_format=" + c.data_format,
-      "template=" + c.template_name, "sequence_length=" + text(c.sequence_length), "packing=" + flag(c.packing), "shuffle=" + flag(c.shuffle),
-      "group_by_length=" + flag(c.group_by_length), "train_on_prompt=" + flag(c.train_on_prompt),
-      "skip_bad_records=" + flag(c.skip_bad_records), "batch_size=" + text(c.batch_size), "micro_batch_size=" + text(c.micro_batch_size),
-      "learning_rate=" + format_number(c.learning_rate), "schedule=" + c.schedule, "warmup_steps=" + text(c.warmup_steps),
-      "weight_decay=" + format_number(c.weight_decay), "max_grad_norm=" + format_number(c.max_grad_norm),
-      "adam_beta1=" + format_number(c.adam_beta1), "adam_beta2=" + format_number(c.adam_beta2),
-      "adam_epsilon=" + format_number(c.adam_epsilon), "seed=" + text(c.seed),
-      // Held-out examples are taken out of the training file, so their number decides what is trained on; a file of its own does not.
+      "dropout=" + format_number(c.dropout), "pooling=" + c.pooling, "targets=" + join(c.targets, ","),
+      "data_format=" + c.data_format, "template=" + c.template_name, "sequence_length=" + text(c.sequence_length),
+      "packing=" + flag(c.packing), "shuffle=" + flag(c.shuffle), "group_by_length=" + flag(c.group_by_length),
+      "train_on_prompt=" + flag(c.train_on_prompt), "skip_bad_records=" + flag(c.skip_bad_records),
+      "batch_size=" + text(c.batch_size), "micro_batch_size=" + text(c.micro_batch_size),
+      "learning_rate=" + format_number(c.learning_rate), "schedule=" + c.schedule,
+      "warmup_steps=" + text(c.warmup_steps), "weight_decay=" + format_number(c.weight_decay),
+      "max_grad_norm=" + format_number(c.max_grad_norm), "adam_beta1=" + format_number(c.adam_beta1),
+      "adam_beta2=" + format_number(c.adam_beta2), "adam_epsilon=" + format_number(c.adam_epsilon),
+      "seed=" + text(c.seed),
+      // Held-out examples are taken out of the training file, so their number decides what is trained on; a file of its
+      // own does not.
       "eval_examples=" + text(c.eval_examples), "dtype=" + tensor::dtype_name(compute)};
   result.push_back("source_length=" + text(c.source_length));
   result.push_back("target_length=" + text(c.target_length));
@@ -101,7 +110,8 @@ std::vector<std::string> decisive_settings(const TrainConfig& c, at::ScalarType 
   return result;
 }
 
-void save_checkpoint(const fs::path& folder, const Trained& trained, const AdamW& optimizer, const TrainState& state, const RunIdentity& identity) {
+void save_checkpoint(const fs::path& folder, const Trained& trained, const AdamW& optimizer, const TrainState& state,
+                     const RunIdentity& identity) {
   AtomicFolder target(folder, /*replace=*/true);
   if (trained.adapter != nullptr) {
     io::write_adapter(target.staging(), *trained.adapter);
@@ -109,9 +119,15 @@ void save_checkpoint(const fs::path& folder, const Trained& trained, const AdamW
     model::save_dense(*trained.model, target.staging(), *trained.config_json, at::kFloat);
   }
   io::write_safetensors(target.staging() / kOptimizer, optimizer.state());
-  json out = {{"step", state.step}, {"updates", state.updates}, {"skipped", state.skipped}, {"skipped_in_a_row", state.skipped_in_a_row},
-              {"tokens", state.tokens}, {"trained_tokens", state.trained_tokens}, {"evaluation_due", state.evaluation_due},
-              {"threads", tensor::threads()}, {"identity", identity_json(identity)}};
+  json out = {{"step", state.step},
+              {"updates", state.updates},
+              {"skipped", state.skipped},
+              {"skipped_in_a_row", state.skipped_in_a_row},
+              {"tokens", state.tokens},
+              {"trained_tokens", state.trained_tokens},
+              {"evaluation_due", state.evaluation_due},
+              {"threads", tensor::threads()},
+              {"identity", identity_json(identity)}};
   io::write_json_file(target.staging() / kState, out);
   target.commit();
 }
@@ -142,11 +158,15 @@ void require_same_run(const std::string& source, const RunIdentity& saved, const
   require_same(source, "tokenizer", saved.tokenizer_fingerprint, now.tokenizer_fingerprint);
   require_same(source, "initial_adapter", saved.initial_adapter_fingerprint, now.initial_adapter_fingerprint);
   // Both ways: a setting that only one of them has makes another run too.
-  for (const auto& [some, others] : {std::pair(&now.settings, &saved.settings), std::pair(&saved.settings, &now.settings)}) {
+  for (const auto& [some, others] :
+       {std::pair(&now.settings, &saved.settings), std::pair(&saved.settings, &now.settings)}) {
     for (const std::string& setting : *some) {
       if (std::find(others->begin(), others->end(), setting) != others->end()) continue;
       const std::string key = setting.substr(0, setting.find('='));
-      const char* why = key == "steps" ? " (the schedule falls towards the last step: the steps done so far would have had other rates)" : "";
+      const char* why =
+          key == "steps"
+              ? " (the schedule falls towards the last step: the steps done so far would have had other rates)"
+              : "";
       throw DataError(message(source, ": the run was started with ", setting_of(saved.settings, key), ", now it is ",
                               setting_of(now.settings, key), why, "; give the same value, or start a new run"));
     }
@@ -169,8 +189,8 @@ void load_values(const fs::path& folder, const Trained& trained, AdamW& optimize
   }
   for (const Parameter& parameter : optimizer.parameters()) {
     const auto found = saved.find(parameter.name);
-    QALORA_REQUIRE(found != saved.end() && found->second.sizes() == parameter.value.sizes(), DataError, folder.string(), ": tensor '",
-                   parameter.name, "' is missing or has another shape than ", parameter.value.sizes());
+    QALORA_REQUIRE(found != saved.end() && found->second.sizes() == parameter.value.sizes(), DataError, folder.string(),
+                   ": tensor '", parameter.name, "' is missing or has another shape than ", parameter.value.sizes());
     at::Tensor value = parameter.value;
     value.copy_(found->second);
   }

@@ -3,8 +3,8 @@
 #include <ATen/ATen.h>
 
 #include "qalora/core/error.h"
-#include "qalora/core/log.h"
 #include "qalora/core/format.h"
+#include "qalora/core/log.h"
 #include "qalora/io/checkpoint.h"
 #include "qalora/io/model_files.h"
 #include "qalora/model/adapter_base.h"
@@ -19,12 +19,14 @@ namespace {
 std::string adapter_fingerprint(const fs::path& folder, const io::AdapterConfig& config) {
   Sha256 hash;
   hash.update(MappedFile(io::adapter_tensor_file(folder)).bytes());
-  hash.update(message(" ", format_number(config.scaling), " ", io::pooling_name(config.pooling), " ", config.group_size));
+  hash.update(
+      message(" ", format_number(config.scaling), " ", io::pooling_name(config.pooling), " ", config.group_size));
   return hash.hex();
 }
 
 bool is_target(const TrainConfig& config, const std::string& module) {
-  return std::any_of(config.targets.begin(), config.targets.end(), [&](const std::string& target) { return module.ends_with("." + target); });
+  return std::any_of(config.targets.begin(), config.targets.end(),
+                     [&](const std::string& target) { return module.ends_with("." + target); });
 }
 
 at::ScalarType save_dtype(const TrainConfig& config) {
@@ -33,13 +35,18 @@ at::ScalarType save_dtype(const TrainConfig& config) {
 
 }  // namespace
 
-TrainingSubject::TrainingSubject(const TrainConfig& config, at::ScalarType compute, c10::Device device) : full_(config.full()), source_(config.model) {
+TrainingSubject::TrainingSubject(const TrainConfig& config, at::ScalarType compute, c10::Device device)
+    : full_(config.full()),
+      source_(config.model) {
   config_json_ = io::read_model_config(config.model);
   if (full_) io::sidecars(config.model);  // they are copied at the end: what is wrong with one is said now
   const model::LlamaConfig shape = model::read_config(config.model);
   if (config.initialize == "random") {
-    QALORA_REQUIRE(!fs::exists(fs::path(config.model) / "model.safetensors") && !fs::exists(fs::path(config.model) / "model.safetensors.index.json"),
-                   UserError, config.model, ": holds weights, which initialize = \"random\" would ignore; give a folder with config.json and the tokenizer only");
+    QALORA_REQUIRE(!fs::exists(fs::path(config.model) / "model.safetensors") &&
+                       !fs::exists(fs::path(config.model) / "model.safetensors.index.json"),
+                   UserError, config.model,
+                   ": holds weights, which initialize = \"random\" would ignore; give a folder with config.json and "
+                   "the tokenizer only");
     model_ = model::new_model(shape, static_cast<uint64_t>(config.seed));
     model_.to(device);
     model_.compute = compute;
@@ -50,7 +57,8 @@ TrainingSubject::TrainingSubject(const TrainConfig& config, at::ScalarType compu
   }
   model_ = model::load_model(config.model, {.compute = compute, .trainable = full_, .device = device});
   if (shape.quantization) base_ = model::base_identity(io::Checkpoint(config.model));
-  fingerprint_ = shape.quantization ? base_.fingerprint + " " + base_.state : io::dense_fingerprint(io::Checkpoint(config.model));
+  fingerprint_ =
+      shape.quantization ? base_.fingerprint + " " + base_.state : io::dense_fingerprint(io::Checkpoint(config.model));
   if (!full_) prepare_adapter(config);
 }
 
@@ -62,10 +70,11 @@ void TrainingSubject::prepare_adapter(const TrainConfig& config) {
     adapter_ = model::read_adapter_for(folder, model_.config);
     initial_fingerprint_ = adapter_fingerprint(folder, adapter_.config);
     const std::string pooling = io::pooling_name(adapter_.config.pooling);
-    QALORA_REQUIRE(pooled == (adapter_.config.pooling != io::Pooling::kNone), UserError, config.initial_adapter, ": its pooling is '", pooling,
-                   "', which method '", config.method, "' cannot continue");
-    QALORA_REQUIRE(!pooled || adapter_.config.group_size == group_size, UserError, config.initial_adapter, ": pools groups of ",
-                   adapter_.config.group_size, " inputs, the model is quantised in groups of ", group_size, "; what it learns could not be merged");
+    QALORA_REQUIRE(pooled == (adapter_.config.pooling != io::Pooling::kNone), UserError, config.initial_adapter,
+                   ": its pooling is '", pooling, "', which method '", config.method, "' cannot continue");
+    QALORA_REQUIRE(!pooled || adapter_.config.group_size == group_size, UserError, config.initial_adapter,
+                   ": pools groups of ", adapter_.config.group_size, " inputs, the model is quantised in groups of ",
+                   group_size, "; what it learns could not be merged");
     adapter_.config.origin = io::AdapterOrigin::kOwn;  // it is written by our rules, with the scalings that it had
     // What the adapter is belongs to its file; of the configuration only dropout, a matter of training, is taken.
     adapter_.config.dropout = config.dropout;
@@ -97,7 +106,8 @@ void TrainingSubject::prepare_adapter(const TrainConfig& config) {
   const model::BaseIdentity known = pooled ? base_ : model::BaseIdentity{};
   // Of an adapter made elsewhere nothing can be checked; what is trained from here on belongs to this base.
   if (pooled && !config.initial_adapter.empty() && adapter_.config.base_fingerprint.empty()) {
-    log::warn(config.initial_adapter + ": does not say on which base it was trained; it is continued on " + config.model);
+    log::warn(config.initial_adapter + ": does not say on which base it was trained; it is continued on " +
+              config.model);
   }
   if (adapter_.config.base_fingerprint.empty()) adapter_.config.base_fingerprint = known.fingerprint;
   if (adapter_.config.base_state_fingerprint.empty()) adapter_.config.base_state_fingerprint = known.state;
@@ -118,7 +128,8 @@ std::vector<Parameter> TrainingSubject::parameters() const {
     }
     return result;
   }
-  for (const auto& [name, value] : model::named_weights(model_)) result.push_back({name, value, /*decays=*/value.dim() > 1});
+  for (const auto& [name, value] : model::named_weights(model_))
+    result.push_back({name, value, /*decays=*/value.dim() > 1});
   return result;
 }
 

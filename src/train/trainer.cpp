@@ -40,17 +40,20 @@ StepResult Trainer::step() {
       optimizer_.zero_grad();
       throw_if_stopped();
     }
-    options.dropout = {.training = true, .seed = static_cast<uint64_t>(config_.seed), .index = dropout_index(state_.step, i)};
+    options.dropout = {
+        .training = true, .seed = static_cast<uint64_t>(config_.seed), .index = dropout_index(state_.step, i)};
     const at::Tensor hidden = model_.forward(batches[i], options);  // [rows * length, hidden]
     const at::Tensor sum = model_.loss_sum(hidden, batches[i].targets.reshape({-1}));
     const at::Tensor wide = sum.detach().to(at::kDouble);
     loss_sum = loss_sum.defined() ? loss_sum + wide : wide;
-    // Divided by the counted tokens of the whole step, not of this micro-batch: cutting a batch in parts changes nothing.
+    // Divided by the counted tokens of the whole step, not of this micro-batch: cutting a batch in parts changes
+    // nothing.
     (sum / static_cast<double>(trained_tokens)).backward();
   }
   result.loss = loss_sum.item<double>() / static_cast<double>(trained_tokens);
   result.gradient_norm = optimizer_.gradient_norm();
-  result.learning_rate = learning_rate_at(config_.schedule, config_.learning_rate, config_.warmup_steps, config_.steps, state_.updates);
+  result.learning_rate =
+      learning_rate_at(config_.schedule, config_.learning_rate, config_.warmup_steps, config_.steps, state_.updates);
   result.skipped = !std::isfinite(result.loss) || !std::isfinite(result.gradient_norm);
   if (!result.skipped) {
     updating_ = true;

@@ -2,8 +2,8 @@
 
 #include <chrono>
 #include <cmath>
-#include <numeric>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
@@ -37,10 +37,18 @@ json peak_device_memory(c10::Device device) {
 
 }  // namespace
 
-TrainingRun::TrainingRun(const TrainConfig& config, const RunOptions& options, const RunFolder& folder, TrainingSubject& subject,
-                         AdamW& optimizer, Trainer& trainer, const TrainingData& data, const RunIdentity& identity)
-    : config_(config), options_(options), folder_(folder), subject_(subject), optimizer_(optimizer), trainer_(trainer), data_(data),
-      identity_(identity), evaluation_due_(trainer.state().evaluation_due) {
+TrainingRun::TrainingRun(const TrainConfig& config, const RunOptions& options, const RunFolder& folder,
+                         TrainingSubject& subject, AdamW& optimizer, Trainer& trainer, const TrainingData& data,
+                         const RunIdentity& identity)
+    : config_(config),
+      options_(options),
+      folder_(folder),
+      subject_(subject),
+      optimizer_(optimizer),
+      trainer_(trainer),
+      data_(data),
+      identity_(identity),
+      evaluation_due_(trainer.state().evaluation_due) {
   // From the metrics up to the step resumed from, not from best/, which may be of a later step that will be run again.
   for (const json& event : folder_.metrics()) {
     const bool counts = event.value("event", "") == "eval" && event.contains("loss") && event.at("loss").is_number();
@@ -77,7 +85,8 @@ void TrainingRun::save_what_is_done() {
   if (steps_run_ == 0 || !trainer_.whole()) return;
   try {
     checkpoint();
-    log::info(message("the run failed at step ", trainer_.state().step, ", its state is saved; continue with the same command and --resume"));
+    log::info(message("the run failed at step ", trainer_.state().step,
+                      ", its state is saved; continue with the same command and --resume"));
   } catch (const std::exception& error) {
     log::warn(message("the state of step ", trainer_.state().step, " could not be saved: ", error.what()));
   }
@@ -104,16 +113,24 @@ void TrainingRun::warn_if_risen() const {
   const bool risen = last > first + kRise || last > losses_.front() + 2 * kRise;
   if (!risen) return;
   log::warn(message("the loss rose from ", format_fixed(losses_.front(), 2), " to ", format_fixed(last, 2),
-                    ": this run has gone wrong; lower learning_rate (it is ", format_number(config_.learning_rate), ")"));
+                    ": this run has gone wrong; lower learning_rate (it is ", format_number(config_.learning_rate),
+                    ")"));
 }
 
 void TrainingRun::finish() {
   warn_if_risen();
   draw_curve();
   const std::string out = subject_.save_final(folder_.path(), config_).string();
-  emit({{"event", "end"}, {"step", trainer_.state().step}, {"steps_run", steps_run_}, {"loss", last_loss_ ? json(*last_loss_) : json()},
-        {"output", out}, {"skipped", trainer_.state().skipped}, {"tokens", trainer_.state().tokens}, {"seconds", seconds_},
-        {"tokens_per_second", seconds_ > 0 ? run_tokens_ / seconds_ : 0.0}, {"peak_memory_bytes", tensor::peak_memory_bytes()},
+  emit({{"event", "end"},
+        {"step", trainer_.state().step},
+        {"steps_run", steps_run_},
+        {"loss", last_loss_ ? json(*last_loss_) : json()},
+        {"output", out},
+        {"skipped", trainer_.state().skipped},
+        {"tokens", trainer_.state().tokens},
+        {"seconds", seconds_},
+        {"tokens_per_second", seconds_ > 0 ? run_tokens_ / seconds_ : 0.0},
+        {"peak_memory_bytes", tensor::peak_memory_bytes()},
         {"peak_device_memory_bytes", peak_device_memory(subject_.model().device())}});
 }
 
@@ -132,11 +149,17 @@ void TrainingRun::one_step() {
   if (result.skipped) return skipped(number, result);
   last_loss_ = result.loss;
   losses_.push_back(result.loss);
-  note_ = message("loss ", format_fixed(result.loss, 4), "  ", format_count(static_cast<int64_t>(run_tokens_ / seconds_)), " tokens/s");
+  note_ = message("loss ", format_fixed(result.loss, 4), "  ",
+                  format_count(static_cast<int64_t>(run_tokens_ / seconds_)), " tokens/s");
   if (number % config_.log_interval != 0 && number != config_.steps) return;
-  record({{"event", "step"}, {"step", number}, {"loss", result.loss}, {"learning_rate", result.learning_rate},
-          {"grad_norm", result.gradient_norm}, {"tokens", result.tokens},
-          {"tokens_per_second", static_cast<double>(result.tokens) / seconds}, {"seconds", seconds}});
+  record({{"event", "step"},
+          {"step", number},
+          {"loss", result.loss},
+          {"learning_rate", result.learning_rate},
+          {"grad_norm", result.gradient_norm},
+          {"tokens", result.tokens},
+          {"tokens_per_second", static_cast<double>(result.tokens) / seconds},
+          {"seconds", seconds}});
 }
 
 void TrainingRun::skipped(int64_t number, const StepResult& result) {
@@ -145,7 +168,8 @@ void TrainingRun::skipped(int64_t number, const StepResult& result) {
   log::warn(message("step ", number, " skipped: its ", what, " is not finite (", where, ")"));
   record({{"event", "skipped"}, {"step", number}, {"reason", "non-finite " + what}, {"lines", lines}});
   if (trainer_.state().skipped_in_a_row < kMostSkippedInARow) return;
-  diverged(message(kMostSkippedInARow, " steps in a row had a non-finite ", what, ", the last was step ", number, " (", where, ")"));
+  diverged(message(kMostSkippedInARow, " steps in a row had a non-finite ", what, ", the last was step ", number, " (",
+                   where, ")"));
 }
 
 // Resuming with another rate is refused, as it would be another run: the way on is a new one.
@@ -154,7 +178,8 @@ void TrainingRun::diverged(const std::string& what) const {
   const int64_t last_update = trainer_.state().step - trainer_.state().skipped_in_a_row;
   std::vector<int64_t> saved = folder_.checkpoints();
   std::erase_if(saved, [&](int64_t step) { return step >= last_update; });
-  std::string advice = message("start a new run with a lower learning_rate (it is ", format_number(config_.learning_rate), ")");
+  std::string advice =
+      message("start a new run with a lower learning_rate (it is ", format_number(config_.learning_rate), ")");
   if (!saved.empty() && !config_.full()) {
     advice += message(" and another --out, from the checkpoint before it went wrong with --initial-adapter ",
                       folder_.checkpoint_path(saved.back()).string());
@@ -176,7 +201,8 @@ void TrainingRun::evaluate() {
     folder.commit();
   }
   record(event);
-  log::info(message("step ", step, ": held-out loss ", format_fixed(loss, 4), best ? " (best so far, kept in best/)" : ""));
+  log::info(
+      message("step ", step, ": held-out loss ", format_fixed(loss, 4), best ? " (best so far, kept in best/)" : ""));
 }
 
 void TrainingRun::checkpoint() {

@@ -77,9 +77,11 @@ TEST(FakeDevice, Products) {
     expect_as_on_cpu("mm", {x, w}, [](const auto& t) { return t[0].mm(t[1].t()); });
     expect_as_on_cpu("matmul", {x.unsqueeze(0), w}, [](const auto& t) { return t[0].matmul(t[1].t()); });
     expect_as_on_cpu("addmm", {bias, x, w}, [](const auto& t) { return at::addmm(t[0], t[1], t[2].t()); });
-    expect_as_on_cpu("addmm_", {numbers({5, 7}, dtype), x, w}, [](const auto& t) { return t[0].addmm_(t[1], t[2].t(), 0.5, 2); });
+    expect_as_on_cpu("addmm_", {numbers({5, 7}, dtype), x, w},
+                     [](const auto& t) { return t[0].addmm_(t[1], t[2].t(), 0.5, 2); });
     expect_as_on_cpu("linear", {x, w, bias}, [](const auto& t) { return at::linear(t[0], t[1], t[2]); });
-    expect_as_on_cpu("bmm", {x.view({1, 5, 32}), w.view({1, 7, 32})}, [](const auto& t) { return t[0].bmm(t[1].transpose(1, 2)); });
+    expect_as_on_cpu("bmm", {x.view({1, 5, 32}), w.view({1, 7, 32})},
+                     [](const auto& t) { return t[0].bmm(t[1].transpose(1, 2)); });
   }
 }
 
@@ -90,10 +92,13 @@ TEST(FakeDevice, Indices) {
   expect_as_on_cpu("embedding", {x, rows}, [](const auto& t) { return at::embedding(t[0], t[1]); });
   expect_as_on_cpu("gather", {x, columns}, [](const auto& t) { return t[0].gather(1, t[1]); });
   expect_as_on_cpu("scatter", {x, columns, numbers({6, 1})}, [](const auto& t) { return t[0].scatter(1, t[1], t[2]); });
-  expect_as_on_cpu("scatter_add_", {x, columns, numbers({6, 1})}, [](const auto& t) { return t[0].scatter_add_(1, t[1], t[2]); });
+  expect_as_on_cpu("scatter_add_", {x, columns, numbers({6, 1})},
+                   [](const auto& t) { return t[0].scatter_add_(1, t[1], t[2]); });
   expect_as_on_cpu("index", {x, rows}, [](const auto& t) { return t[0].index({t[1]}); });
-  expect_as_on_cpu("index_put_", {x, rows, numbers({8})}, [](const auto& t) { return Tensor(t[0]).index_put_({t[1]}, t[2], true); });
-  expect_as_on_cpu("index_add_", {x, rows, numbers({3, 8})}, [](const auto& t) { return Tensor(t[0]).index_add_(0, t[1], t[2]); });
+  expect_as_on_cpu("index_put_", {x, rows, numbers({8})},
+                   [](const auto& t) { return Tensor(t[0]).index_put_({t[1]}, t[2], true); });
+  expect_as_on_cpu("index_add_", {x, rows, numbers({3, 8})},
+                   [](const auto& t) { return Tensor(t[0]).index_add_(0, t[1], t[2]); });
   expect_as_on_cpu("masked_fill", {x}, [](const auto& t) { return t[0].masked_fill(t[0] > 0, -1); });
   expect_as_on_cpu("where", {x}, [](const auto& t) { return at::where(t[0] > 0, t[0], at::zeros_like(t[0])); });
   expect_as_on_cpu("argmax", {x}, [](const auto& t) { return t[0].argmax(1); });
@@ -108,8 +113,9 @@ TEST(FakeDevice, Indices) {
 TEST(FakeDevice, Views) {
   const Tensor x = device(numbers({4, 6}));
   const void* data = x.data_ptr();
-  for (const Tensor& view : {x.view({6, 4}), x.t(), x.narrow(0, 0, 2), x.reshape({2, 2, 6}), x.unsqueeze(0), x.expand({3, 4, 6}),
-                             x.detach(), x.view(c10::kInt), x.unfold(1, 2, 2), x.unbind(0)[0], x.split(2, 1)[0]}) {
+  for (const Tensor& view :
+       {x.view({6, 4}), x.t(), x.narrow(0, 0, 2), x.reshape({2, 2, 6}), x.unsqueeze(0), x.expand({3, 4, 6}), x.detach(),
+        x.view(c10::kInt), x.unfold(1, 2, 2), x.unbind(0)[0], x.split(2, 1)[0]}) {
     EXPECT_EQ(view.data_ptr(), data);
     EXPECT_TRUE(view.is_alias_of(x));
   }
@@ -167,7 +173,8 @@ TEST(FakeDevice, Copies) {
   host.t().copy_(there);  // into a view of the CPU's, from the device
   EXPECT_TRUE(at::equal(host.t(), x));
   there.narrow(0, 1, 2).copy_(at::ones({6}));  // broadcast, from the CPU
-  EXPECT_EQ(there.sum().item<float>(), at::cat({x.narrow(0, 0, 1), at::ones({2, 6}), x.narrow(0, 3, 1)}).sum().item<float>());
+  EXPECT_EQ(there.sum().item<float>(),
+            at::cat({x.narrow(0, 0, 1), at::ones({2, 6}), x.narrow(0, 3, 1)}).sum().item<float>());
   EXPECT_TRUE(same_bits(there.clone(), there));
   EXPECT_FALSE(there.clone().is_alias_of(there));
   const uint64_t before = fake_statistics().copies_to_host;
@@ -214,7 +221,8 @@ TEST(FakeDevice, MixturesThrow) {
   for (const auto& [name, work] : cases) {
     for (const auto& [a, b] : {std::pair(cpu, fake), std::pair(fake, cpu)}) {
       const std::string said = refusal([&] { work(a, b); });
-      EXPECT_NE(said.find(std::string(name) + ": expected all tensors on the fake device"), std::string::npos) << name << ": " << said;
+      EXPECT_NE(said.find(std::string(name) + ": expected all tensors on the fake device"), std::string::npos)
+          << name << ": " << said;
     }
     EXPECT_EQ(refusal([&] { work(cpu, cpu); }), "");
     EXPECT_EQ(refusal([&] { work(fake, fake); }), "");
@@ -246,7 +254,8 @@ TEST(FakeDevice, NumbersOfTheCpuAreTakenWhereCudaTakesThem) {
 
 TEST(FakeDevice, RefusesWhatCudaLacks) {
   const Tensor integers = at::ones({2, 2}, c10::kLong);
-  EXPECT_NE(refusal([&] { device(integers).mm(device(integers)); }).find("multiplies no matrices of integers"), std::string::npos);
+  EXPECT_NE(refusal([&] { device(integers).mm(device(integers)); }).find("multiplies no matrices of integers"),
+            std::string::npos);
   EXPECT_EQ(refusal([&] { integers.mm(integers); }), "");
 }
 
@@ -291,22 +300,25 @@ TEST(FakeDevice, MemoryLimit) {
     EXPECT_EQ(tensor::accelerator()->memory(0).free, kMiB);
     const Tensor y = x + 1;
     EXPECT_THROW(x + 1, c10::OutOfMemoryError);
-    EXPECT_NE(refusal([&] { x + 1; }).find("FAKE out of memory. Tried to allocate 1 MiB. GPU 0 has a total capacity of"),
-              std::string::npos);
+    EXPECT_NE(
+        refusal([&] { x + 1; }).find("FAKE out of memory. Tried to allocate 1 MiB. GPU 0 has a total capacity of"),
+        std::string::npos);
     EXPECT_NO_THROW(x.add_(1));  // needs none
     EXPECT_TRUE(same_bits(x, y)) << "still usable";
   }
   EXPECT_NO_THROW(x + 1);
 }
 
-// ---- Autograd -------------------------------------------------------------------------------------------------------------------
+// ---- Autograd
+// -------------------------------------------------------------------------------------------------------------------
 
 struct Square : torch::autograd::Function<Square> {
   static Tensor forward(torch::autograd::AutogradContext* context, const Tensor& x) {
     context->save_for_backward({x});
     return x * x;
   }
-  static torch::autograd::tensor_list backward(torch::autograd::AutogradContext* context, torch::autograd::tensor_list gradient) {
+  static torch::autograd::tensor_list backward(torch::autograd::AutogradContext* context,
+                                               torch::autograd::tensor_list gradient) {
     return {gradient[0] * 2 * context->get_saved_variables()[0]};
   }
 };
@@ -314,20 +326,24 @@ struct Square : torch::autograd::Function<Square> {
 // Loss and gradients of a small network with an embedding, a norm, a gate, our own function and a cross entropy.
 std::vector<Tensor> two_layers(const c10::Device& place, c10::ScalarType dtype) {
   const auto leaf = [&](c10::IntArrayRef sizes) { return numbers(sizes).to(place, dtype).requires_grad_(); };
-  const Tensor table = leaf({11, 16}), first = leaf({24, 16}), gate = leaf({24, 16}), second = leaf({11, 24}), bias = leaf({11});
-  const Tensor tokens = at::tensor({3, 10, 0, 3, 7}, c10::kLong).to(place), targets = at::tensor({1, 2, 0, 10, 4}, c10::kLong).to(place);
+  const Tensor table = leaf({11, 16}), first = leaf({24, 16}), gate = leaf({24, 16}), second = leaf({11, 24}),
+               bias = leaf({11});
+  const Tensor tokens = at::tensor({3, 10, 0, 3, 7}, c10::kLong).to(place),
+               targets = at::tensor({1, 2, 0, 10, 4}, c10::kLong).to(place);
   const Tensor x = at::embedding(table, tokens);
   const Tensor normed = x * at::rsqrt(x.pow(2).mean(-1, true) + 1e-5);
   const Tensor hidden = at::silu(at::linear(normed, gate)) * at::linear(normed, first);
   const Tensor logits = at::linear(Square::apply(hidden), second, bias).to(c10::kFloat);
-  const Tensor loss = -at::log_softmax(logits, -1).gather(1, targets.unsqueeze(1)).masked_fill(targets.unsqueeze(1) == 0, 0).sum() / 4;
+  const Tensor loss =
+      -at::log_softmax(logits, -1).gather(1, targets.unsqueeze(1)).masked_fill(targets.unsqueeze(1) == 0, 0).sum() / 4;
   loss.backward();
   return {loss, table.grad(), first.grad(), gate.grad(), second.grad(), bias.grad()};
 }
 
 TEST(FakeDevice, AutogradGivesTheCpusBits) {
   for (const auto dtype : {c10::kFloat, c10::kBFloat16}) {
-    const auto expected = two_layers(c10::Device(c10::DeviceType::CPU), dtype), got = two_layers(use_fake_accelerator(), dtype);
+    const auto expected = two_layers(c10::Device(c10::DeviceType::CPU), dtype),
+               got = two_layers(use_fake_accelerator(), dtype);
     for (size_t i = 0; i < got.size(); ++i) {
       EXPECT_EQ(got[i].device(), use_fake_accelerator());
       EXPECT_TRUE(same_bits(got[i], expected[i])) << i;
@@ -355,14 +371,15 @@ TEST(FakeDevice, AutogradThroughViewsAndCopies) {
 
 TEST(FakeDevice, Attention) {
   const auto inputs = [](const c10::Device& place) {
-    return std::vector<Tensor>{numbers({1, 4, 7, 8}).to(place).requires_grad_(), numbers({1, 2, 7, 8}).to(place).requires_grad_(),
+    return std::vector<Tensor>{numbers({1, 4, 7, 8}).to(place).requires_grad_(),
+                               numbers({1, 2, 7, 8}).to(place).requires_grad_(),
                                (numbers({1, 2, 7, 8}) + 1).to(place).requires_grad_()};
   };
   const auto results = [&](const c10::Device& place, bool causal, const std::optional<Tensor>& mask, bool math) {
     const auto t = inputs(place);
-    const Tensor out =
-        math ? std::get<0>(at::_scaled_dot_product_attention_math(t[0], t[1], t[2], mask, 0, causal, std::nullopt, std::nullopt, true))
-             : at::scaled_dot_product_attention(t[0], t[1], t[2], mask, 0, causal, std::nullopt, true);
+    const Tensor out = math ? std::get<0>(at::_scaled_dot_product_attention_math(t[0], t[1], t[2], mask, 0, causal,
+                                                                                 std::nullopt, std::nullopt, true))
+                            : at::scaled_dot_product_attention(t[0], t[1], t[2], mask, 0, causal, std::nullopt, true);
     out.pow(2).sum().backward();
     return std::vector<Tensor>{out.detach(), t[0].grad(), t[1].grad(), t[2].grad()};
   };

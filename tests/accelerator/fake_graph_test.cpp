@@ -62,7 +62,8 @@ TEST(FakeGraph, WaitingThrows) {
                                                              [&] {
                                                                x.copy_(numbers({4, 6}));
                                                              },
-                                                             [&] { mask.nonzero(); }, [&] { x.index({mask}); }, [&] { at::equal(x, x); }}) {
+                                                             [&] { mask.nonzero(); }, [&] { x.index({mask}); },
+                                                             [&] { at::equal(x, x); }}) {
     EXPECT_NE(refusal([&] { record(work); }).find("waits for the device"), std::string::npos);
     EXPECT_EQ(refusal(work), "") << "fine at other times, and after a recording that failed";
   }
@@ -81,7 +82,8 @@ TEST(FakeGraph, Memory) {
   result = Tensor();
   EXPECT_EQ(refusal([&] { graph->replay(); }), "") << "its own memory lives as long as the graph";
   x.reset();
-  EXPECT_NE(refusal([&] { graph->replay(); }).find("no longer there"), std::string::npos) << "what it was given does not";
+  EXPECT_NE(refusal([&] { graph->replay(); }).find("no longer there"), std::string::npos)
+      << "what it was given does not";
   graph.reset();
   EXPECT_EQ(fake_statistics().used_bytes, before);
 }

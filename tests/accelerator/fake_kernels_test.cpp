@@ -23,7 +23,8 @@ class FakeKernels : public ::testing::Test {
   // sums of groups of 32 of x: [rows, width] f32 into sums: [rows, width / 32]
   Status pool(const Tensor& x, const Tensor& sums) {
     const auto* kernels = tensor::accelerator()->kernels;
-    return kernels->pool(x.data_ptr(), x.size(1), Type::kFloat, x.size(0), x.size(1), {sums.data_ptr<float>(), 32, false}, nullptr);
+    return kernels->pool(x.data_ptr(), x.size(1), Type::kFloat, x.size(0), x.size(1),
+                         {sums.data_ptr<float>(), 32, false}, nullptr);
   }
 };
 
@@ -34,15 +35,19 @@ TEST_F(FakeKernels, TakeTheDevicesPointersOnly) {
   EXPECT_EQ(fake_statistics().kernels, 1u);
   EXPECT_TRUE(same_bits(sums, x.view({2, 2, 32}).sum(-1)));  // whole numbers below 2^24: exact in any order
   EXPECT_NE(refusal([&] { std::ignore = pool(x, sums); }).find("pool: the pointer"), std::string::npos);
-  EXPECT_NE(refusal([&] { std::ignore = pool(on_device, at::zeros({2, 2})); }).find("is the host's"), std::string::npos);
+  EXPECT_NE(refusal([&] {
+              std::ignore = pool(on_device, at::zeros({2, 2}));
+            }).find("is the host's"),
+            std::string::npos);
   Tensor gone = device(x);
   float* dangling = gone.data_ptr<float>();
   gone = Tensor();
   const auto* kernels = tensor::accelerator()->kernels;
-  EXPECT_NE(refusal([&] {
-              std::ignore = kernels->pool(dangling, 64, Type::kFloat, 2, 64, {sums.data_ptr<float>(), 32, false}, nullptr);
-            }).find("points to nothing that lives"),
-            std::string::npos);
+  EXPECT_NE(
+      refusal([&] {
+        std::ignore = kernels->pool(dangling, 64, Type::kFloat, 2, 64, {sums.data_ptr<float>(), 32, false}, nullptr);
+      }).find("points to nothing that lives"),
+      std::string::npos);
 }
 
 TEST_F(FakeKernels, AreRecorded) {

@@ -26,7 +26,8 @@ class AcceleratorRun : public ::testing::Test {
     log::configure({.level = log::Level::kQuiet, .color = log::Color::kNever, .file = ""});
     dir_ = new TempDir();
     const io::Checkpoint dense(source_dir() / "models/miniature");
-    model::quantize_checkpoint(dense, model::plan_quantization(dense, {.bits = 3, .group_size = 32}), *dir_ / "base", false);
+    model::quantize_checkpoint(dense, model::plan_quantization(dense, {.bits = 3, .group_size = 32}), *dir_ / "base",
+                               false);
     json records = json::parse(read_file(source_dir() / "tests/data/miniature/tune.json"));
     records.erase(records.begin() + 64, records.end());
     write_file(*dir_ / "tune.json", records.dump());
@@ -49,7 +50,8 @@ class AcceleratorRun : public ::testing::Test {
     return c;
   }
 
-  static std::vector<json> run(const train::TrainConfig& config, at::ScalarType compute, c10::Device device, bool resume = false) {
+  static std::vector<json> run(const train::TrainConfig& config, at::ScalarType compute, c10::Device device,
+                               bool resume = false) {
     std::vector<json> events;
     train::RunOptions options;
     options.compute = compute;
@@ -74,11 +76,12 @@ class AcceleratorRun : public ::testing::Test {
 
 TempDir* AcceleratorRun::dir_ = nullptr;
 
-// Losses of two roads whose products are rounded to `bits` more or less: a loss is a mean over hundreds of tokens, of logits that are off by about
-// 2^-8 of a nat each; what the optimizer makes of it grows with each step.
+// Losses of two roads whose products are rounded to `bits` more or less: a loss is a mean over hundreds of tokens, of
+// logits that are off by about 2^-8 of a nat each; what the optimizer makes of it grows with each step.
 void expect_same_curve(const std::vector<double>& got, const std::vector<double>& expected, double tolerance) {
   ASSERT_EQ(got.size(), expected.size());
-  for (size_t i = 0; i < got.size(); ++i) EXPECT_NEAR(got[i], expected[i], tolerance * static_cast<double>(i + 1)) << "step " << i + 1;
+  for (size_t i = 0; i < got.size(); ++i)
+    EXPECT_NEAR(got[i], expected[i], tolerance * static_cast<double>(i + 1)) << "step " << i + 1;
 }
 
 TEST_F(AcceleratorRun, LossesAreTheCpus) {
@@ -89,7 +92,8 @@ TEST_F(AcceleratorRun, LossesAreTheCpus) {
   expect_same_curve(numbers_of(run(config("float"), at::kFloat, fake), "loss"), expected, 1e-5);
   const std::vector<json> half = run(config("half"), at::kBFloat16, fake);
   expect_same_curve(numbers_of(half, "loss"), expected, 4e-3);
-  for (size_t i = 0; i < 4; ++i) EXPECT_NEAR(numbers_of(half, "grad_norm")[i] / numbers_of(cpu, "grad_norm")[i], 1, 0.05) << i;
+  for (size_t i = 0; i < 4; ++i)
+    EXPECT_NEAR(numbers_of(half, "grad_norm")[i] / numbers_of(cpu, "grad_norm")[i], 1, 0.05) << i;
   // Must differ: another rate.
   train::TrainConfig other = config("other");
   other.learning_rate = 4e-2;
@@ -97,9 +101,10 @@ TEST_F(AcceleratorRun, LossesAreTheCpus) {
   EXPECT_GT(half.back().at("peak_device_memory_bytes").get<uint64_t>(), uint64_t{1} << 16);
 }
 
-// What is kept of the adapter from one pass to another (16-bit copies of the weights, folded offsets) must move with it. Rows of 320 tokens take the
-// panels, two micro-batches and recomputed layers make copies worth while, and a held-out pass comes between steps. Without room for copies the same
-// products come out of weights written at each visit: the same bits.
+// What is kept of the adapter from one pass to another (16-bit copies of the weights, folded offsets) must move with
+// it. Rows of 320 tokens take the panels, two micro-batches and recomputed layers make copies worth while, and a
+// held-out pass comes between steps. Without room for copies the same products come out of weights written at each
+// visit: the same bits.
 TEST_F(AcceleratorRun, KeptCopiesMoveWithTheAdapter) {
   const c10::Device fake = use_fake_accelerator();
   train::TrainConfig c = config("long");
@@ -126,7 +131,8 @@ TEST_F(AcceleratorRun, KeptCopiesMoveWithTheAdapter) {
   };
   Result bare;
   {
-    const FakeMemoryLimit limit(fake_statistics().used_bytes + (uint64_t{112} << 20));  // libraries' 100 MiB are set aside, a fifth stays free
+    const FakeMemoryLimit limit(fake_statistics().used_bytes +
+                                (uint64_t{112} << 20));  // libraries' 100 MiB are set aside, a fifth stays free
     bare = measure("no room", false, "layer");
   }
   ASSERT_EQ(bare.losses.size(), 6U);
@@ -154,7 +160,9 @@ TEST_F(AcceleratorRun, ResumesToTheSameBits) {
   half.steps = 4;
   run(half, at::kBFloat16, fake, /*resume=*/true);
   const auto same = [&](const char* one, const char* other) {
-    const auto adapter = [&](const char* name) { return read_file(*dir_ / name / "adapter/adapter_model.safetensors"); };
+    const auto adapter = [&](const char* name) {
+      return read_file(*dir_ / name / "adapter/adapter_model.safetensors");
+    };
     return adapter(one) == adapter(other);
   };
   EXPECT_TRUE(same("halves", "straight"));

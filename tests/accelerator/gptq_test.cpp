@@ -20,9 +20,18 @@ text::Calibration random_rows(int64_t rows, int64_t length) {
 TEST(AcceleratorGptq, QuantisesAsTheCpuDoes) {
   TempDir dir;
   const c10::Device device = test_device();
-  const nlohmann::json json = {{"architectures", {"LlamaForCausalLM"}}, {"model_type", "llama"}, {"vocab_size", kTinyVocab}, {"hidden_size", 64},
-                               {"intermediate_size", 96}, {"num_hidden_layers", 2}, {"num_attention_heads", 4}, {"num_key_value_heads", 2},
-                               {"max_position_embeddings", 640}, {"rms_norm_eps", 1e-5}, {"initializer_range", 0.1}, {"tie_word_embeddings", false}};
+  const nlohmann::json json = {{"architectures", {"LlamaForCausalLM"}},
+                               {"model_type", "llama"},
+                               {"vocab_size", kTinyVocab},
+                               {"hidden_size", 64},
+                               {"intermediate_size", 96},
+                               {"num_hidden_layers", 2},
+                               {"num_attention_heads", 4},
+                               {"num_key_value_heads", 2},
+                               {"max_position_embeddings", 640},
+                               {"rms_norm_eps", 1e-5},
+                               {"initializer_range", 0.1},
+                               {"tie_word_embeddings", false}};
   fs::create_directories(dir / "dense");
   model::save_dense(model::new_model(model::parse_config(json, "test"), 1), dir / "dense", json, at::kHalf);
   const io::Checkpoint checkpoint(dir / "dense");
@@ -34,10 +43,11 @@ TEST(AcceleratorGptq, QuantisesAsTheCpuDoes) {
     settings.one_pass = one_pass;
     return model::gptq_checkpoint(checkpoint, plan, random_rows(6, 40), settings, dir / name, true);
   };
-  const model::GptqReport cpu = run("cpu", c10::kCPU, false), other = run("device", device, false), once = run("once", device, true);
+  const model::GptqReport cpu = run("cpu", c10::kCPU, false), other = run("device", device, false),
+                          once = run("once", device, true);
   ASSERT_EQ(cpu.layers.size(), other.layers.size());
-  // Sums in another order may turn a rounding, and the turned one the next block's inputs: the losses stay near each other, as one code's turn is a
-  // thousandth of a matrix's.
+  // Sums in another order may turn a rounding, and the turned one the next block's inputs: the losses stay near each
+  // other, as one code's turn is a thousandth of a matrix's.
   for (size_t i = 0; i < cpu.layers.size(); ++i) {
     EXPECT_NEAR(other.layers[i].loss, cpu.layers[i].loss, 0.03 * cpu.layers[i].loss) << cpu.layers[i].name;
     EXPECT_LT(other.layers[i].loss, other.layers[i].loss_round_to_nearest);

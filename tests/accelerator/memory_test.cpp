@@ -13,14 +13,17 @@ struct Measured {
   double ratio() const { return static_cast<double>(estimated) / static_cast<double>(peak); }
 };
 
-// LibTorch's composed attention, which the fake device runs, keeps q, k, v and the probabilities in f32 where a GPU's kernels keep q, k, v and the
-// output in 16 bits and one number a row.
-uint64_t kept_by_composed_attention(const model::LlamaConfig& c, int64_t rows, int64_t length, model::Recompute recompute) {
+// LibTorch's composed attention, which the fake device runs, keeps q, k, v and the probabilities in f32 where a GPU's
+// kernels keep q, k, v and the output in 16 bits and one number a row.
+uint64_t kept_by_composed_attention(const model::LlamaConfig& c, int64_t rows, int64_t length,
+                                    model::Recompute recompute) {
   const int64_t hidden = c.hidden_size;
-  return static_cast<uint64_t>(rows * length * (recompute == model::Recompute::kLayer ? 1 : c.layers) * (4 * 3 * hidden - 2 * 4 * hidden + 4 * c.heads * (length - 1)));
+  return static_cast<uint64_t>(rows * length * (recompute == model::Recompute::kLayer ? 1 : c.layers) *
+                               (4 * 3 * hidden - 2 * 4 * hidden + 4 * c.heads * (length - 1)));
 }
 
-// One step of `rows` rows of `length` tokens in bf16, its peak beside the estimate (without what is left to CUDA's libraries).
+// One step of `rows` rows of `length` tokens in bf16, its peak beside the estimate (without what is left to CUDA's
+// libraries).
 Measured measure(const model::LlamaConfig& config, int64_t rows, int64_t length, model::Recompute recompute) {
   const c10::Device fake = use_fake_accelerator();
   const uint64_t before = fake_statistics().used_bytes;
@@ -50,7 +53,8 @@ Measured measure(const model::LlamaConfig& config, int64_t rows, int64_t length,
   train::Workload workload{model.config, at::kBFloat16, model.weight_bytes(), trained, fake};
   workload.model.quantization = model::QuantizationConfig{.bits = 4, .group_size = 32};
   const train::MemoryEstimate estimate = train::estimate_memory(workload, c, rows, length);
-  return {fake_statistics().peak_bytes - before, estimate.total() - estimate.libraries + kept_by_composed_attention(config, rows, length, recompute)};
+  return {fake_statistics().peak_bytes - before,
+          estimate.total() - estimate.libraries + kept_by_composed_attention(config, rows, length, recompute)};
 }
 
 model::LlamaConfig config_of(int64_t hidden, int64_t intermediate, int64_t layers, int64_t vocabulary) {
@@ -67,13 +71,16 @@ model::LlamaConfig config_of(int64_t hidden, int64_t intermediate, int64_t layer
 TEST(DeviceMemory, EstimatesAreWithinATenthOfThePeak) {
   const model::LlamaConfig config = config_of(256, 704, 6, 128);
   uint64_t last = UINT64_MAX;
-  for (const model::Recompute recompute : {model::Recompute::kNothing, model::Recompute::kMlp, model::Recompute::kLayer}) {
+  for (const model::Recompute recompute :
+       {model::Recompute::kNothing, model::Recompute::kMlp, model::Recompute::kLayer}) {
     const Measured deep = measure(config, 32, 16, recompute);
-    EXPECT_NEAR(deep.ratio(), 1, 0.1) << deep.estimated << " of " << deep.peak << ", recompute " << static_cast<int>(recompute);
+    EXPECT_NEAR(deep.ratio(), 1, 0.1) << deep.estimated << " of " << deep.peak << ", recompute "
+                                      << static_cast<int>(recompute);
     EXPECT_LT(deep.peak, last);
     last = deep.peak;
   }
-  const Measured wordy = measure(config_of(128, 352, 2, 8000), 32, 16, model::Recompute::kNothing);  // the logits decide
+  const Measured wordy =
+      measure(config_of(128, 352, 2, 8000), 32, 16, model::Recompute::kNothing);  // the logits decide
   EXPECT_NEAR(wordy.ratio(), 1, 0.1) << wordy.estimated << " of " << wordy.peak;
 }
 

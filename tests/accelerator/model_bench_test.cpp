@@ -14,7 +14,8 @@ TEST(ModelBench, TrainsAndDecodesRandomModels) {
   tiny.config = tiny_config();
   tiny.rank = 4, tiny.rows = 2, tiny.row_tokens = 60, tiny.micro_batches = 2, tiny.steps = 1, tiny.decode_tokens = 4;
   const nlohmann::json packed = bench::run_model_bench(tiny, use_fake_accelerator());
-  for (const char* key : {"tokens_per_second", "peak_bytes", "estimated_bytes", "decode_tokens_per_second"}) EXPECT_GT(packed.at(key), 0) << key;
+  for (const char* key : {"tokens_per_second", "peak_bytes", "estimated_bytes", "decode_tokens_per_second"})
+    EXPECT_GT(packed.at(key), 0) << key;
   tiny.bits = 0, tiny.decode_tokens = 0;
   const nlohmann::json dense = bench::run_model_bench(tiny, use_fake_accelerator());
   EXPECT_GT(dense.at("tokens_per_second"), 0);

@@ -1,4 +1,5 @@
-// The decoder on an accelerator against the decoder on the CPU: forward, gradients, decoding; through our kernels built for the host.
+// The decoder on an accelerator against the decoder on the CPU: forward, gradients, decoding; through our kernels built
+// for the host.
 #include <c10/core/GradMode.h>
 #include <gtest/gtest.h>
 
@@ -18,8 +19,8 @@ const c10::Device kCpu = c10::kCPU;
 
 // fp32: sums in another order, at most 96 roundings in each of four sums in a row in each of two layers.
 const double kFloatTolerance = 2 * 4 * 96 * std::ldexp(1.0, -24);
-// bf16: about seven values in a row are rounded to 8 bits in each of the two layers (norm, q/k/v, rotation, attention, residual part, gate and up,
-// product), each by at most 2^-9 of itself.
+// bf16: about seven values in a row are rounded to 8 bits in each of the two layers (norm, q/k/v, rotation, attention,
+// residual part, gate and up, product), each by at most 2^-9 of itself.
 const double kHalfTolerance = 2 * 7 * std::ldexp(1.0, -9);
 
 double tolerance(at::ScalarType compute) { return compute == at::kFloat ? kFloatTolerance : kHalfTolerance; }
@@ -47,7 +48,8 @@ Trained train_once(Llama model, const text::Batch& batch, const model::ForwardOp
 
 double worst_gradient(const Trained& a, const Trained& b) {
   double worst = 0;
-  for (size_t i = 0; i < a.gradients.size(); ++i) worst = std::max(worst, relative_error(a.gradients[i], b.gradients[i]));
+  for (size_t i = 0; i < a.gradients.size(); ++i)
+    worst = std::max(worst, relative_error(a.gradients[i], b.gradients[i]));
   return worst;
 }
 
@@ -70,7 +72,9 @@ TEST(Accelerator, ForwardAndGradientsAreTheCpus) {
         const Trained got = train_once(tiny_model(device, compute, options), batch);
         EXPECT_LE(distance(got.hidden, expected.hidden), tolerance(compute));
         EXPECT_NEAR(got.loss / expected.loss, 1, tolerance(compute));
-        EXPECT_LE(worst_gradient(got, expected), 4 * tolerance(compute));  // back through the layers: twice as many roundings, and those of the forward
+        EXPECT_LE(
+            worst_gradient(got, expected),
+            4 * tolerance(compute));  // back through the layers: twice as many roundings, and those of the forward
         // Must differ: without adapters, by far more.
         TinyOptions bare = options;
         bare.adapters = false;
@@ -136,7 +140,8 @@ TEST(Accelerator, DropoutDropsWhatTheCpuDrops) {
   model::ForwardOptions training;
   training.dropout = {.training = true, .seed = 5, .index = 3};
   const Trained expected = train_once(tiny_model(kCpu, at::kFloat, options), batch, training);
-  EXPECT_LE(distance(train_once(tiny_model(device, at::kFloat, options), batch, training).hidden, expected.hidden), kFloatTolerance);
+  EXPECT_LE(distance(train_once(tiny_model(device, at::kFloat, options), batch, training).hidden, expected.hidden),
+            kFloatTolerance);
   model::ForwardOptions other = training;
   other.dropout.index = 4;
   EXPECT_GT(distance(train_once(tiny_model(device, at::kFloat, options), batch, other).hidden, expected.hidden), 1e-3);
@@ -154,7 +159,8 @@ TEST(Accelerator, RecomputedLayersGiveTheSameGradients) {
     options.recompute = recompute;
     const Trained recomputed = train_once(tiny_model(device, at::kBFloat16, dropping), batch, options);
     EXPECT_TRUE(at::equal(kept.hidden, recomputed.hidden));
-    for (size_t i = 0; i < kept.gradients.size(); ++i) EXPECT_TRUE(at::equal(kept.gradients[i], recomputed.gradients[i])) << i;
+    for (size_t i = 0; i < kept.gradients.size(); ++i)
+      EXPECT_TRUE(at::equal(kept.gradients[i], recomputed.gradients[i])) << i;
   }
 }
 
@@ -175,7 +181,8 @@ TEST(Accelerator, InferenceFollowsTheAdapter) {
   }
   const at::Tensor after = infer();
   EXPECT_GT(distance(after, before), 1e-2);
-  for (model::Linear* linear : model.linears()) linear->adapter->a.mutable_grad().reset(), linear->adapter->b.mutable_grad().reset();
+  for (model::Linear* linear : model.linears())
+    linear->adapter->a.mutable_grad().reset(), linear->adapter->b.mutable_grad().reset();
   EXPECT_LE(distance(after, train_once(model, batch).hidden), kFloatTolerance);
 }
 
@@ -189,7 +196,8 @@ TEST(Accelerator, ResidentPanelsFollowTheAdapter) {
   for (int round = 0; round < 3; ++round) {
     const Trained expected = train_once(plain, batch), got = train_once(kept, batch);
     EXPECT_TRUE(at::equal(got.hidden, expected.hidden)) << round;
-    for (size_t i = 0; i < got.gradients.size(); ++i) ASSERT_TRUE(at::equal(got.gradients[i], expected.gradients[i])) << i << " in round " << round;
+    for (size_t i = 0; i < got.gradients.size(); ++i)
+      ASSERT_TRUE(at::equal(got.gradients[i], expected.gradients[i])) << i << " in round " << round;
     if (last.defined()) {
       EXPECT_EQ(at::equal(last, got.hidden), round == 1);  // a second micro-batch; then a step
     }
@@ -212,8 +220,11 @@ TEST(Accelerator, DecodesAsTheCpuDoes) {
     Llama cpu = tiny_model(kCpu, at::kFloat), model = tiny_model(device, compute);
     const auto decode = [&](Llama& which, size_t prompt, size_t end, int64_t swapped) {
       generate::Decoder decoder(which);
-      std::vector<at::Tensor> rows = {decoder.next({ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(prompt)}).cpu().clone()};
-      for (size_t i = prompt; i < end; ++i) rows.push_back(decoder.next({static_cast<int64_t>(i) == swapped ? (ids[i] + 1) % kTinyVocab : ids[i]}).cpu().clone());
+      std::vector<at::Tensor> rows = {
+          decoder.next({ids.begin(), ids.begin() + static_cast<std::ptrdiff_t>(prompt)}).cpu().clone()};
+      for (size_t i = prompt; i < end; ++i)
+        rows.push_back(
+            decoder.next({static_cast<int64_t>(i) == swapped ? (ids[i] + 1) % kTinyVocab : ids[i]}).cpu().clone());
       return at::stack(rows);
     };
     // From 250 on the cache is doubled on the way: the graph is recorded anew.
@@ -235,7 +246,8 @@ TEST(Accelerator, DecodesToTheContextsEnd) {
     generate::Decoder decoder(model);
     const std::vector<int64_t> ids = tiny_example(3, prompt).input_ids;
     decoder.next(ids);
-    for (int64_t i = prompt; i < 300; ++i) EXPECT_TRUE(decoder.next({i % kTinyVocab}).isfinite().all().item<bool>()) << i;
+    for (int64_t i = prompt; i < 300; ++i)
+      EXPECT_TRUE(decoder.next({i % kTinyVocab}).isfinite().all().item<bool>()) << i;
     EXPECT_THROW(decoder.next({1}), UserError);
   }
 }
@@ -258,7 +270,9 @@ TEST(Accelerator, ShapesThatItsKernelsLackAreNamed) {
     tiny_model(device, at::kFloat, options);
     FAIL() << "groups of 16 have no kernel";
   } catch (const UserError& error) {
-    EXPECT_NE(std::string(error.what()).find("model.layers.0.self_attn.q_proj: 4 bits with groups of 16"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("model.layers.0.self_attn.q_proj: 4 bits with groups of 16"),
+              std::string::npos)
+        << error.what();
   }
 }
 

@@ -25,7 +25,8 @@ class AcceleratorScores : public ::testing::Test {
     options.device = device;
     model::Llama model = model::load_model(dir_ / "base", options);
     const text::Tokenizer tokenizer(dir_ / "base");
-    const eval::MmluSource source{.data = source_dir() / "tests/data/miniature/mmlu", .protocol = eval::Protocol::kQlora, .shots = 1, .limit = 6};
+    const eval::MmluSource source{
+        .data = source_dir() / "tests/data/miniature/mmlu", .protocol = eval::Protocol::kQlora, .shots = 1, .limit = 6};
     return eval::run_mmlu(model, tokenizer, eval::read_mmlu(source), source.protocol, 400);
   }
 
@@ -34,7 +35,8 @@ class AcceleratorScores : public ::testing::Test {
 
 TEST_F(AcceleratorScores, TheExamsAnswersAreTheCpusButForTies) {
   const io::Checkpoint dense(source_dir() / "models/miniature");
-  model::quantize_checkpoint(dense, model::plan_quantization(dense, {.bits = 2, .group_size = 32}), dir_ / "base", false);
+  model::quantize_checkpoint(dense, model::plan_quantization(dense, {.bits = 2, .group_size = 32}), dir_ / "base",
+                             false);
   const eval::MmluResult expected = exam(at::kFloat, c10::kCPU);
   const eval::MmluResult got = exam(at::kBFloat16, test_device());
   ASSERT_EQ(got.answers.size(), expected.answers.size());
@@ -45,7 +47,8 @@ TEST_F(AcceleratorScores, TheExamsAnswersAreTheCpusButForTies) {
   int same = 0;
   for (size_t i = 0; i < got.answers.size(); ++i) {
     const auto &a = got.answers[i], &b = expected.answers[i];
-    for (size_t letter = 0; letter < 4; ++letter) farthest = std::max(farthest, std::abs(a.scores[letter] - b.scores[letter]));
+    for (size_t letter = 0; letter < 4; ++letter)
+      farthest = std::max(farthest, std::abs(a.scores[letter] - b.scores[letter]));
     same += a.prediction == b.prediction;
     std::array<double, 4> sorted = b.scores;
     std::sort(sorted.begin(), sorted.end());
@@ -56,7 +59,8 @@ TEST_F(AcceleratorScores, TheExamsAnswersAreTheCpusButForTies) {
   EXPECT_LE(farthest, tie);
   EXPECT_GE(same, 46);
   // Must differ: the answers are not all one letter.
-  EXPECT_TRUE(std::any_of(got.answers.begin(), got.answers.end(), [&](const auto& answer) { return answer.prediction != got.answers[0].prediction; }));
+  EXPECT_TRUE(std::any_of(got.answers.begin(), got.answers.end(),
+                          [&](const auto& answer) { return answer.prediction != got.answers[0].prediction; }));
 }
 
 TEST_F(AcceleratorScores, AMergeIsProvedOnTheDevice) {
@@ -71,7 +75,8 @@ TEST_F(AcceleratorScores, AMergeIsProvedOnTheDevice) {
   EXPECT_TRUE(report.logits.verified());
   EXPECT_TRUE(report.logits.decides());
   EXPECT_GT(report.logits.max_logit_difference, 0);
-  EXPECT_FALSE(eval::prove_merge(dir_ / "base", adapter, dir_ / "base", tokens, test_device()).verified());  // nothing was merged
+  EXPECT_FALSE(eval::prove_merge(dir_ / "base", adapter, dir_ / "base", tokens, test_device())
+                   .verified());  // nothing was merged
 }
 
 }  // namespace

@@ -18,7 +18,9 @@ inline at::Tensor numbers(c10::IntArrayRef sizes, c10::ScalarType dtype = c10::k
 
 inline at::Tensor device(const at::Tensor& tensor) { return tensor.to(use_fake_accelerator()); }
 
-inline bool same_bits(const at::Tensor& a, const at::Tensor& b) { return a.dtype() == b.dtype() && at::equal(a.cpu(), b.cpu()); }
+inline bool same_bits(const at::Tensor& a, const at::Tensor& b) {
+  return a.dtype() == b.dtype() && at::equal(a.cpu(), b.cpu());
+}
 
 // What `work` throws; empty when nothing.
 inline std::string refusal(const std::function<void()>& work) {

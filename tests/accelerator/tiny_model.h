@@ -66,8 +66,9 @@ inline void attach(model::Linear& linear, const TinyOptions& options, c10::Devic
   const auto leaf = [&](const std::string& part, at::IntArrayRef shape) {
     return tiny_random(part + name, shape, deviation).to(device).requires_grad_(true);
   };
-  linear.adapter = std::make_shared<model::Adapter>(model::Adapter{leaf("a ", {kTinyRank, linear.groups()}), leaf("b ", {linear.out_features(), kTinyRank}),
-                                                                   /*scaling=*/0.5, options.pooling, group_size_of(name, options), options.dropout});
+  linear.adapter = std::make_shared<model::Adapter>(
+      model::Adapter{leaf("a ", {kTinyRank, linear.groups()}), leaf("b ", {linear.out_features(), kTinyRank}),
+                     /*scaling=*/0.5, options.pooling, group_size_of(name, options), options.dropout});
 }
 
 inline model::Llama tiny_model(c10::Device device, at::ScalarType compute, const TinyOptions& options = {},
@@ -77,9 +78,12 @@ inline model::Llama tiny_model(c10::Device device, at::ScalarType compute, const
   for (const auto& [name, value] : model::named_weights(model)) value.requires_grad_(false);
   for (model::Linear* linear : model.linears()) {
     const std::string name = linear->module();
-    quant::PackedWeight weight = quant::round_to_nearest(name, linear->dense().detach(), options.bits, group_size_of(name, options)).weight;
-    const bool sorted = options.sorted && (name.ends_with("o_proj") || name.ends_with("gate_proj") || name.ends_with("down_proj"));
-    if (sorted) weight.input_order = tensor::RandomStream(3, "order " + name).normal_tensor({weight.in_features}, 1).argsort();
+    quant::PackedWeight weight =
+        quant::round_to_nearest(name, linear->dense().detach(), options.bits, group_size_of(name, options)).weight;
+    const bool sorted =
+        options.sorted && (name.ends_with("o_proj") || name.ends_with("gate_proj") || name.ends_with("down_proj"));
+    if (sorted)
+      weight.input_order = tensor::RandomStream(3, "order " + name).normal_tensor({weight.in_features}, 1).argsort();
     *linear = model::Linear(name, std::move(weight));
   }
   model.to(device);

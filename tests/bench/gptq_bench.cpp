@@ -24,7 +24,9 @@ double wall() { return std::chrono::duration<double>(std::chrono::steady_clock::
 double processor() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
-  const auto seconds = [](const timeval& time) { return static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_usec); };
+  const auto seconds = [](const timeval& time) {
+    return static_cast<double>(time.tv_sec) + 1e-6 * static_cast<double>(time.tv_usec);
+  };
   return seconds(usage.ru_utime) + seconds(usage.ru_stime);
 }
 
@@ -32,7 +34,8 @@ double processor() {
 at::Tensor inputs_of(int64_t tokens, int64_t in_features) {
   constexpr int64_t kFactors = 64;
   const at::Tensor common = at::randn({kFactors, in_features}) / at::arange(1, kFactors + 1, at::kFloat).unsqueeze(1);
-  return at::randn({tokens, kFactors}).mm(common) + at::randn({tokens, in_features}) * at::rand({in_features}).mul_(0.5).add_(0.1);
+  return at::randn({tokens, kFactors}).mm(common) +
+         at::randn({tokens, in_features}) * at::rand({in_features}).mul_(0.5).add_(0.1);
 }
 
 struct Options {
@@ -71,12 +74,21 @@ nlohmann::json measure(int64_t in_features, int64_t out_features, const Options&
   how.bits = options.bits, how.group_size = options.group_size;
   const quant::GptqResult result = quant::gptq("bench", weight, matrix, how);
   const double taken = wall() - ready;
-  return {{"in_features", in_features}, {"out_features", out_features}, {"bits", options.bits}, {"group_size", options.group_size},
+  return {{"in_features", in_features},
+          {"out_features", out_features},
+          {"bits", options.bits},
+          {"group_size", options.group_size},
           {"hessian_seconds_per_1024_tokens", (gathered - start) / kTokens * 1024},
-          {"hessian_bf16_seconds_per_1024_tokens", sixteen_seconds / kTokens * 1024}, {"factor_seconds", result.factor_seconds},
-          {"solve_seconds", result.solve_seconds}, {"refit_seconds", result.refit_seconds}, {"seconds", taken},
-          {"threads_busy", (processor() - busy) / taken}, {"threads", at::get_num_threads()}, {"loss", result.loss},
-          {"loss_before_refit", result.loss_before_refit}, {"loss_round_to_nearest", result.loss_round_to_nearest}};
+          {"hessian_bf16_seconds_per_1024_tokens", sixteen_seconds / kTokens * 1024},
+          {"factor_seconds", result.factor_seconds},
+          {"solve_seconds", result.solve_seconds},
+          {"refit_seconds", result.refit_seconds},
+          {"seconds", taken},
+          {"threads_busy", (processor() - busy) / taken},
+          {"threads", at::get_num_threads()},
+          {"loss", result.loss},
+          {"loss_before_refit", result.loss_before_refit},
+          {"loss_round_to_nearest", result.loss_round_to_nearest}};
 }
 
 }  // namespace
@@ -91,11 +103,13 @@ int main(int argc, char** argv) try {
     all.push_back(line);
     if (options.json) continue;
     const auto value = [&](const char* key) { return line[key].get<double>(); };
-    std::printf("in %5ld out %5ld: H %.2f s per 1024 tokens (bf16 %.2f), factor %.2f, columns %.2f, refit %.2f, all %.2f s; "
-                "%.2f of %.0f threads busy; loss %.4g, before the refit %.4g, round to nearest %.4g\n",
-                in_features, out_features, value("hessian_seconds_per_1024_tokens"), value("hessian_bf16_seconds_per_1024_tokens"),
-                value("factor_seconds"), value("solve_seconds"), value("refit_seconds"), value("seconds"), value("threads_busy"),
-                value("threads"), value("loss"), value("loss_before_refit"), value("loss_round_to_nearest"));
+    std::printf(
+        "in %5ld out %5ld: H %.2f s per 1024 tokens (bf16 %.2f), factor %.2f, columns %.2f, refit %.2f, all %.2f s; "
+        "%.2f of %.0f threads busy; loss %.4g, before the refit %.4g, round to nearest %.4g\n",
+        in_features, out_features, value("hessian_seconds_per_1024_tokens"),
+        value("hessian_bf16_seconds_per_1024_tokens"), value("factor_seconds"), value("solve_seconds"),
+        value("refit_seconds"), value("seconds"), value("threads_busy"), value("threads"), value("loss"),
+        value("loss_before_refit"), value("loss_round_to_nearest"));
     std::fflush(stdout);
   }
   if (options.json) std::printf("%s\n", all.dump(2).c_str());

@@ -1,5 +1,6 @@
 // The kernels' speed on the device at hand, each beside its yardstick in the same run.  gpu_bench [--json]
-// Work is recorded once and replayed, so that no launch is timed; weights alternate over more memory than the second-level cache holds.
+// Work is recorded once and replayed, so that no launch is timed; weights alternate over more memory than the
+// second-level cache holds.
 #include <ATen/ATen.h>
 
 #include <chrono>
@@ -37,7 +38,9 @@ struct Bench {
 
   // Seconds of one call of `work(i)`, where i counts the copies of the data round.
   double seconds(const std::function<void(int)>& work) const {
-    const auto round = [&] { for (int i = 0; i < kCopies; ++i) work(i); };
+    const auto round = [&] {
+      for (int i = 0; i < kCopies; ++i) work(i);
+    };
     round(), round();
     const auto graph = cuda->record(0, round);
     graph->replay();
@@ -53,9 +56,16 @@ struct Bench {
 
   // figure against goal, in the same unit; `better` is more.
   void add(const std::string& name, double microseconds, double figure, const char* unit, double goal) {
-    results.push_back({{"name", name}, {"microseconds", microseconds}, {"figure", figure}, {"unit", unit}, {"goal", goal}, {"met", figure >= goal}});
+    results.push_back({{"name", name},
+                       {"microseconds", microseconds},
+                       {"figure", figure},
+                       {"unit", unit},
+                       {"goal", goal},
+                       {"met", figure >= goal}});
   }
-  void leave_out(const std::string& name, const std::string& reason) { results.push_back({{"name", name}, {"not_run", reason}}); }
+  void leave_out(const std::string& name, const std::string& reason) {
+    results.push_back({{"name", name}, {"not_run", reason}});
+  }
   // A kernel that is missing or refuses is named; the others go on.
   void measure(const std::string& name, const std::function<void()>& run) {
     try {
@@ -78,14 +88,16 @@ struct Weights {
     }
   }
   TiledView view(int i) const {
-    return {shape, static_cast<const uint32_t*>(codes[i].data_ptr()), scales[i].data_ptr<float>(), offsets[i].data_ptr<float>()};
+    return {shape, static_cast<const uint32_t*>(codes[i].data_ptr()), scales[i].data_ptr<float>(),
+            offsets[i].data_ptr<float>()};
   }
   double bytes() const { return static_cast<double>(codes[0].nbytes() + scales[0].nbytes() + offsets[0].nbytes()); }
 };
 
 double copy_bandwidth(Bench& bench) {
   const at::Tensor from = at::zeros({int64_t{1} << 30}, bench.options(at::kByte)), to = at::empty_like(from);
-  const double taken = bench.seconds([&](int) { to.copy_(from); }), bandwidth = 2.0 * static_cast<double>(from.nbytes()) / taken;
+  const double taken = bench.seconds([&](int) { to.copy_(from); }),
+               bandwidth = 2.0 * static_cast<double>(from.nbytes()) / taken;
   bench.add("copy, device to device", taken * 1e6, bandwidth / 1e12, "TB/s", 0);
   return bandwidth;
 }
@@ -94,7 +106,9 @@ void dequantize(Bench& bench, const Weights& weights, double bandwidth) {
   QALORA_REQUIRE(bench.api->dequantize != nullptr, InternalError, "no such kernel");
   const at::Tensor out = at::empty({kSize, kSize}, bench.options(at::kBFloat16));
   const double taken = bench.seconds([&](int i) {
-    tensor::check_status(bench.api->dequantize(weights.view(i), 0, kSize, Panel::kWhole, Type::kBFloat16, out.data_ptr(), kSize, bench.stream()), "dequantize");
+    tensor::check_status(bench.api->dequantize(weights.view(i), 0, kSize, Panel::kWhole, Type::kBFloat16,
+                                               out.data_ptr(), kSize, bench.stream()),
+                         "dequantize");
   });
   bench.add("dequantise, int" + std::to_string(weights.shape.bits) + " g32, 8192 x 8192", taken * 1e6,
             (weights.bytes() + static_cast<double>(out.nbytes())) / taken / bandwidth, "of copy bandwidth", 0.85);
@@ -114,10 +128,12 @@ double fused_seconds(const Bench& bench, const Weights& weights, const at::Tenso
   const int64_t bytes = rows > 8 ? bench.api->matmul_workspace_bytes(weights.shape, rows, bench.multiprocessors) : 0;
   const at::Tensor workspace = at::empty({std::max<int64_t>(bytes, 1)}, bench.options(at::kByte));
   return bench.seconds([&](int i) {
-    const auto status = rows <= 8 ? bench.api->matvec(weights.view(i), x.data_ptr(), kSize, Type::kBFloat16, sums.data_ptr<float>(), rows, y.data_ptr(),
-                                                      kSize, Type::kBFloat16, bench.stream())
-                                  : bench.api->matmul(weights.view(i), x.data_ptr(), kSize, Type::kBFloat16, sums.data_ptr<float>(), rows, y.data_ptr(),
-                                                      kSize, Type::kBFloat16, workspace.data_ptr(), bench.multiprocessors, bench.stream());
+    const auto status =
+        rows <= 8 ? bench.api->matvec(weights.view(i), x.data_ptr(), kSize, Type::kBFloat16, sums.data_ptr<float>(),
+                                      rows, y.data_ptr(), kSize, Type::kBFloat16, bench.stream())
+                  : bench.api->matmul(weights.view(i), x.data_ptr(), kSize, Type::kBFloat16, sums.data_ptr<float>(),
+                                      rows, y.data_ptr(), kSize, Type::kBFloat16, workspace.data_ptr(),
+                                      bench.multiprocessors, bench.stream());
     tensor::check_status(status, "product");
   });
 }
@@ -138,21 +154,25 @@ void products(Bench& bench, const Weights& weights, const std::vector<at::Tensor
     bench.measure("matmul " + name + ", M=" + std::to_string(rows), [&, rows = rows, goal = goal] {
       QALORA_REQUIRE(bench.api->matmul != nullptr, InternalError, "no such kernel");
       const double taken = fused_seconds(bench, weights, bench.normal({rows, kSize}));
-      bench.add("matmul " + name + ", M=" + std::to_string(rows) + " beside dense bf16", taken * 1e6, beside(rows) / taken, "times as fast", goal);
+      bench.add("matmul " + name + ", M=" + std::to_string(rows) + " beside dense bf16", taken * 1e6,
+                beside(rows) / taken, "times as fast", goal);
     });
   }
 }
 
-// A frozen layer as training runs it: forward with the panel that keeps the offsets' precision (two columns a group more), then the gradient of its
-// input with the whole weight; each dequantised for its product.
+// A frozen layer as training runs it: forward with the panel that keeps the offsets' precision (two columns a group
+// more), then the gradient of its input with the whole weight; each dequantised for its product.
 void forward_backward(Bench& bench, const Weights& weights, const std::vector<at::Tensor>& dense) {
   constexpr int64_t kTokens = 8192;
   constexpr int64_t kPanel = kSize + 2 * (kSize / kGroup);
-  const at::Tensor x = bench.normal({kTokens, kSize}), input = bench.normal({kTokens, kPanel}), scratch = at::empty({kSize, kSize}, x.options());
+  const at::Tensor x = bench.normal({kTokens, kSize}), input = bench.normal({kTokens, kPanel}),
+                   scratch = at::empty({kSize, kSize}, x.options());
   const at::Tensor panel = at::empty({kSize, kPanel}, x.options());
   at::Tensor y = at::empty_like(x), dx = at::empty_like(x);
   const auto dequantize_to = [&](int i, Panel kind, const at::Tensor& out) {
-    tensor::check_status(bench.api->dequantize(weights.view(i), 0, kSize, kind, Type::kBFloat16, out.data_ptr(), out.size(1), bench.stream()), "dequantize");
+    tensor::check_status(bench.api->dequantize(weights.view(i), 0, kSize, kind, Type::kBFloat16, out.data_ptr(),
+                                               out.size(1), bench.stream()),
+                         "dequantize");
   };
   const auto both = [&](const at::Tensor& weight) {
     at::matmul_out(y, x, weight.t());
@@ -165,14 +185,17 @@ void forward_backward(Bench& bench, const Weights& weights, const std::vector<at
     dequantize_to(i, Panel::kWhole, scratch);
     at::matmul_out(dx, y, scratch);
   });
-  bench.add("dense bf16 forward and backward, M=8192", library * 1e6, 4.0 * kTokens * kSize * kSize / library / 1e12, "TFLOP/s", 0);
+  bench.add("dense bf16 forward and backward, M=8192", library * 1e6, 4.0 * kTokens * kSize * kSize / library / 1e12,
+            "TFLOP/s", 0);
   bench.add("linear forward and backward, M=8192", ours * 1e6, library / ours, "of dense bf16", 0.94);
 }
 
 void rows(Bench& bench, double bandwidth) {
   constexpr int64_t kTokens = 8192, kWidth = 4096, kVocabulary = 32000;
-  const at::Tensor h = at::randn({kTokens, kWidth}, bench.options(at::kFloat)), weight = at::ones({kWidth}, bench.options(at::kFloat));
-  const at::Tensor residual = bench.normal({kTokens, kWidth}), out = at::empty_like(residual), inverse = at::empty({kTokens}, h.options());
+  const at::Tensor h = at::randn({kTokens, kWidth}, bench.options(at::kFloat)),
+                   weight = at::ones({kWidth}, bench.options(at::kFloat));
+  const at::Tensor residual = bench.normal({kTokens, kWidth}), out = at::empty_like(residual),
+                   inverse = at::empty({kTokens}, h.options());
   const at::Tensor to = at::empty_like(h), sums = at::empty({kTokens, kWidth / kGroup}, h.options());
   const auto share = [&](const char* name, double bytes, const std::function<kernels::Status()>& work) {
     bench.measure(name, [&] {
@@ -183,17 +206,19 @@ void rows(Bench& bench, double bandwidth) {
   const kernels::cuda::PoolOutput pool = {.sums = sums.data_ptr<float>(), .group_size = kGroup};
   const auto elements = static_cast<double>(kTokens * kWidth);
   share("RMSNorm with residual and pool, 8192 x 4096", elements * (4 + 2 + 4 + 2 + 4.0 / kGroup), [&] {
-    return bench.api->rms_norm(h.data_ptr<float>(), residual.data_ptr(), to.data_ptr<float>(), weight.data_ptr<float>(), 1e-5f, kTokens, kWidth,
-                               Type::kBFloat16, out.data_ptr(), kWidth, pool, inverse.data_ptr<float>(), bench.stream());
+    return bench.api->rms_norm(h.data_ptr<float>(), residual.data_ptr(), to.data_ptr<float>(), weight.data_ptr<float>(),
+                               1e-5f, kTokens, kWidth, Type::kBFloat16, out.data_ptr(), kWidth, pool,
+                               inverse.data_ptr<float>(), bench.stream());
   });
   share("SwiGLU with pool, 8192 x 4096", elements * (2 + 2 + 2 + 4.0 / kGroup), [&] {
-    return bench.api->swiglu(residual.data_ptr(), residual.data_ptr(), Type::kBFloat16, kTokens, kWidth, out.data_ptr(), kWidth, pool, bench.stream());
+    return bench.api->swiglu(residual.data_ptr(), residual.data_ptr(), Type::kBFloat16, kTokens, kWidth, out.data_ptr(),
+                             kWidth, pool, bench.stream());
   });
   const at::Tensor logits = bench.normal({2048, kVocabulary}), losses = at::empty({2048}, h.options());
   const at::Tensor targets = at::randint(kVocabulary, {2048}, bench.options(at::kLong));
   share("cross-entropy with gradient, 2048 x 32000", 2 * static_cast<double>(logits.nbytes()), [&] {
-    return bench.api->cross_entropy(logits.data_ptr(), Type::kBFloat16, kVocabulary, targets.data_ptr<int64_t>(), 2048, kVocabulary, true,
-                                    losses.data_ptr<float>(), bench.stream());
+    return bench.api->cross_entropy(logits.data_ptr(), Type::kBFloat16, kVocabulary, targets.data_ptr<int64_t>(), 2048,
+                                    kVocabulary, true, losses.data_ptr<float>(), bench.stream());
   });
 }
 
@@ -206,8 +231,8 @@ void print_table(const json& results) {
       continue;
     }
     const double goal = row.at("goal");
-    std::printf("| %s | %.1f | %.3g %s | %s |\n", name.c_str(), row.at("microseconds").get<double>(), row.at("figure").get<double>(),
-                row.at("unit").get<std::string>().c_str(),
+    std::printf("| %s | %.1f | %.3g %s | %s |\n", name.c_str(), row.at("microseconds").get<double>(),
+                row.at("figure").get<double>(), row.at("unit").get<std::string>().c_str(),
                 goal == 0 ? "" : message(goal, row.at("met").get<bool>() ? ", met" : ", missed").c_str());
   }
 }
@@ -236,7 +261,10 @@ int run(bool as_json) {
   });
   bench.measure("linear forward and backward, M=8192", [&] { forward_backward(bench, four, dense); });
   bench.measure("rows", [&] { rows(bench, bandwidth); });
-  const json document = {{"device", properties.name}, {"architecture", properties.architecture}, {"version", bench.cuda->version}, {"results", bench.results}};
+  const json document = {{"device", properties.name},
+                         {"architecture", properties.architecture},
+                         {"version", bench.cuda->version},
+                         {"results", bench.results}};
   if (as_json) {
     std::printf("%s\n", document.dump().c_str());
   } else {

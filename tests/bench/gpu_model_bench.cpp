@@ -1,5 +1,5 @@
-// Whole models on the device at hand, beside the goals of the project.  gpu_model_bench CASE  -> one JSON document; without CASE: the cases' names.
-// One case a process: the peak of its memory is its own.
+// Whole models on the device at hand, beside the goals of the project.  gpu_model_bench CASE  -> one JSON document;
+// without CASE: the cases' names. One case a process: the peak of its memory is its own.
 #include <cstdio>
 #include <functional>
 #include <map>

@@ -25,22 +25,28 @@ constexpr double kWeightDeviation = 0.02;
 // Random numbers are made where they are needed; the tests' device has none of its own.
 at::Tensor normal(at::IntArrayRef shape, double deviation, const at::TensorOptions& options) {
   if (options.device().is_cuda()) return at::randn(shape, options) * deviation;
-  return tensor::RandomStream(1, "bench").normal_tensor(shape, deviation).to(options.device(), options.dtype().toScalarType());
+  return tensor::RandomStream(1, "bench")
+      .normal_tensor(shape, deviation)
+      .to(options.device(), options.dtype().toScalarType());
 }
 
-quant::TiledWeight random_weight(int64_t out_features, int64_t in_features, const ModelBench& bench, c10::Device device) {
+quant::TiledWeight random_weight(int64_t out_features, int64_t in_features, const ModelBench& bench,
+                                 c10::Device device) {
   const auto options = at::TensorOptions().device(device);
   quant::TiledWeight weight;
   weight.shape = {out_features, in_features, bench.group_size, bench.bits};
-  weight.codes = device.is_cuda() ? at::randint(INT32_MIN, INT32_MAX, {weight.shape.code_words()}, options.dtype(at::kInt))
-                                  : at::full({weight.shape.code_words()}, 0x2d7a613b, options.dtype(at::kInt));
-  const double centre = (std::ldexp(1.0, bench.bits) - 1) / 2, scale = kWeightDeviation / std::sqrt((std::ldexp(1.0, 2 * bench.bits) - 1) / 12);
+  weight.codes = device.is_cuda()
+                     ? at::randint(INT32_MIN, INT32_MAX, {weight.shape.code_words()}, options.dtype(at::kInt))
+                     : at::full({weight.shape.code_words()}, 0x2d7a613b, options.dtype(at::kInt));
+  const double centre = (std::ldexp(1.0, bench.bits) - 1) / 2,
+               scale = kWeightDeviation / std::sqrt((std::ldexp(1.0, 2 * bench.bits) - 1) / 12);
   weight.scales = at::full({weight.shape.group_floats()}, scale, options.dtype(at::kFloat));
   weight.offsets = at::full({weight.shape.group_floats()}, -scale * centre, options.dtype(at::kFloat));
   return weight;
 }
 
-void fill(model::Linear& linear, const std::string& name, int64_t out_features, int64_t in_features, const ModelBench& bench, c10::Device device) {
+void fill(model::Linear& linear, const std::string& name, int64_t out_features, int64_t in_features,
+          const ModelBench& bench, c10::Device device) {
   const auto options = at::TensorOptions().device(device);
   if (bench.bits == 0) {
     linear = model::Linear(name, normal({out_features, in_features}, kWeightDeviation, options.dtype(at::kBFloat16)));
@@ -48,9 +54,12 @@ void fill(model::Linear& linear, const std::string& name, int64_t out_features, 
   }
   linear = model::Linear(name, at::Tensor());
   linear.set_tiled(random_weight(out_features, in_features, bench, device));
-  const auto leaf = [&](at::IntArrayRef shape, double deviation) { return normal(shape, deviation, options.dtype(at::kFloat)).requires_grad_(true); };
-  linear.adapter = std::make_shared<model::Adapter>(model::Adapter{leaf({bench.rank, linear.groups()}, 0.01), leaf({out_features, bench.rank}, 0.001),
-                                                                   16.0 / static_cast<double>(bench.rank), io::Pooling::kSum, bench.group_size, 0});
+  const auto leaf = [&](at::IntArrayRef shape, double deviation) {
+    return normal(shape, deviation, options.dtype(at::kFloat)).requires_grad_(true);
+  };
+  linear.adapter = std::make_shared<model::Adapter>(
+      model::Adapter{leaf({bench.rank, linear.groups()}, 0.01), leaf({out_features, bench.rank}, 0.001),
+                     16.0 / static_cast<double>(bench.rank), io::Pooling::kSum, bench.group_size, 0});
 }
 
 model::Llama random_model(const ModelBench& bench, c10::Device device) {
@@ -124,7 +133,9 @@ int64_t step(model::Llama& model, train::AdamW& optimizer, const ModelBench& ben
   int64_t tokens = 0;
   for (int64_t i = 0; i < bench.micro_batches; ++i) {
     const text::Batch batch = packed_batch(bench, index * 64 + static_cast<uint64_t>(i));
-    (model.loss_sum(model.forward(batch, options), batch.targets.reshape({-1})) / static_cast<double>(batch.trained_tokens)).backward();
+    (model.loss_sum(model.forward(batch, options), batch.targets.reshape({-1})) /
+     static_cast<double>(batch.trained_tokens))
+        .backward();
     tokens += batch.real_tokens;
   }
   optimizer.clip(optimizer.gradient_norm(), 0.3);
@@ -165,7 +176,8 @@ model::LlamaConfig llama_shape(int64_t billions) {
   c.context_length = 4096;
   c.norm_eps = 1e-5;
   const auto set = [&](int64_t hidden, int64_t intermediate, int64_t layers, int64_t heads, int64_t kv_heads) {
-    c.hidden_size = hidden, c.intermediate_size = intermediate, c.layers = layers, c.heads = heads, c.kv_heads = kv_heads;
+    c.hidden_size = hidden, c.intermediate_size = intermediate, c.layers = layers, c.heads = heads,
+    c.kv_heads = kv_heads;
   };
   if (billions == 7) set(4096, 11008, 32, 32, 32);
   if (billions == 13) set(5120, 13824, 40, 40, 40);
@@ -180,7 +192,10 @@ json run_model_bench(const ModelBench& bench, c10::Device device) {
   const std::vector<train::Parameter> parameters = parameters_of(model);
   int64_t trained = 0;
   for (const train::Parameter& parameter : parameters) trained += parameter.value.numel();
-  json result = {{"bits", bench.bits}, {"rows", bench.rows}, {"row_tokens", bench.row_tokens}, {"micro_batches", bench.micro_batches}};
+  json result = {{"bits", bench.bits},
+                 {"rows", bench.rows},
+                 {"row_tokens", bench.row_tokens},
+                 {"micro_batches", bench.micro_batches}};
   if (bench.steps > 0) {
     train::AdamW optimizer(parameters, {});
     step(model, optimizer, bench, 0);

@@ -1,4 +1,5 @@
-// Training and decoding of a whole model of a given shape with random weights made on the device: no checkpoint of that size is needed.
+// Training and decoding of a whole model of a given shape with random weights made on the device: no checkpoint of that
+// size is needed.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -12,7 +13,7 @@ namespace qalora::bench {
 
 struct ModelBench {
   model::LlamaConfig config;
-  int bits = 4;               // 0: a dense base in bf16 without adapters, of which only the inputs' gradients are asked
+  int bits = 4;  // 0: a dense base in bf16 without adapters, of which only the inputs' gradients are asked
   int64_t group_size = 32, rank = 64;
   int64_t row_tokens = 1024;  // packed rows of examples with the lengths of an instruction set
   int64_t rows = 8;           // of one micro-batch

@@ -1,5 +1,5 @@
-// How fast a tokenizer encodes a file, and what ids it gives: tokenizer_bench FOLDER FILE [IDS.txt]. Every line of IDS.txt has the ids of
-// one text, where a file of texts parts them with lines "----".
+// How fast a tokenizer encodes a file, and what ids it gives: tokenizer_bench FOLDER FILE [IDS.txt]. Every line of
+// IDS.txt has the ids of one text, where a file of texts parts them with lines "----".
 #include <chrono>
 #include <cstdio>
 #include <fstream>
@@ -17,7 +17,8 @@ std::vector<std::string> parted(const std::string& text) {
   constexpr std::string_view kMark = "\n----\n";
   std::vector<std::string> texts;
   size_t begin = 0;
-  for (size_t end; (end = text.find(kMark, begin)) != std::string::npos; begin = end + kMark.size()) texts.push_back(text.substr(begin, end - begin));
+  for (size_t end; (end = text.find(kMark, begin)) != std::string::npos; begin = end + kMark.size())
+    texts.push_back(text.substr(begin, end - begin));
   texts.push_back(text.substr(begin));
   return texts;
 }
@@ -41,7 +42,8 @@ int run(int argc, char** argv) {
       out << '\n';
     }
     const double seconds = seconds_since(begin);
-    std::printf("%s pass: %.3f s, %.1f MB/s, %zu tokens\n", which, seconds, static_cast<double>(text.size()) / 1e6 / seconds, tokens);
+    std::printf("%s pass: %.3f s, %.1f MB/s, %zu tokens\n", which, seconds,
+                static_cast<double>(text.size()) / 1e6 / seconds, tokens);
     out.close();
   }
   return 0;

@@ -12,7 +12,8 @@ struct EntropyCase {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// Row 0: like a model's; 1: huge numbers of both signs; 2: some are -inf; 3: all equal; 4: like 0, the target last; 5: the largest last.
+// Row 0: like a model's; 1: huge numbers of both signs; 2: some are -inf; 3: all equal; 4: like 0, the target last; 5:
+// the largest last.
 void fill_logits(Elements& logits, const EntropyCase& c) {
   const int64_t stride = c.vocab + c.spare;
   logits.fill_normal(static_cast<uint64_t>(c.vocab), 3);
@@ -34,9 +35,10 @@ struct Reference {
   double loss, loss_error, sum, sum_error, largest;  // sum_error is relative
 };
 
-// In the kernel a term of the sum, exp(logit - largest), is made of an exponential of a rounded difference and of one more exponential at
-// each change of what is largest so far; all their arguments add up to that difference. An exponential of -d is good to 4 + 2.4 d
-// units (see swiglu_test.cpp), its rounded argument adds d. A thread sees its part of the row's chunks, a block merges twice in 5 steps.
+// In the kernel a term of the sum, exp(logit - largest), is made of an exponential of a rounded difference and of one
+// more exponential at each change of what is largest so far; all their arguments add up to that difference. An
+// exponential of -d is good to 4 + 2.4 d units (see swiglu_test.cpp), its rounded argument adds d. A thread sees its
+// part of the row's chunks, a block merges twice in 5 steps.
 Reference exact_loss(const std::vector<double>& logits, int64_t target, Type type) {
   const int64_t vocab = static_cast<int64_t>(logits.size()), threads = cross_entropy_shape(1, vocab, type).block.x;
   const double parts = static_cast<double>(tiles_over(vocab, vector_elements(type) * threads));
@@ -56,17 +58,21 @@ Reference exact_loss(const std::vector<double>& logits, int64_t target, Type typ
 
 void check_entropy(const Api& api, test::cuda::Results& results, const EntropyCase& c, bool gradient) {
   std::ostringstream where;
-  where << test::cuda::name_of(c.type) << " vocabulary of " << c.vocab << ", stride " << c.vocab + c.spare << ", shift " << c.shift;
+  where << test::cuda::name_of(c.type) << " vocabulary of " << c.vocab << ", stride " << c.vocab + c.spare << ", shift "
+        << c.shift;
   Checker checker(where.str());
   const int64_t stride = c.vocab + c.spare;
-  Elements logits(c.type, c.rows * stride, c.shift), before(c.type, c.rows * stride), losses(Type::kFloat, c.rows, c.shift);
+  Elements logits(c.type, c.rows * stride, c.shift), before(c.type, c.rows * stride),
+      losses(Type::kFloat, c.rows, c.shift);
   fill_logits(logits, c);
   fill_logits(before, c);
   std::vector<int64_t> wanted;
   for (int64_t row = 0; row < c.rows; ++row) wanted.push_back(target_of(row, c.vocab));
   const test::cuda::Buffer<int64_t> targets(wanted);
   void* const data = logits.data();
-  EXPECT_EQ(api.cross_entropy(data, c.type, stride, targets.data(), c.rows, c.vocab, gradient, losses.floats(), nullptr), Status::kOk);
+  EXPECT_EQ(
+      api.cross_entropy(data, c.type, stride, targets.data(), c.rows, c.vocab, gradient, losses.floats(), nullptr),
+      Status::kOk);
   logits.fetch(), losses.fetch();
   results.add(logits.bytes()), results.add(losses.bytes());
   for (int64_t row = 0; row < c.rows; ++row) {
@@ -112,7 +118,8 @@ KERNEL_CHECK(cross_entropy, ANanIsSeen) {
       logits.fill_normal(1, 1).set(where, bad);
       const test::cuda::Buffer<int64_t> targets(std::vector<int64_t>{7, 7});
       void* const data = logits.data();
-      EXPECT_EQ(api.cross_entropy(data, Type::kBFloat16, 300, targets.data(), 2, 300, true, losses.floats(), nullptr), Status::kOk);
+      EXPECT_EQ(api.cross_entropy(data, Type::kBFloat16, 300, targets.data(), 2, 300, true, losses.floats(), nullptr),
+                Status::kOk);
       losses.fetch(), logits.fetch();
       EXPECT_TRUE(std::isnan(losses[0])) << bad << " at " << where;
       EXPECT_TRUE(std::isnan(logits[where])) << bad << " at " << where;
@@ -126,7 +133,8 @@ KERNEL_CHECK(cross_entropy, ATargetOutsideHasNoLoss) {
   logits.fill_normal(1, 1);
   const test::cuda::Buffer<int64_t> targets(std::vector<int64_t>{-100, 64, (int64_t{1} << 32) + 3});
   void* const data = logits.data();
-  EXPECT_EQ(api.cross_entropy(data, Type::kHalf, 64, targets.data(), 3, 64, false, losses.floats(), nullptr), Status::kOk);
+  EXPECT_EQ(api.cross_entropy(data, Type::kHalf, 64, targets.data(), 3, 64, false, losses.floats(), nullptr),
+            Status::kOk);
   losses.fetch();
   for (int64_t row = 0; row < 3; ++row) EXPECT_TRUE(std::isnan(losses[row])) << row;
 }
@@ -135,9 +143,12 @@ KERNEL_CHECK(cross_entropy, RefusesWhatItCannotDo) {
   Elements logits(Type::kHalf, 64), losses(Type::kFloat, 1);
   const test::cuda::Buffer<int64_t> targets(std::vector<int64_t>{0});
   void* const data = logits.data();
-  EXPECT_EQ(api.cross_entropy(data, Type::kHalf, 64, targets.data(), 0, 64, true, losses.floats(), nullptr), Status::kOk);
-  EXPECT_EQ(api.cross_entropy(data, Type::kHalf, 63, targets.data(), 1, 64, true, losses.floats(), nullptr), Status::kBadArgument);
-  EXPECT_EQ(api.cross_entropy(data, Type::kHalf, 64, targets.data(), 1, 0, true, losses.floats(), nullptr), Status::kBadArgument);
+  EXPECT_EQ(api.cross_entropy(data, Type::kHalf, 64, targets.data(), 0, 64, true, losses.floats(), nullptr),
+            Status::kOk);
+  EXPECT_EQ(api.cross_entropy(data, Type::kHalf, 63, targets.data(), 1, 64, true, losses.floats(), nullptr),
+            Status::kBadArgument);
+  EXPECT_EQ(api.cross_entropy(data, Type::kHalf, 64, targets.data(), 1, 0, true, losses.floats(), nullptr),
+            Status::kBadArgument);
 }
 
 }  // namespace qalora::kernels::cuda::tests

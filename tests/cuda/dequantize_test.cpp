@@ -10,7 +10,8 @@ struct Case {
   int64_t rows() const { return row_end - row_begin; }
 };
 
-// Whole matrices and slabs of rows; tails of rows and inputs; quads that are not full; rows that are not 16-byte aligned (odd strides).
+// Whole matrices and slabs of rows; tails of rows and inputs; quads that are not full; rows that are not 16-byte
+// aligned (odd strides).
 std::vector<Case> cases() {
   std::vector<Case> all;
   for (const int bits : {2, 3, 4}) {
@@ -26,7 +27,8 @@ std::vector<Case> cases() {
 }
 
 void run(const Api& api, const DeviceWeight& weight, const Case& c, Panel panel, const Matrix& out) {
-  ASSERT_EQ(api.dequantize(weight.view, c.row_begin, c.row_end, panel, out.type, out.data(), out.stride, nullptr), Status::kOk);
+  ASSERT_EQ(api.dequantize(weight.view, c.row_begin, c.row_end, panel, out.type, out.data(), out.stride, nullptr),
+            Status::kOk);
 }
 
 // The CPU's rows, [rows, stride]; what lies behind a row stays as it was.
@@ -58,8 +60,8 @@ KERNEL_CHECK(dequantize, WholePanelsHaveTheCpusBits) {
       ASSERT_NO_FATAL_FAILURE(run(api, device, c, Panel::kWhole, out));
       results.add(out.bytes());
       const int64_t byte = first_difference(out.bytes(), cpu_rows(weight, c, out));
-      ASSERT_EQ(byte, -1) << c.shape.text() << " " << name_of(type) << ": row " << byte / bytes_of(type) / out.stride << " column "
-                          << byte / bytes_of(type) % out.stride;
+      ASSERT_EQ(byte, -1) << c.shape.text() << " " << name_of(type) << ": row " << byte / bytes_of(type) / out.stride
+                          << " column " << byte / bytes_of(type) % out.stride;
     }
   }
 }
@@ -98,7 +100,8 @@ KERNEL_CHECK(dequantize, ConcatenatedPanelsKeepTheOffsets) {
           const size_t place = weight.row_group(from, group);
           const double centred = weight.row_offsets[place] + double{weight.row_scales[place]} * centre;
           first.add(got[inputs + group], centred, ulp, type);
-          both.add(double{got[inputs + group]} + got[inputs + groups + group], centred, ulp * ulp, type);  // twice the bits, fp32's at most
+          both.add(double{got[inputs + group]} + got[inputs + groups + group], centred, ulp * ulp,
+                   type);  // twice the bits, fp32's at most
         }
         for (int64_t k = width; k < out.stride; ++k) ASSERT_TRUE(std::isnan(got[k])) << "written behind the row";
       }

@@ -11,8 +11,9 @@ struct Case {
   int multiprocessors;  // which decides into how many parts k is cut
 };
 
-// Every number of tokens a block may have, and two such blocks; k in one part and in several, with tiles for fewer and more than the ring's
-// stages; tails of tokens, rows and inputs; an odd number of row tiles and more than a block has; groups of every kind.
+// Every number of tokens a block may have, and two such blocks; k in one part and in several, with tiles for fewer and
+// more than the ring's stages; tails of tokens, rows and inputs; an odd number of row tiles and more than a block has;
+// groups of every kind.
 std::vector<Case> cases() {
   std::vector<Case> all;
   const Type bf16 = Type::kBFloat16, fp16 = Type::kHalf, f32 = Type::kFloat;
@@ -39,14 +40,16 @@ std::vector<Case> cases() {
 Status run(const Api& api, const Product& product, int multiprocessors) {
   const int64_t bytes = api.matmul_workspace_bytes(product.weight.shape, product.rows, multiprocessors);
   const Buffer<unsigned char> workspace(bytes);
-  return api.matmul(product.device.view, product.x_there.data(), product.x_stride, product.x_type, product.sums_there.data(), product.rows,
-                    product.y.data(), product.y_stride, product.y_type, bytes > 0 ? workspace.data() : nullptr, multiprocessors, nullptr);
+  return api.matmul(product.device.view, product.x_there.data(), product.x_stride, product.x_type,
+                    product.sums_there.data(), product.rows, product.y.data(), product.y_stride, product.y_type,
+                    bytes > 0 ? workspace.data() : nullptr, multiprocessors, nullptr);
 }
 
-// A term goes through two sums of 16 in a block of 32 inputs, one over a part's blocks, one over the parts; a zero term through a sum of 16
-// and one over the rest, three times over.
+// A term goes through two sums of 16 in a block of 32 inputs, one over a part's blocks, one over the parts; a zero term
+// through a sum of 16 and one over the rest, three times over.
 double roundings(const Shape& shape) { return 32 + static_cast<double>(shape.in_features) / 32 + 8; }
-// What two bf16 halves of each factor leave out: their own last bits (2^-17 each, of b_c and of the sum) and the product of the low halves.
+// What two bf16 halves of each factor leave out: their own last bits (2^-17 each, of b_c and of the sum) and the
+// product of the low halves.
 constexpr double kZeroError = 0x1p-16 + 0x1p-16;
 
 KERNEL_CHECK(matmul, IsTheProduct) {
@@ -66,8 +69,8 @@ KERNEL_CHECK(matmul, ZeroTermHasMoreThanSixteenBitsOfBothFactors) {
   const DeviceWeight device(weight);
   const Product product(weight, device, 9, Type::kBFloat16, Type::kFloat, 0, 0, true);
   const Matrix nothing(std::vector<float>(9 * 4096), 9, 4096, Type::kBFloat16);
-  ASSERT_EQ(api.matmul(device.view, nothing.data(), 4096, Type::kBFloat16, product.sums_there.data(), 9, product.y.data(), 16, Type::kFloat,
-                       nullptr, 1, nullptr),
+  ASSERT_EQ(api.matmul(device.view, nothing.data(), 4096, Type::kBFloat16, product.sums_there.data(), 9,
+                       product.y.data(), 16, Type::kFloat, nullptr, 1, nullptr),
             Status::kOk);
   const std::vector<float> y = product.y.values();
   double worst = 0;
@@ -95,7 +98,8 @@ KERNEL_CHECK(matmul, ARowsBitsDoNotDependOnItsNeighbours) {
     for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{2, 13}, {40, 60}, {0, 33}}) {
       const Product some = all.part(begin, end);
       ASSERT_EQ(run(api, some, multiprocessors), Status::kOk);
-      for (int64_t row = begin; row < end; ++row) ASSERT_EQ(all.row_bytes(row), some.row_bytes(row - begin)) << some.text();
+      for (int64_t row = begin; row < end; ++row)
+        ASSERT_EQ(all.row_bytes(row), some.row_bytes(row - begin)) << some.text();
     }
     EXPECT_NE(all.row_bytes(0), all.row_bytes(1));
   }
@@ -107,13 +111,13 @@ KERNEL_CHECK(matmul, KIsCutWhereThatIsWorthIt) {
     results.add(std::vector<int64_t>{bytes});
     return bytes == 0 ? 1 : bytes / (10 * out_features * 4);
   };
-  EXPECT_EQ(parts(4096, 4096, 132), 8);    // 16 blocks: 128
-  EXPECT_EQ(parts(12288, 4096, 132), 2);   // 48: 96; five parts would fill the rounds, and cost more than that saves
-  EXPECT_EQ(parts(22016, 4096, 132), 1);   // 86
-  EXPECT_EQ(parts(22016, 8192, 132), 3);   // 258 of 264, with k long enough
-  EXPECT_EQ(parts(57344, 8192, 132), 1);   // 224 of 264
-  EXPECT_EQ(parts(28672, 8192, 108), 4);   // 112 in two rounds become 448 in five
-  EXPECT_EQ(parts(4096, 384, 132), 1);     // three tiles
+  EXPECT_EQ(parts(4096, 4096, 132), 8);   // 16 blocks: 128
+  EXPECT_EQ(parts(12288, 4096, 132), 2);  // 48: 96; five parts would fill the rounds, and cost more than that saves
+  EXPECT_EQ(parts(22016, 4096, 132), 1);  // 86
+  EXPECT_EQ(parts(22016, 8192, 132), 3);  // 258 of 264, with k long enough
+  EXPECT_EQ(parts(57344, 8192, 132), 1);  // 224 of 264
+  EXPECT_EQ(parts(28672, 8192, 108), 4);  // 112 in two rounds become 448 in five
+  EXPECT_EQ(parts(4096, 384, 132), 1);    // three tiles
 }
 
 KERNEL_CHECK(matmul, RefusesWhatItDoesNotTake) {
@@ -123,8 +127,8 @@ KERNEL_CHECK(matmul, RefusesWhatItDoesNotTake) {
   EXPECT_EQ(api.matmul_workspace_bytes(weight.shape, 9, 1), 0);
   EXPECT_EQ(api.matmul_workspace_bytes(weight.shape, 9, 8), 3 * 9 * 16 * 4);
   const auto run = [&](int64_t rows, int64_t x_stride, Type x_type, int multiprocessors) {
-    return api.matmul(device.view, p.x_there.data(), x_stride, x_type, p.sums_there.data(), rows, p.y.data(), 16, Type::kFloat, nullptr,
-                      multiprocessors, nullptr);
+    return api.matmul(device.view, p.x_there.data(), x_stride, x_type, p.sums_there.data(), rows, p.y.data(), 16,
+                      Type::kFloat, nullptr, multiprocessors, nullptr);
   };
   EXPECT_EQ(run(9, 1536, Type::kBFloat16, 1), Status::kOk);
   EXPECT_EQ(run(9, 1536, Type::kBFloat16, 8), Status::kBadArgument);

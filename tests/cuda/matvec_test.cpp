@@ -10,8 +10,8 @@ struct Case {
   Type x_type, y_type;
 };
 
-// Every number of rows; fewer tiles than warps and more than two rounds of what is under way; tails of rows and inputs; an odd number of
-// row tiles; groups shorter and longer than a tile, of 96, and longer than the row.
+// Every number of rows; fewer tiles than warps and more than two rounds of what is under way; tails of rows and inputs;
+// an odd number of row tiles; groups shorter and longer than a tile, of 96, and longer than the row.
 std::vector<Case> cases() {
   std::vector<Case> all;
   const Type bf16 = Type::kBFloat16, fp16 = Type::kHalf, f32 = Type::kFloat;
@@ -31,12 +31,13 @@ std::vector<Case> cases() {
 }
 
 Status run(const Api& api, const Product& product) {
-  return api.matvec(product.device.view, product.x_there.data(), product.x_stride, product.x_type, product.sums_there.data(), product.rows,
-                    product.y.data(), product.y_stride, product.y_type, nullptr);
+  return api.matvec(product.device.view, product.x_there.data(), product.x_stride, product.x_type,
+                    product.sums_there.data(), product.rows, product.y.data(), product.y_stride, product.y_type,
+                    nullptr);
 }
 
-// A term goes through two sums of 16 in a block, a sum over its warp's blocks, one over the warps, and one with the zero term, which itself
-// is a sum over groups.
+// A term goes through two sums of 16 in a block, a sum over its warp's blocks, one over the warps, and one with the
+// zero term, which itself is a sum over groups.
 double roundings(const Shape& shape) { return 32 + static_cast<double>(shape.in_features) / 32 / 8 + 1 + 8 + 4; }
 
 KERNEL_CHECK(matvec, IsTheProduct) {
@@ -61,7 +62,8 @@ KERNEL_CHECK(matvec, ARowsBitsDoNotDependOnItsNeighbours) {
     for (const auto& [begin, end] : {std::pair<int64_t, int64_t>{2, 3}, {4, 7}, {0, 5}}) {
       const Product some = all.part(begin, end);
       ASSERT_EQ(run(api, some), Status::kOk);
-      for (int64_t row = begin; row < end; ++row) ASSERT_EQ(all.row_bytes(row), some.row_bytes(row - begin)) << some.text();
+      for (int64_t row = begin; row < end; ++row)
+        ASSERT_EQ(all.row_bytes(row), some.row_bytes(row - begin)) << some.text();
     }
     EXPECT_NE(all.row_bytes(0), all.row_bytes(1));
   }
@@ -80,8 +82,8 @@ KERNEL_CHECK(matvec, StackedMatricesAreOne) {
     const TiledShape before = {first, 256, 32, 4};
     view.codes += before.code_words(), view.scales += before.group_floats(), view.offsets += before.group_floats();
     const Matrix y(1, count, Type::kFloat);
-    ASSERT_EQ(api.matvec(view, whole.x_there.data(), whole.x_stride, whole.x_type, whole.sums_there.data(), 1, y.data(), count,
-                         Type::kFloat, nullptr),
+    ASSERT_EQ(api.matvec(view, whole.x_there.data(), whole.x_stride, whole.x_type, whole.sums_there.data(), 1, y.data(),
+                         count, Type::kFloat, nullptr),
               Status::kOk);
     const auto bytes = y.bytes();
     joined.insert(joined.end(), bytes.begin(), bytes.end());
@@ -94,8 +96,8 @@ KERNEL_CHECK(matvec, RefusesWhatItDoesNotTake) {
   const DeviceWeight device(weight);
   const Product p(weight, device, 8, Type::kBFloat16, Type::kFloat, 8, 0, false);
   const auto run = [&](int64_t rows, int64_t x_stride, Type x_type, int64_t y_stride, int64_t shift) {
-    return api.matvec(device.view, static_cast<char*>(p.x_there.data()) + shift, x_stride, x_type, p.sums_there.data(), rows, p.y.data(),
-                      y_stride, Type::kFloat, nullptr);
+    return api.matvec(device.view, static_cast<char*>(p.x_there.data()) + shift, x_stride, x_type, p.sums_there.data(),
+                      rows, p.y.data(), y_stride, Type::kFloat, nullptr);
   };
   EXPECT_EQ(run(8, 136, Type::kBFloat16, 16, 0), Status::kOk);
   EXPECT_EQ(run(0, 136, Type::kBFloat16, 16, 0), Status::kOk);

@@ -36,7 +36,8 @@ KERNEL_CHECK(pool, TakesLongRows) {
   check_pool(api, results, {Type::kFloat, 1, 20000 - 32, 20000 - 32});
 }
 
-// The difference of two sums of almost equal groups must be that of the elements: nothing is rounded to 16 bits on the way.
+// The difference of two sums of almost equal groups must be that of the elements: nothing is rounded to 16 bits on the
+// way.
 KERNEL_CHECK(pool, AddsInSinglePrecision) {
   for (const Type type : test::cuda::kHalfTypes) {
     RowOutput rows({type, 1, 256, 128});

@@ -8,9 +8,11 @@ namespace {
 constexpr float kEps = 1e-5f;
 constexpr double kDeviation = 3e-3;
 
-// Of a sum over a row: a thread adds its elements one after the other, a block the threads' sums in 10 steps; each addend is a product.
+// Of a sum over a row: a thread adds its elements one after the other, a block the threads' sums in 10 steps; each
+// addend is a product.
 double sum_units(int64_t width) {
-  const int64_t threads = std::min<int64_t>(rms_norm_shape(1, width, Pooling()).block.x, rms_norm_backward_shape(1, width).block.x);
+  const int64_t threads =
+      std::min<int64_t>(rms_norm_shape(1, width, Pooling()).block.x, rms_norm_backward_shape(1, width).block.x);
   return static_cast<double>(tiles_over(width, 4 * threads) * 4 + 10 + 1);
 }
 
@@ -34,8 +36,9 @@ void check_norm(const Api& api, test::cuda::Results& results, const RowCase& c, 
   float* const to = !options.residual ? nullptr : options.in_place ? from : sum.floats();
   const void* const added = options.residual ? residual.data() : nullptr;
   void* const out = rows.out.data();
-  EXPECT_EQ(api.rms_norm(from, added, to, weight.floats(), kEps, c.rows, c.width, c.type, out, c.stride(), rows.pool(), inverse.floats(),
-                         nullptr), Status::kOk);
+  EXPECT_EQ(api.rms_norm(from, added, to, weight.floats(), kEps, c.rows, c.width, c.type, out, c.stride(), rows.pool(),
+                         inverse.floats(), nullptr),
+            Status::kOk);
   rows.fetch(results);
   Elements& written = options.in_place ? h : sum;
   written.fetch(), inverse.fetch();
@@ -45,12 +48,14 @@ void check_norm(const Api& api, test::cuda::Results& results, const RowCase& c, 
     double squares = 0;
     for (int64_t i = 0; i < c.width; ++i) squares += x[row * c.width + i] * x[row * c.width + i];
     const double exact = 1 / std::sqrt(squares / static_cast<double>(c.width) + kEps);
-    // The sum, 1 / width, its product, the sum with eps, of which a root halves the error; rsqrtf is good to 2 ulp of at most 2 units.
+    // The sum, 1 / width, its product, the sum with eps, of which a root halves the error; rsqrtf is good to 2 ulp of
+    // at most 2 units.
     const double relative = kFloatUnit * ((sum_units(c.width) + 3) / 2 + 4);
     checker.rounded_once(Type::kFloat, inverse[row], exact, exact * relative, "inverse", row, 0);
     for (int64_t i = 0; i < c.width; ++i) {
       const double normed = x[row * c.width + i] * exact * weight[i];
-      checker.rounded_once(c.type, rows.at(row, i), normed, std::abs(normed) * (relative + 2 * kFloatUnit), "out", row, i);
+      checker.rounded_once(c.type, rows.at(row, i), normed, std::abs(normed) * (relative + 2 * kFloatUnit), "out", row,
+                           i);
       if (options.residual) checker.same(written[row * c.width + i], x[row * c.width + i], "residual_out", row, i);
     }
   }
@@ -62,8 +67,10 @@ void check_norm(const Api& api, test::cuda::Results& results, const RowCase& c, 
 void check_gradient(const Api& api, test::cuda::Results& results, const RowCase& c, bool through, bool in_place) {
   Checker checker(describe(c) + (through ? " with a gradient through" : "") + (in_place ? " in place" : ""));
   const int64_t count = c.rows * c.width;
-  Elements dy(c.type, count, c.shift), h(Type::kFloat, count, c.shift), before(Type::kFloat, count), added(Type::kFloat, count, c.shift);
-  Elements weight(Type::kFloat, c.width, c.shift), inverse(Type::kFloat, c.rows, c.shift), dh(Type::kFloat, count, c.shift);
+  Elements dy(c.type, count, c.shift), h(Type::kFloat, count, c.shift), before(Type::kFloat, count),
+      added(Type::kFloat, count, c.shift);
+  Elements weight(Type::kFloat, c.width, c.shift), inverse(Type::kFloat, c.rows, c.shift),
+      dh(Type::kFloat, count, c.shift);
   dy.fill_normal(1, 1, 0.1);
   h.fill_normal(2, 2, 0.5);
   for (Elements* each : {&before, &added}) each->fill_normal(3, 1);
@@ -73,7 +80,8 @@ void check_gradient(const Api& api, test::cuda::Results& results, const RowCase&
   Elements& written = in_place ? added : dh;
   float* const to = in_place ? from : dh.floats();
   const void* const gradient = dy.data();
-  EXPECT_EQ(api.rms_norm_backward(gradient, c.type, h.floats(), weight.floats(), inverse.floats(), from, c.rows, c.width, to, nullptr),
+  EXPECT_EQ(api.rms_norm_backward(gradient, c.type, h.floats(), weight.floats(), inverse.floats(), from, c.rows,
+                                  c.width, to, nullptr),
             Status::kOk);
   written.fetch();
   results.add(written.bytes());
@@ -83,11 +91,14 @@ void check_gradient(const Api& api, test::cuda::Results& results, const RowCase&
     const auto n = [&](int64_t i) { return h[row * c.width + i] * r; };
     double mean = 0, size = 0;
     for (int64_t i = 0; i < c.width; ++i) mean += g(i) * n(i) / width, size += std::abs(g(i) * n(i)) / width;
-    const double mean_error = kFloatUnit * ((sum_units(c.width) + 2) * size + 2 * std::abs(mean));  // g, n; 1 / width, its product
+    const double mean_error =
+        kFloatUnit * ((sum_units(c.width) + 2) * size + 2 * std::abs(mean));  // g, n; 1 / width, its product
     for (int64_t i = 0; i < c.width; ++i) {
       const double rest = through ? before[row * c.width + i] : 0, exact = r * (g(i) - n(i) * mean) + rest;
-      // g; n, its product with the mean; their difference; the product with r; the sum, which is the one rounding of the output
-      const double error = r * (std::abs(g(i)) * 3 * kFloatUnit + std::abs(n(i)) * (mean_error + 4 * kFloatUnit * std::abs(mean)));
+      // g; n, its product with the mean; their difference; the product with r; the sum, which is the one rounding of
+      // the output
+      const double error =
+          r * (std::abs(g(i)) * 3 * kFloatUnit + std::abs(n(i)) * (mean_error + 4 * kFloatUnit * std::abs(mean)));
       checker.rounded_once(Type::kFloat, written[row * c.width + i], exact, error, "dh", row, i);
     }
   }
@@ -126,10 +137,14 @@ KERNEL_CHECK(rms_norm, RefusesHalfAResidual) {
   Elements h(Type::kFloat, 32), out(Type::kHalf, 32);
   float* const data = h.floats();
   void* const to = out.data();
-  EXPECT_EQ(api.rms_norm(data, to, nullptr, data, kEps, 1, 32, Type::kHalf, to, 32, {}, data, nullptr), Status::kBadArgument);
-  EXPECT_EQ(api.rms_norm(data, nullptr, data, data, kEps, 1, 32, Type::kHalf, to, 32, {}, data, nullptr), Status::kBadArgument);
-  EXPECT_EQ(api.rms_norm(data, nullptr, nullptr, data, kEps, 1, 24, Type::kHalf, to, 32, {}, data, nullptr), Status::kUnsupported);
-  EXPECT_EQ(api.rms_norm(data, nullptr, nullptr, data, kEps, 1, 32, Type::kHalf, to, 31, {}, data, nullptr), Status::kBadArgument);
+  EXPECT_EQ(api.rms_norm(data, to, nullptr, data, kEps, 1, 32, Type::kHalf, to, 32, {}, data, nullptr),
+            Status::kBadArgument);
+  EXPECT_EQ(api.rms_norm(data, nullptr, data, data, kEps, 1, 32, Type::kHalf, to, 32, {}, data, nullptr),
+            Status::kBadArgument);
+  EXPECT_EQ(api.rms_norm(data, nullptr, nullptr, data, kEps, 1, 24, Type::kHalf, to, 32, {}, data, nullptr),
+            Status::kUnsupported);
+  EXPECT_EQ(api.rms_norm(data, nullptr, nullptr, data, kEps, 1, 32, Type::kHalf, to, 31, {}, data, nullptr),
+            Status::kBadArgument);
 }
 
 }  // namespace qalora::kernels::cuda::tests

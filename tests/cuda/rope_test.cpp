@@ -8,13 +8,16 @@ struct RopeCase {
   int64_t tokens, heads, head_dim, shift = 0;
 };
 
-// Heads that fill vectors, that have a tail, that are longer than a block or more than it has threads for; one pair alone.
-const RopeCase kCases[] = {{3, 4, 128}, {1, 2, 4160}, {2, 1, 64}, {1, 70, 64}, {2, 3, 80}, {2, 3, 44}, {2, 5, 6}, {1, 1, 2}, {2, 2, 64, 1}};
+// Heads that fill vectors, that have a tail, that are longer than a block or more than it has threads for; one pair
+// alone.
+const RopeCase kCases[] = {{3, 4, 128}, {1, 2, 4160}, {2, 1, 64}, {1, 70, 64},  {2, 3, 80},
+                           {2, 3, 44},  {2, 5, 6},    {1, 1, 2},  {2, 2, 64, 1}};
 
-void check_rope(const Api& api, test::cuda::Results& results, Type type, const RopeCase& c, bool backward, bool in_place) {
+void check_rope(const Api& api, test::cuda::Results& results, Type type, const RopeCase& c, bool backward,
+                bool in_place) {
   std::ostringstream where;
-  where << test::cuda::name_of(type) << " [" << c.tokens << ", " << c.heads << ", " << c.head_dim << "] shift " << c.shift
-        << (backward ? " backward" : "") << (in_place ? " in place" : "");
+  where << test::cuda::name_of(type) << " [" << c.tokens << ", " << c.heads << ", " << c.head_dim << "] shift "
+        << c.shift << (backward ? " backward" : "") << (in_place ? " in place" : "");
   Checker checker(where.str());
   const int64_t half = c.head_dim / 2, count = c.tokens * c.heads * c.head_dim;
   Elements x(type, count), moved(type, count, c.shift), out(type, count, c.shift);
@@ -22,7 +25,8 @@ void check_rope(const Api& api, test::cuda::Results& results, Type type, const R
   for (Elements* each : {&x, &moved}) each->fill_normal(static_cast<uint64_t>(c.head_dim), 1);
   for (int64_t token = 0; token < c.tokens; ++token) {
     for (int64_t i = 0; i < c.head_dim; ++i) {
-      const double angle = static_cast<double>(3 * token + 1) * std::pow(1e4, -static_cast<double>(i) / static_cast<double>(half));
+      const double angle =
+          static_cast<double>(3 * token + 1) * std::pow(1e4, -static_cast<double>(i) / static_cast<double>(half));
       cos.set(token * c.head_dim + i, i < half ? std::cos(angle) : NAN);  // the second halves are not read
       sin.set(token * c.head_dim + i, i < half ? std::sin(angle) : NAN);
     }

@@ -1,4 +1,5 @@
-// What the kernels that walk rows are launched with, held against every architecture; rows that lie further apart than 32 bits reach.
+// What the kernels that walk rows are launched with, held against every architecture; rows that lie further apart than
+// 32 bits reach.
 #include <sys/mman.h>
 
 #include <functional>
@@ -11,8 +12,8 @@ namespace qalora::kernels::cuda::tests {
 
 namespace {
 
-// By the CUDA programming guide, compute capabilities 8.0, 8.6, 8.9 and 9.0 alike: 1024 threads a block, 65536 registers a block, a grid of
-// 2^31 - 1 by 65535; and 48 KB of shared memory that need not be asked for.
+// By the CUDA programming guide, compute capabilities 8.0, 8.6, 8.9 and 9.0 alike: 1024 threads a block, 65536
+// registers a block, a grid of 2^31 - 1 by 65535; and 48 KB of shared memory that need not be asked for.
 void expect_launchable(const LaunchShape& shape, const std::string& what) {
   constexpr int64_t kRegisters = 64;  // what ptxas may give a thread of these kernels (__launch_bounds__)
   const int64_t threads = int64_t{shape.block.x} * shape.block.y * shape.block.z;
@@ -32,7 +33,8 @@ KERNEL_CHECK(row_limits, ShapesCanBeLaunched) {
         expect_launchable(swiglu_backward_shape(rows, width, type), "swiglu_backward");
         expect_launchable(cross_entropy_shape(rows, width + 1, type), "cross_entropy");
         expect_launchable(rope_shape(rows, width / 32, 128, type), "rope");
-        for (const int64_t group_size : {int64_t{0}, int64_t{32}, int64_t{96}, int64_t{128}, int64_t{256}, int64_t{4096}, width}) {
+        for (const int64_t group_size :
+             {int64_t{0}, int64_t{32}, int64_t{96}, int64_t{128}, int64_t{256}, int64_t{4096}, width}) {
           float sums = 0;
           PoolOutput output;
           output.sums = group_size == 0 ? nullptr : &sums, output.group_size = group_size;
@@ -57,9 +59,10 @@ namespace {
 
 using Pointers = std::vector<void*>;
 
-// Good pointers are taken; each one that is off by a byte, or null where it may not be, is refused. needed: how many may not be null, the
-// first ones. The byte comes first: a kernel that is started on null ends the process.
-void expect_pointers_checked(const char* what, const Pointers& good, size_t needed, const std::function<Status(const Pointers&)>& call) {
+// Good pointers are taken; each one that is off by a byte, or null where it may not be, is refused. needed: how many
+// may not be null, the first ones. The byte comes first: a kernel that is started on null ends the process.
+void expect_pointers_checked(const char* what, const Pointers& good, size_t needed,
+                             const std::function<Status(const Pointers&)>& call) {
   EXPECT_EQ(call(good), Status::kOk) << what;
   for (size_t i = 0; i < good.size(); ++i) {
     Pointers bad = good;
@@ -96,12 +99,12 @@ KERNEL_CHECK(row_limits, PointersAreChecked) {
       return api.pool(p[0], kWidth + 2, type, 1, kWidth, sums(p[1]), nullptr);
     });
     expect_pointers_checked("rms_norm", some(7), 5, [&](const Pointers& p) {
-      return api.rms_norm(as<float>(p[0]), p[1], as<float>(p[2]), as<float>(p[3]), 1, 1, kWidth, type, p[4], kWidth + 2, sums(p[5]),
-                          as<float>(p[6]), nullptr);
+      return api.rms_norm(as<float>(p[0]), p[1], as<float>(p[2]), as<float>(p[3]), 1, 1, kWidth, type, p[4], kWidth + 2,
+                          sums(p[5]), as<float>(p[6]), nullptr);
     });
     expect_pointers_checked("rms_norm_backward", some(6), 5, [&](const Pointers& p) {
-      return api.rms_norm_backward(p[0], type, as<float>(p[1]), as<float>(p[2]), as<float>(p[3]), as<float>(p[5]), 1, kWidth,
-                                   as<float>(p[4]), nullptr);
+      return api.rms_norm_backward(p[0], type, as<float>(p[1]), as<float>(p[2]), as<float>(p[3]), as<float>(p[5]), 1,
+                                   kWidth, as<float>(p[4]), nullptr);
     });
     expect_pointers_checked("swiglu", some(4), 3, [&](const Pointers& p) {
       return api.swiglu(p[0], p[1], type, 1, kWidth, p[2], kWidth + 2, sums(p[3]), nullptr);
@@ -124,14 +127,17 @@ KERNEL_CHECK(row_limits, PointersAreChecked) {
 class FarRows {
  public:
   static constexpr int64_t kStride = int64_t{1} << 32;
-  FarRows() : memory_(mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)) {}
+  FarRows()
+      : memory_(mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)) {}
   ~FarRows() { munmap(memory_, kBytes); }
   FarRows(const FarRows&) = delete;
 
   bool exists() const { return memory_ != MAP_FAILED; }
   uint16_t* row(int64_t i) const { return static_cast<uint16_t*>(memory_) + i * kStride; }
   float value(int64_t row_index, int64_t i) const { return test::cuda::to_float(row(row_index)[i], Type::kBFloat16); }
-  void set(int64_t row_index, int64_t i, float value) { row(row_index)[i] = test::cuda::to_bits(value, Type::kBFloat16); }
+  void set(int64_t row_index, int64_t i, float value) {
+    row(row_index)[i] = test::cuda::to_bits(value, Type::kBFloat16);
+  }
 
  private:
   static constexpr size_t kBytes = (kStride + 4096) * 2;
@@ -141,7 +147,8 @@ class FarRows {
 KERNEL_CHECK(row_limits, RowsMayLieFarApart) {
   FarRows far;
   ASSERT_TRUE(far.exists());
-  Elements h(Type::kFloat, 64), weight(Type::kFloat, 32), inverse(Type::kFloat, 2), losses(Type::kFloat, 2), gate(Type::kBFloat16, 64);
+  Elements h(Type::kFloat, 64), weight(Type::kFloat, 32), inverse(Type::kFloat, 2), losses(Type::kFloat, 2),
+      gate(Type::kBFloat16, 64);
   weight.fill(1), gate.fill(30);
   h.fill(2);
   for (int64_t i = 32; i < 64; ++i) h.set(i, i % 2 == 0 ? -4 : 4), gate.set(i, 60);
@@ -149,8 +156,9 @@ KERNEL_CHECK(row_limits, RowsMayLieFarApart) {
   Elements sums(Type::kFloat, 2);
   pool.sums = sums.floats(), pool.group_size = 32, pool.columns = true;
   const float* const from = h.floats();
-  EXPECT_EQ(api.rms_norm(from, nullptr, nullptr, weight.floats(), 0, 2, 32, Type::kBFloat16, far.row(0), FarRows::kStride, pool,
-                         inverse.floats(), nullptr), Status::kOk);
+  EXPECT_EQ(api.rms_norm(from, nullptr, nullptr, weight.floats(), 0, 2, 32, Type::kBFloat16, far.row(0),
+                         FarRows::kStride, pool, inverse.floats(), nullptr),
+            Status::kOk);
   sums.fetch();
   EXPECT_EQ(far.value(0, 31), 1);
   EXPECT_EQ(far.value(1, 30), -1);
@@ -169,7 +177,8 @@ KERNEL_CHECK(row_limits, RowsMayLieFarApart) {
 
   for (int64_t i = 0; i < 32; ++i) far.set(0, i, 0), far.set(1, i, i == 3 ? 100 : 0);
   const test::cuda::Buffer<int64_t> targets(std::vector<int64_t>{3, 3});
-  EXPECT_EQ(api.cross_entropy(far.row(0), Type::kBFloat16, FarRows::kStride, targets.data(), 2, 32, true, losses.floats(), nullptr),
+  EXPECT_EQ(api.cross_entropy(far.row(0), Type::kBFloat16, FarRows::kStride, targets.data(), 2, 32, true,
+                              losses.floats(), nullptr),
             Status::kOk);
   losses.fetch();
   EXPECT_NEAR(losses[0], std::log(32.0), 1e-5);

@@ -1,4 +1,5 @@
-// For the tests of the kernels that walk rows: device memory that ends where it should, and what a number may be after one rounding.
+// For the tests of the kernels that walk rows: device memory that ends where it should, and what a number may be after
+// one rounding.
 #pragma once
 
 #include <cmath>
@@ -23,19 +24,24 @@ constexpr double kFloatUnit = 0x1p-24;  // unit roundoff of fp32
 // The nearest number of `type`, ties to even; by the definition of a floating-point format alone.
 inline double rounded(Type type, double value) {
   if (!std::isfinite(value) || value == 0) return value;
-  const int precision = type == Type::kFloat ? 24 : type == Type::kBFloat16 ? 8 : 11, smallest = type == Type::kHalf ? -14 : -126;
+  const int precision = type == Type::kFloat      ? 24
+                        : type == Type::kBFloat16 ? 8
+                                                  : 11,
+            smallest = type == Type::kHalf ? -14 : -126;
   const double largest = type == Type::kHalf ? 65504 : type == Type::kFloat ? 0x1.fffffep127 : 0x1.fep127;
   const int exponent = std::max(std::ilogb(value), smallest);
   const double quantum = std::ldexp(1.0, exponent - precision + 1), result = std::nearbyint(value / quantum) * quantum;
   return std::abs(result) > largest ? std::copysign(std::numeric_limits<double>::infinity(), value) : result;
 }
 
-// `count` elements of `type` on the device, in memory of exactly their size, with a copy here. `shift` elements of nothing before them
-// spoil the alignment.
+// `count` elements of `type` on the device, in memory of exactly their size, with a copy here. `shift` elements of
+// nothing before them spoil the alignment.
 class Elements {
  public:
   Elements(Type type, int64_t count, int64_t shift = 0)
-      : type_(type), bytes_(static_cast<size_t>(count * bytes_of(type))), device_(count * bytes_of(type), shift * bytes_of(type)) {}
+      : type_(type),
+        bytes_(static_cast<size_t>(count * bytes_of(type))),
+        device_(count * bytes_of(type), shift * bytes_of(type)) {}
 
   int64_t size() const { return static_cast<int64_t>(bytes_.size()) / bytes_of(type_); }
   const std::vector<unsigned char>& bytes() const { return bytes_; }
@@ -95,7 +101,8 @@ class Checker {
   explicit Checker(std::string where) : where_(std::move(where)) {}
 
   void report() const {
-    if (wrong_ > 0) ADD_FAILURE() << where_ << ": " << wrong_ << " of " << checked_ << " are wrong, the first: " << first_;
+    if (wrong_ > 0)
+      ADD_FAILURE() << where_ << ": " << wrong_ << " of " << checked_ << " are wrong, the first: " << first_;
   }
 
   // `got` is a number of `type`, rounded once from an fp32 value that is off from `exact` by at most `error`.
@@ -107,7 +114,8 @@ class Checker {
     if (right) return;
     if (wrong_++ > 0) return;
     std::ostringstream words;
-    words << std::setprecision(9) << what << "[" << row << ", " << column << "] is " << got << ", expected " << exact << " +- " << error;
+    words << std::setprecision(9) << what << "[" << row << ", " << column << "] is " << got << ", expected " << exact
+          << " +- " << error;
     first_ = words.str();
   }
   void same(double got, double exact, const char* what, int64_t row, int64_t column) {
@@ -119,12 +127,13 @@ class Checker {
   int64_t checked_ = 0, wrong_ = 0;
 };
 
-// What a kernel that makes rows is run on. An output's row has `width` elements, the columns of its sums, and `spare` ones that must stay.
+// What a kernel that makes rows is run on. An output's row has `width` elements, the columns of its sums, and `spare`
+// ones that must stay.
 struct RowCase {
   Type type;
   int64_t rows, width, group_size = 0;  // 0: no sums
   bool columns = false, sums = true;
-  int64_t spare = 0, shift = 0;         // elements; shift: before every buffer
+  int64_t spare = 0, shift = 0;  // elements; shift: before every buffer
 
   int64_t groups() const { return group_size == 0 ? 0 : groups_per_row(width, group_size); }
   int64_t stride() const { return width + (columns ? 2 * groups() : 0) + spare; }
@@ -136,7 +145,9 @@ constexpr double kUntouched = -77;  // in each type
 class RowOutput {
  public:
   explicit RowOutput(const RowCase& c)
-      : out(c.type, c.rows * c.stride(), c.shift), sums(Type::kFloat, c.rows * std::max<int64_t>(1, c.groups()), c.shift), case_(c) {
+      : out(c.type, c.rows * c.stride(), c.shift),
+        sums(Type::kFloat, c.rows * std::max<int64_t>(1, c.groups()), c.shift),
+        case_(c) {
     out.fill(kUntouched);
     sums.fill(kUntouched);
   }
@@ -158,8 +169,9 @@ class RowOutput {
     results.add(sums.bytes());
   }
 
-  // The sums are those of the outputs as they stand in memory. In fp32, a lane adds its 8 in 3 steps, 32 lanes take 5 more, and before
-  // these each lane may add every 32nd of the sums of 32: so many roundings of at most the sum of the absolute values.
+  // The sums are those of the outputs as they stand in memory. In fp32, a lane adds its 8 in 3 steps, 32 lanes take 5
+  // more, and before these each lane may add every 32nd of the sums of 32: so many roundings of at most the sum of the
+  // absolute values.
   void check_sums(Checker& checker) const {
     const int64_t groups = case_.groups();
     for (int64_t row = 0; row < case_.rows; ++row) {
@@ -175,7 +187,8 @@ class RowOutput {
         checker.rounded_once(case_.type, first, own, case_.sums ? 0 : error, "first column", row, group);
         checker.same(second, first, "second column", row, group);
       }
-      for (int64_t i = case_.stride() - case_.spare; i < case_.stride(); ++i) checker.same(at(row, i), kUntouched, "spare", row, i);
+      for (int64_t i = case_.stride() - case_.spare; i < case_.stride(); ++i)
+        checker.same(at(row, i), kUntouched, "spare", row, i);
     }
   }
 
@@ -197,27 +210,27 @@ class RowOutput {
   RowCase case_;
 };
 
-// Widths with and without a tail, one segment and several; groups within a warp, across warps, that do not divide the width, whole rows;
-// strides that allow vector loads and those that do not.
+// Widths with and without a tail, one segment and several; groups within a warp, across warps, that do not divide the
+// width, whole rows; strides that allow vector loads and those that do not.
 inline std::vector<RowCase> row_cases(Type type) {
   return {
       {type, 3, 32, 32},
-      {type, 2, 96, 64, /*columns=*/true},                    // a short last group within a warp
-      {type, 2, 352, 128, true, true, /*spare=*/2},           // an odd stride for vectors of 8
-      {type, 1, 1184, 96, true, /*sums=*/false, 8},           // groups beside the warp's 128 and 256
-      {type, 2, 2048 + 160, 256},                             // more than one segment, a short group
-      {type, 1, 4128, 4128, true, true, 6},                   // one group: whole rows
-      {type, 2, 416, 512, true},                              // a group longer than the row
-      {type, 2, 288, 32, true, true, 3, /*shift=*/1},         // nothing is aligned
-      {type, 2, 544, 0, false, false, 8},                     // no sums
+      {type, 2, 96, 64, /*columns=*/true},             // a short last group within a warp
+      {type, 2, 352, 128, true, true, /*spare=*/2},    // an odd stride for vectors of 8
+      {type, 1, 1184, 96, true, /*sums=*/false, 8},    // groups beside the warp's 128 and 256
+      {type, 2, 2048 + 160, 256},                      // more than one segment, a short group
+      {type, 1, 4128, 4128, true, true, 6},            // one group: whole rows
+      {type, 2, 416, 512, true},                       // a group longer than the row
+      {type, 2, 288, 32, true, true, 3, /*shift=*/1},  // nothing is aligned
+      {type, 2, 544, 0, false, false, 8},              // no sums
       {type, 1, 5504, 32, true},
   };
 }
 
 inline std::string describe(const RowCase& c) {
   std::ostringstream words;
-  words << test::cuda::name_of(c.type) << " [" << c.rows << ", " << c.width << "] groups of " << c.group_size << ", stride " << c.stride()
-        << ", shift " << c.shift;
+  words << test::cuda::name_of(c.type) << " [" << c.rows << ", " << c.width << "] groups of " << c.group_size
+        << ", stride " << c.stride() << ", shift " << c.shift;
   return words.str();
 }
 

@@ -1,4 +1,5 @@
-// The shim's primitives against what the CUDA and PTX manuals say, in plain loops. What kernels prove on it is worth no more than this.
+// The shim's primitives against what the CUDA and PTX manuals say, in plain loops. What kernels prove on it is worth no
+// more than this.
 #include <cmath>
 #include <functional>
 #include <string>
@@ -13,7 +14,9 @@ namespace {
 using cuda_shim::Order;
 using test::cuda::Buffer;
 
-LaunchShape one_block(int threads, int64_t shared_bytes = 0) { return {dim3(1), dim3(static_cast<unsigned>(threads)), shared_bytes}; }
+LaunchShape one_block(int threads, int64_t shared_bytes = 0) {
+  return {dim3(1), dim3(static_cast<unsigned>(threads)), shared_bytes};
+}
 
 // What the launch's fault says, or "" when there was none.
 std::string fault_of(const std::function<void()>& run) {
@@ -24,10 +27,12 @@ std::string fault_of(const std::function<void()>& run) {
   }
   return "";
 }
-#define EXPECT_FAULT(statement, text) \
-  EXPECT_NE(fault_of([&] { statement; }).find(text), std::string::npos) << "it said: '" << fault_of([&] { statement; }) << "'"
+#define EXPECT_FAULT(statement, text)                                   \
+  EXPECT_NE(fault_of([&] { statement; }).find(text), std::string::npos) \
+      << "it said: '" << fault_of([&] { statement; }) << "'"
 
-// ---- Numbers --------------------------------------------------------------------------------------------------------------------
+// ---- Numbers
+// --------------------------------------------------------------------------------------------------------------------
 
 // The nearest number of the format to `value`, ties to even, from the format's definition: multiples of its quantum.
 double nearest(double value, int mantissa_bits) {
@@ -73,7 +78,8 @@ void every_pattern_round_trips(int mantissa_bits, float (*to_float)(Element), El
     for (const double value : {std::nextafter(static_cast<float>(middle), 0.0f), static_cast<float>(middle),
                                std::nextafter(static_cast<float>(middle), std::signbit(next) ? -INFINITY : INFINITY)}) {
       const float single = static_cast<float>(value);
-      expect_same_number(to_float(from_float(single)), nearest(single, mantissa_bits), "rounding " + std::to_string(single));
+      expect_same_number(to_float(from_float(single)), nearest(single, mantissa_bits),
+                         "rounding " + std::to_string(single));
     }
   }
 }
@@ -84,7 +90,8 @@ TEST(Numbers, EveryPatternRoundTripsAndMiddlesGoToEven) {
 }
 
 TEST(Numbers, TooLargeIsInfinityAndTooSmallIsZero) {
-  EXPECT_EQ(__float2half_rn(65519.9f).__x, 0x7bff);  // the middle between the largest half, 65504, and what would come after it is 65520
+  EXPECT_EQ(__float2half_rn(65519.9f).__x,
+            0x7bff);  // the middle between the largest half, 65504, and what would come after it is 65520
   EXPECT_EQ(__float2half_rn(65520.0f).__x, 0x7c00);
   EXPECT_EQ(__float2half_rn(-1e30f).__x, 0xfc00);
   EXPECT_EQ(__float2half_rn(0x1p-25f).__x, 0x0000);
@@ -147,7 +154,8 @@ void fused_rounds_once(int mantissa_bits) {
         if (nearest(candidate, mantissa_bits) != candidate) continue;
         const long double here = std::abs(sum - expected), there = std::abs(sum - candidate);
         // Both are exact where it matters: near a middle. The error decides when `sum` itself lies there.
-        const bool towards = error != 0 && std::signbit(static_cast<double>(error)) == std::signbit(candidate - expected);
+        const bool towards =
+            error != 0 && std::signbit(static_cast<double>(error)) == std::signbit(candidate - expected);
         if (there < here || (there == here && towards)) expected = candidate;
       }
     }
@@ -160,7 +168,8 @@ void fused_rounds_once(int mantissa_bits) {
 TEST(Numbers, FusedMultiplyAddOfHalvesRoundsOnce) {
   fused_rounds_once<__nv_bfloat16>(7);
   fused_rounds_once<__half>(10);
-  // (1 + 2^-7)^2 + 2^-8 lies 2^-14 above a middle; rounding the product first would end in the middle and go down to even.
+  // (1 + 2^-7)^2 + 2^-8 lies 2^-14 above a middle; rounding the product first would end in the middle and go down to
+  // even.
   const __nv_bfloat16 a = 1.0078125f, c = 0x1p-8f;
   EXPECT_EQ(float(__hfma(a, a, c)), 1.0234375f);
   EXPECT_EQ(float(__hadd(__hmul(a, a), c)), 1.015625f);
@@ -200,7 +209,8 @@ TEST(Numbers, BitFunctions) {
   EXPECT_FAULT(__byte_perm(0, 0, 8), "selector");
 }
 
-// ---- Indices, grids, limits --------------------------------------------------------------------------------------------------------
+// ---- Indices, grids, limits
+// --------------------------------------------------------------------------------------------------------
 
 __global__ void where_am_i(unsigned* out) {
   const unsigned block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);

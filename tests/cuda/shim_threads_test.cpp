@@ -1,5 +1,5 @@
-// Barriers, warps, asynchronous copies and matrices of the shim: what the manuals promise holds in every order, and what they do not
-// promise shows.
+// Barriers, warps, asynchronous copies and matrices of the shim: what the manuals promise holds in every order, and
+// what they do not promise shows.
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -15,7 +15,9 @@ using cuda_shim::Order;
 using test::cuda::Buffer;
 using test::cuda::Generator;
 
-LaunchShape one_block(int threads, int64_t shared_bytes = 0) { return {dim3(1), dim3(static_cast<unsigned>(threads)), shared_bytes}; }
+LaunchShape one_block(int threads, int64_t shared_bytes = 0) {
+  return {dim3(1), dim3(static_cast<unsigned>(threads)), shared_bytes};
+}
 
 template <typename T, typename... Parameters, typename... Arguments>
 std::vector<T> run(void (*kernel)(Parameters...), const LaunchShape& shape, int64_t count, Arguments... arguments) {
@@ -43,7 +45,8 @@ size_t outcomes(Function function) {
   return all.size();
 }
 
-// ---- Barriers -------------------------------------------------------------------------------------------------------------------
+// ---- Barriers
+// -------------------------------------------------------------------------------------------------------------------
 
 template <bool kBarrier>
 __global__ void neighbour(int* out) {
@@ -54,7 +57,8 @@ __global__ void neighbour(int* out) {
   out[i] = shared[(i + 33) % n];
 }
 
-// Reads what the others wrote, twice through the same memory: the second barrier keeps the next round's writes from this round's reads.
+// Reads what the others wrote, twice through the same memory: the second barrier keeps the next round's writes from
+// this round's reads.
 template <bool kBarrier>
 __global__ void rounds(int* out) {
   int* shared = dynamic_shared<int>();
@@ -133,7 +137,8 @@ TEST(Barriers, ThreadsThatHaveEndedAreNotWaitedForAndADeadlockIsReported) {
   EXPECT_EQ(run<int>(some_leave, one_block(128), 64)[63], 63);  // the next launch is not harmed by it
 }
 
-// ---- Warps ----------------------------------------------------------------------------------------------------------------------
+// ---- Warps
+// ----------------------------------------------------------------------------------------------------------------------
 
 constexpr int kShuffles = 8;
 __global__ void shuffles(int* out) {
@@ -235,7 +240,8 @@ TEST(Warps, WhatTheManualLeavesUndefinedIsAFault) {
   });
 }
 
-// ---- Asynchronous copies -----------------------------------------------------------------------------------------------------------
+// ---- Asynchronous copies
+// -----------------------------------------------------------------------------------------------------------
 
 template <int kPending>
 __global__ void pipeline(const uint4* from, int* out) {
@@ -291,8 +297,10 @@ TEST(Copies, LandWhenWaitedForAndNotReliablyBefore) {
   EXPECT_EQ(first_two.size(), 1u);
   EXPECT_GE(third.size(), 2u);
   EXPECT_GE(outcomes([&] { return run<int>(never_committed, one_block(1, 16), 1, from.data()); }), 2u);
-  EXPECT_EQ(outcomes([&] { return run<int>(refill<true>, one_block(kThreads, kThreads * 16), kThreads, from.data()); }), 1u);
-  EXPECT_GE(outcomes([&] { return run<int>(refill<false>, one_block(kThreads, kThreads * 16), kThreads, from.data()); }), 2u);
+  EXPECT_EQ(outcomes([&] { return run<int>(refill<true>, one_block(kThreads, kThreads * 16), kThreads, from.data()); }),
+            1u);
+  EXPECT_GE(
+      outcomes([&] { return run<int>(refill<false>, one_block(kThreads, kThreads * 16), kThreads, from.data()); }), 2u);
 }
 
 __global__ void copy_to(int byte, const char* from) { cp_async16(dynamic_shared<char>() + byte, from); }
@@ -306,7 +314,8 @@ TEST(Copies, AlignmentAndBoundsAreFaults) {
   EXPECT_DEATH(fault_of(copy_to, one_block(1, 32), 0, from.data() + 64), "heap-buffer-overflow");
 }
 
-// ---- Matrices -------------------------------------------------------------------------------------------------------------------
+// ---- Matrices
+// -------------------------------------------------------------------------------------------------------------------
 
 // Four 8x8 matrices of 16-bit numbers, rows scattered: row r of matrix i lies in slot (5 r + 3 i) % 32 of 16 bytes.
 __global__ void load_matrices(const uint4* from, uint32_t* out) {
@@ -346,12 +355,14 @@ TEST(Matrices, LdmatrixByThePtxManual) {
     }
   });
   Buffer<uint32_t> nothing(1);
-  EXPECT_SAYS(fault_of(load_misaligned, one_block(32, 64), static_cast<const char*>(nullptr), nothing.data()), "not aligned");
+  EXPECT_SAYS(fault_of(load_misaligned, one_block(32, 64), static_cast<const char*>(nullptr), nothing.data()),
+              "not aligned");
 }
 
 template <typename Element>
 __global__ void multiply(const uint16_t* a, const uint16_t* b, float* d) {
-  // From row-major a [16, 16], b [16, 8], d [16, 8], by the PTX manual's formulas for m16n8k16, with its groupID and threadID_in_group.
+  // From row-major a [16, 16], b [16, 8], d [16, 8], by the PTX manual's formulas for m16n8k16, with its groupID and
+  // threadID_in_group.
   const int lane = static_cast<int>(threadIdx.x), group = lane >> 2, thread = lane % 4;
   uint32_t fragment_a[4] = {}, fragment_b[2] = {};
   float sums[4];
@@ -381,14 +392,17 @@ void multiplies(Type type) {
   const Buffer<uint16_t> device_a(a), device_b(b);
   cuda_shim::for_each_order([&](Order) {
     const Buffer<float> device_d(d);
-    ASSERT_EQ(launch(multiply<Element>, one_block(32), nullptr, device_a.data(), device_b.data(), device_d.data()), Status::kOk);
+    ASSERT_EQ(launch(multiply<Element>, one_block(32), nullptr, device_a.data(), device_b.data(), device_d.data()),
+              Status::kOk);
     const std::vector<float> got = device_d.download();
     for (size_t i = 0; i < got.size(); ++i) {
       double sum = d[i];
       for (size_t k = 0; k < 16; ++k) {
-        sum += static_cast<double>(test::cuda::to_float(a[i / 8 * 16 + k], type)) * test::cuda::to_float(b[k * 8 + i % 8], type);
+        sum += static_cast<double>(test::cuda::to_float(a[i / 8 * 16 + k], type)) *
+               test::cuda::to_float(b[k * 8 + i % 8], type);
       }
-      EXPECT_EQ(got[i], static_cast<float>(sum)) << i;  // products are exact in double, and sums of 17 such terms all but exact
+      EXPECT_EQ(got[i], static_cast<float>(sum))
+          << i;  // products are exact in double, and sums of 17 such terms all but exact
     }
   });
 }
@@ -405,11 +419,14 @@ __global__ void half_a_warp_multiplies() {
 }
 TEST(Matrices, NeedAWholeWarp) { EXPECT_SAYS(fault_of(half_a_warp_multiplies, one_block(32)), "mma"); }
 
-// ---- Memory ---------------------------------------------------------------------------------------------------------------------
+// ---- Memory
+// ---------------------------------------------------------------------------------------------------------------------
 
 __global__ void shared_at(int index, float* out) { out[0] = dynamic_shared<float>()[index]; }
 __global__ void write_at(int index, float* out) { out[index] = 1; }
-__global__ void load_vector(int index, const float* from) { *dynamic_shared<uint4>() = *reinterpret_cast<const uint4*>(from + index); }
+__global__ void load_vector(int index, const float* from) {
+  *dynamic_shared<uint4>() = *reinterpret_cast<const uint4*>(from + index);
+}
 __global__ void raise_exception() { throw std::runtime_error("some message"); }
 
 TEST(Memory, OverrunsAndMisalignedVectorsDie) {
@@ -424,7 +441,9 @@ TEST(Memory, OverrunsAndMisalignedVectorsDie) {
   EXPECT_EQ(fault_of(load_vector, one_block(1, 16), 0, out.data()), "no fault");
 }
 
-TEST(Memory, AnExceptionInAKernelBecomesAFault) { EXPECT_SAYS(fault_of(raise_exception, one_block(64)), "some message"); }
+TEST(Memory, AnExceptionInAKernelBecomesAFault) {
+  EXPECT_SAYS(fault_of(raise_exception, one_block(64)), "some message");
+}
 
 }  // namespace
 }  // namespace qalora::kernels::cuda

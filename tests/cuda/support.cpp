@@ -117,7 +117,8 @@ Ending run_apart(Function function) {
   close(ends[1]);
   Ending ending{-1, ""};
   char piece[4096];
-  for (ssize_t count; (count = read(ends[0], piece, sizeof(piece))) > 0;) ending.text.append(piece, static_cast<size_t>(count));
+  for (ssize_t count; (count = read(ends[0], piece, sizeof(piece))) > 0;)
+    ending.text.append(piece, static_cast<size_t>(count));
   close(ends[0]);
   int status = 0;
   waitpid(child, &status, 0);
@@ -137,7 +138,8 @@ class BrokenKernels : public testing::Test {
     }
     EXPECT_NE(ending.code, Ending::kNotNoticed) << "no check noticed that these kernels are broken";
     if (mutant_.dies) {
-      const bool seen = ending.text.find("AddressSanitizer") != std::string::npos || ending.text.find("runtime error") != std::string::npos;
+      const bool seen = ending.text.find("AddressSanitizer") != std::string::npos ||
+                        ending.text.find("runtime error") != std::string::npos;
       EXPECT_TRUE(seen) << "no sanitizer reported it, but: " << ending.text;
     } else {
       EXPECT_EQ(ending.code, Ending::kNoticed) << "it died, which proves nothing: " << ending.text;
@@ -182,7 +184,8 @@ bool add_check(const char* suite, const char* name, CheckFunction function, cons
 }
 void add_mutant(const Mutant& mutant) { mutants().push_back(mutant); }
 
-// ---- Memory: the shim's device is the host; a real one's is in gpu/device.cpp -----------------------------------------------------------
+// ---- Memory: the shim's device is the host; a real one's is in gpu/device.cpp
+// -----------------------------------------------------------
 #ifdef QALORA_CUDA_SHIM
 
 void* allocate(int64_t bytes) {
@@ -198,7 +201,8 @@ void copy_in(void* to, const void* from, int64_t bytes) {
 void copy_out(void* to, const void* from, int64_t bytes) { copy_in(to, from, bytes); }
 #endif
 
-// ---- Numbers ----------------------------------------------------------------------------------------------------------------------
+// ---- Numbers
+// ----------------------------------------------------------------------------------------------------------------------
 
 float to_float(uint16_t bits, Type type) {
   return type == Type::kHalf ? cuda_shim::half_to_float(bits) : cuda_shim::bfloat16_to_float(bits);
@@ -245,8 +249,8 @@ std::vector<float> Generator::uniforms(int64_t count, float low, float high) {
   return values;
 }
 
-void expect_close(const std::vector<float>& actual, const std::vector<double>& expected, const std::vector<double>& tolerance,
-                  const std::string& what) {
+void expect_close(const std::vector<float>& actual, const std::vector<double>& expected,
+                  const std::vector<double>& tolerance, const std::string& what) {
   ASSERT_EQ(actual.size(), expected.size()) << what;
   ASSERT_EQ(tolerance.size(), expected.size()) << what;
   int64_t wrong = 0;
@@ -259,20 +263,24 @@ void expect_close(const std::vector<float>& actual, const std::vector<double>& e
     const double times = std::isnan(error) ? INFINITY : error / tolerance[i];
     if (times > excess) excess = times, worst = i;
   }
-  EXPECT_EQ(wrong, 0) << what << ": of " << actual.size() << " elements, the first is " << first << ", the worst " << worst << ": "
-                      << actual[worst] << ", not " << expected[worst] << " within " << tolerance[worst];
+  EXPECT_EQ(wrong, 0) << what << ": of " << actual.size() << " elements, the first is " << first << ", the worst "
+                      << worst << ": " << actual[worst] << ", not " << expected[worst] << " within "
+                      << tolerance[worst];
 }
 
-void expect_close(const std::vector<float>& actual, const std::vector<double>& expected, double tolerance, const std::string& what) {
+void expect_close(const std::vector<float>& actual, const std::vector<double>& expected, double tolerance,
+                  const std::string& what) {
   expect_close(actual, expected, std::vector<double>(expected.size(), tolerance), what);
 }
 
 }  // namespace qalora::test::cuda
 
 extern "C" {
-// Leak detection needs ptrace, which containers forbid; redzones are wide enough for a stray row; memory of ended blocks need not stay
-// poisoned for long.
-const char* __asan_default_options() { return "detect_leaks=0:redzone=128:quarantine_size_mb=32:detect_odr_violation=0"; }
+// Leak detection needs ptrace, which containers forbid; redzones are wide enough for a stray row; memory of ended
+// blocks need not stay poisoned for long.
+const char* __asan_default_options() {
+  return "detect_leaks=0:redzone=128:quarantine_size_mb=32:detect_odr_violation=0";
+}
 const char* __ubsan_default_options() { return "print_stacktrace=1"; }
 }
 

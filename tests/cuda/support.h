@@ -7,9 +7,10 @@
 //     expect_close(...);
 //   }
 //
-// and run on the real kernels in every order of the threads, where it must hold and `results` must be the same bits each time; and on
-// each mutant of kernels/cuda/dequantize.cu, of which at least one check must see something wrong: a failed expectation, other
-// bits in another order, or a fault of the shim. The first parameter is the name of the test's file without _test.
+// and run on the real kernels in every order of the threads, where it must hold and `results` must be the same bits
+// each time; and on each mutant of kernels/cuda/dequantize.cu, of which at least one check must see something wrong: a
+// failed expectation, other bits in another order, or a fault of the shim. The first parameter is the name of the
+// test's file without _test.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -41,19 +42,23 @@ class Results {
   std::vector<unsigned char> bytes_;
 };
 
-// Device memory of exactly `bytes`, aligned to 256 as cudaMalloc's; on the shim a heap block of its own, so that AddressSanitizer sees the
-// first byte beyond.
+// Device memory of exactly `bytes`, aligned to 256 as cudaMalloc's; on the shim a heap block of its own, so that
+// AddressSanitizer sees the first byte beyond.
 void* allocate(int64_t bytes);
 void release(void* memory);
 void copy_in(void* to, const void* from, int64_t bytes);
 void copy_out(void* to, const void* from, int64_t bytes);
 
-// `count` elements on the device, of 0xff bytes (NaN) until written. `shift` elements lie unused before them: a less aligned address.
+// `count` elements on the device, of 0xff bytes (NaN) until written. `shift` elements lie unused before them: a less
+// aligned address.
 template <typename T>
 class Buffer {
  public:
-  explicit Buffer(int64_t count, int64_t shift = 0) : Buffer(std::vector<T>(static_cast<size_t>(count), kUnset()), shift) {}
-  explicit Buffer(const std::vector<T>& values, int64_t shift = 0) : count_(static_cast<int64_t>(values.size())), shift_(shift) {
+  explicit Buffer(int64_t count, int64_t shift = 0)
+      : Buffer(std::vector<T>(static_cast<size_t>(count), kUnset()), shift) {}
+  explicit Buffer(const std::vector<T>& values, int64_t shift = 0)
+      : count_(static_cast<int64_t>(values.size())),
+        shift_(shift) {
     memory_ = static_cast<T*>(allocate((count_ + shift_) * static_cast<int64_t>(sizeof(T))));
     upload(values);
   }
@@ -64,7 +69,9 @@ class Buffer {
 
   T* data() const { return memory_ + shift_; }
   int64_t size() const { return count_; }
-  void upload(const std::vector<T>& values) { copy_in(data(), values.data(), count_ * static_cast<int64_t>(sizeof(T))); }
+  void upload(const std::vector<T>& values) {
+    copy_in(data(), values.data(), count_ * static_cast<int64_t>(sizeof(T)));
+  }
   std::vector<T> download() const {
     std::vector<T> values(static_cast<size_t>(count_));
     copy_out(values.data(), data(), count_ * static_cast<int64_t>(sizeof(T)));
@@ -81,7 +88,8 @@ class Buffer {
   int64_t count_ = 0, shift_ = 0;
 };
 
-// ---- Numbers ------------------------------------------------------------------------------------------------------------------
+// ---- Numbers
+// ------------------------------------------------------------------------------------------------------------------
 using kernels::cuda::Type;
 
 // To and from the bits of an activation's type; rounded to nearest even.
@@ -110,9 +118,10 @@ class Generator {
 };
 
 // One failure that tells the worst element, how many there are and where the first lies. NaN equals nothing.
-void expect_close(const std::vector<float>& actual, const std::vector<double>& expected, const std::vector<double>& tolerance,
+void expect_close(const std::vector<float>& actual, const std::vector<double>& expected,
+                  const std::vector<double>& tolerance, const std::string& what);
+void expect_close(const std::vector<float>& actual, const std::vector<double>& expected, double tolerance,
                   const std::string& what);
-void expect_close(const std::vector<float>& actual, const std::vector<double>& expected, double tolerance, const std::string& what);
 template <typename T>
 void expect_same_bits(const std::vector<T>& actual, const std::vector<T>& expected, const std::string& what) {
   ASSERT_EQ(actual.size(), expected.size()) << what;
@@ -122,15 +131,16 @@ void expect_same_bits(const std::vector<T>& actual, const std::vector<T>& expect
   }
 }
 
-// ---- Checks ---------------------------------------------------------------------------------------------------------------------
+// ---- Checks
+// ---------------------------------------------------------------------------------------------------------------------
 using CheckFunction = void (*)(const Api& api, Results& results);
 bool add_check(const char* suite, const char* name, CheckFunction function, const char* file, int line);
 
-#define KERNEL_CHECK(suite, name)                                                                                                    \
-  static void check_##suite##_##name(const ::qalora::kernels::cuda::Api& api, ::qalora::test::cuda::Results& results);               \
-  [[maybe_unused]] static const bool added_##suite##_##name =                                                                        \
-      ::qalora::test::cuda::add_check(#suite, #name, check_##suite##_##name, __FILE__, __LINE__);                                    \
-  static void check_##suite##_##name([[maybe_unused]] const ::qalora::kernels::cuda::Api& api,                                       \
+#define KERNEL_CHECK(suite, name)                                                                                      \
+  static void check_##suite##_##name(const ::qalora::kernels::cuda::Api& api, ::qalora::test::cuda::Results& results); \
+  [[maybe_unused]] static const bool added_##suite##_##name =                                                          \
+      ::qalora::test::cuda::add_check(#suite, #name, check_##suite##_##name, __FILE__, __LINE__);                      \
+  static void check_##suite##_##name([[maybe_unused]] const ::qalora::kernels::cuda::Api& api,                         \
                                      [[maybe_unused]] ::qalora::test::cuda::Results& results)
 
 }  // namespace qalora::test::cuda

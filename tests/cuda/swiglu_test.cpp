@@ -6,8 +6,9 @@ namespace {
 
 double sigmoid(double g) { return 1 / (1 + std::exp(-g)); }
 
-// Relative error of the kernels' sigmoid: an exponential good to 4 + 2.4 |g| units (2^-22 of ex2.approx by the PTX manual; its argument's
-// product and constant are rounded), as far as it matters in 1 + e; that sum; a quotient good to 2 ulp, of two units at most.
+// Relative error of the kernels' sigmoid: an exponential good to 4 + 2.4 |g| units (2^-22 of ex2.approx by the PTX
+// manual; its argument's product and constant are rounded), as far as it matters in 1 + e; that sum; a quotient good to
+// 2 ulp, of two units at most.
 double sigmoid_error(double g) { return kFloatUnit * ((1 - sigmoid(g)) * (4 + 2.4 * std::abs(g)) + 1 + 4); }
 constexpr double kFlushed = 0x1p-125;  // where exp(-g) leaves the range, the sigmoid is 0
 
@@ -55,7 +56,8 @@ KERNEL_CHECK(swiglu, IsRoundedOnce) {
 
 KERNEL_CHECK(swiglu, GradientIsRoundedOnce) {
   for (const Type type : kAllTypes) {
-    for (const RowCase& c : {RowCase{type, 2, 32}, RowCase{type, 3, 416}, RowCase{type, 1, 2080, 0, false, false, 0, 1}}) {
+    for (const RowCase& c :
+         {RowCase{type, 2, 32}, RowCase{type, 3, 416}, RowCase{type, 1, 2080, 0, false, false, 0, 1}}) {
       for (const bool in_place : {false, true}) {
         Checker checker(describe(c));
         Operands in(c);
@@ -75,11 +77,13 @@ KERNEL_CHECK(swiglu, GradientIsRoundedOnce) {
           const double flushed = kFlushed * std::abs(dout[i]) * (1 + std::abs(g));
           const double up_error = std::abs(dout[i] * silu) * (relative + 2 * kFloatUnit) + flushed;
           checker.rounded_once(type, to_up[i], dout[i] * silu, up_error, "dup", 0, i);
-          // s + silu (1 - s), each term with the sigmoid's error in every factor and up to five roundings, 1 - s with those of s
+          // s + silu (1 - s), each term with the sigmoid's error in every factor and up to five roundings, 1 - s with
+          // those of s
           const double rest = silu * (1 - s);
-          const double error = std::abs(s) * (relative + 4 * kFloatUnit) + std::abs(rest) * (relative + 6 * kFloatUnit) +
-                               std::abs(silu) * s * relative + flushed;
-          checker.rounded_once(type, to_gate[i], dout[i] * u * (s + rest), std::abs(dout[i] * u) * error + flushed, "dgate", 0, i);
+          const double error = std::abs(s) * (relative + 4 * kFloatUnit) +
+                               std::abs(rest) * (relative + 6 * kFloatUnit) + std::abs(silu) * s * relative + flushed;
+          checker.rounded_once(type, to_gate[i], dout[i] * u * (s + rest), std::abs(dout[i] * u) * error + flushed,
+                               "dgate", 0, i);
         }
         checker.report();
       }

@@ -78,7 +78,8 @@ TEST(Table, ExplainsItself) {
   EXPECT_NE(text.find("forward, rows 257 and more: dequantize + library product ("), std::string::npos) << text;
   EXPECT_NE(text.find("backward, rows 1 and more: dequantize"), std::string::npos) << text;
   EXPECT_EQ(explain(kShape, Type::kFloat, 90).find("matvec"), std::string::npos);
-  EXPECT_EQ(explain(kShape, Type::kBFloat16, 75), "forward, rows 1 and more: on the CPU\nbackward, rows 1 and more: on the CPU\n");
+  EXPECT_EQ(explain(kShape, Type::kBFloat16, 75),
+            "forward, rows 1 and more: on the CPU\nbackward, rows 1 and more: on the CPU\n");
 }
 
 }  // namespace

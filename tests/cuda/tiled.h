@@ -1,5 +1,5 @@
-// Random packed matrices, in the checkpoint's layout and in lane order as plain loops put it there. What the tests of the kernels on packed
-// weights share.
+// Random packed matrices, in the checkpoint's layout and in lane order as plain loops put it there. What the tests of
+// the kernels on packed weights share.
 #pragma once
 
 #include <array>
@@ -32,8 +32,8 @@ struct Shape {
   int64_t out_features, in_features, group_size;
   int bits;
   std::string text() const {
-    return std::to_string(bits) + " bits, " + std::to_string(out_features) + " x " + std::to_string(in_features) + ", group " +
-           std::to_string(group_size);
+    return std::to_string(bits) + " bits, " + std::to_string(out_features) + " x " + std::to_string(in_features) +
+           ", group " + std::to_string(group_size);
   }
 };
 
@@ -47,9 +47,9 @@ inline int code_of(const PackedView& view, int64_t row, int64_t column) {
 }
 
 struct Weight {
-  PackedView view;      // on the host
+  PackedView view;  // on the host
   TiledShape shape;
-  std::vector<uint32_t> packed, codes;      // codes, scales, offsets: in lane order
+  std::vector<uint32_t> packed, codes;                          // codes, scales, offsets: in lane order
   std::vector<float> row_scales, row_offsets, scales, offsets;  // row_..: [out_features, groups]
 
   explicit Weight(const Shape& size, uint64_t seed = 1)
@@ -66,7 +66,8 @@ struct Weight {
     for (auto& scale : row_scales) scale = random.uniform(-0.02f, 0.02f);
     // Offsets that belong to the scales, as a quantiser makes them: b_c is small beside s * c.
     const auto centre = static_cast<float>(1 << (size.bits - 1));
-    for (size_t i = 0; i < row_offsets.size(); ++i) row_offsets[i] = -centre * row_scales[i] + random.uniform(-0.02f, 0.02f);
+    for (size_t i = 0; i < row_offsets.size(); ++i)
+      row_offsets[i] = -centre * row_scales[i] + random.uniform(-0.02f, 0.02f);
     view.codes = packed.data(), view.scales = row_scales.data(), view.offsets = row_offsets.data();
     place_codes();
     place_groups();
@@ -95,7 +96,8 @@ struct Weight {
           continue;
         }
         tile[lane * 4 + block] |= (code & 3) << (16 * odd + 8 * half + 2 * pair);
-        if (bits == 3) tile[128 + lane * 2 + block / 2] |= (code >> 2) << (16 * odd + 2 * (4 * half + pair) + block % 2);
+        if (bits == 3)
+          tile[128 + lane * 2 + block / 2] |= (code >> 2) << (16 * odd + 2 * (4 * half + pair) + block % 2);
       }
     }
   }
@@ -128,12 +130,16 @@ inline double smallest(Type type) { return type == Type::kHalf ? 0x1p-25 : 0x1p-
 // A matrix on the device, [rows, stride] of `type`; what nobody writes is NaN.
 class Matrix {
  public:
-  Matrix(int64_t rows, int64_t stride, Type type) : stride(stride), type(type), memory_(rows * stride * bytes_of(type)) {}
+  Matrix(int64_t rows, int64_t stride, Type type)
+      : stride(stride),
+        type(type),
+        memory_(rows * stride * bytes_of(type)) {}
   // values: [rows, width], width <= stride
   Matrix(const std::vector<float>& values, int64_t rows, int64_t stride, Type type) : Matrix(rows, stride, type) {
     std::vector<float> padded(static_cast<size_t>(rows * stride), NAN);
     const int64_t width = static_cast<int64_t>(values.size()) / rows;
-    for (int64_t i = 0; i < rows * width; ++i) padded[static_cast<size_t>(i / width * stride + i % width)] = values[static_cast<size_t>(i)];
+    for (int64_t i = 0; i < rows * width; ++i)
+      padded[static_cast<size_t>(i / width * stride + i % width)] = values[static_cast<size_t>(i)];
     memory_.upload(encode(padded, type));
   }
   void* data() const { return memory_.data(); }

@@ -1,5 +1,5 @@
-// The input is an adapter_config.json; the tensors beside it are a fixed, tiny adapter of layers with 8 inputs, A [2, 2] and B [8, 2]. What is
-// read is fitted to a dense base and to quantised ones.
+// The input is an adapter_config.json; the tensors beside it are a fixed, tiny adapter of layers with 8 inputs, A [2,
+// 2] and B [8, 2]. What is read is fitted to a dense base and to quantised ones.
 #include <ATen/ATen.h>
 
 #include <nlohmann/json.hpp>
@@ -16,8 +16,9 @@ const qalora::fuzz::InputFolder& folder() {
   static const qalora::fuzz::InputFolder made;
   static const bool ready = [] {
     const std::string module = "base_model.model.model.layers.0.self_attn.q_proj.";
-    qalora::io::write_safetensors(made.path() / "adapter_model.safetensors", {{module + "lora_A.weight", at::zeros({2, 2})},
-                                                                              {module + "lora_B.weight", at::zeros({8, 2})}});
+    qalora::io::write_safetensors(
+        made.path() / "adapter_model.safetensors",
+        {{module + "lora_A.weight", at::zeros({2, 2})}, {module + "lora_B.weight", at::zeros({8, 2})}});
     return true;
   }();
   (void)ready;
@@ -25,9 +26,10 @@ const qalora::fuzz::InputFolder& folder() {
 }
 
 std::vector<qalora::model::LlamaConfig> make_bases() {
-  const nlohmann::json json = {{"model_type", "llama"}, {"vocab_size", 16}, {"hidden_size", 8}, {"intermediate_size", 8},
-                               {"num_hidden_layers", 1}, {"num_attention_heads", 2}, {"num_key_value_heads", 2},
-                               {"max_position_embeddings", 16}, {"rms_norm_eps", 1e-5}};
+  const nlohmann::json json = {
+      {"model_type", "llama"},  {"vocab_size", 16},         {"hidden_size", 8},         {"intermediate_size", 8},
+      {"num_hidden_layers", 1}, {"num_attention_heads", 2}, {"num_key_value_heads", 2}, {"max_position_embeddings", 16},
+      {"rms_norm_eps", 1e-5}};
   qalora::log::Options quiet;  // a message an input otherwise
   quiet.level = qalora::log::Level::kQuiet;
   qalora::log::configure(quiet);

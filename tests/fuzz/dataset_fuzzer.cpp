@@ -9,7 +9,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const char* name = kNames[data[0] % 4];
   folder.put(name, qalora::fuzz::text(data + 1, size - 1));
   return qalora::fuzz::attempt([&] {
-    const qalora::text::Dataset dataset(folder.path() / name, qalora::text::DataFormat::kAuto, /*skip_bad_records=*/true);
+    const qalora::text::Dataset dataset(folder.path() / name, qalora::text::DataFormat::kAuto,
+                                        /*skip_bad_records=*/true);
     for (int64_t i = 0; i < static_cast<int64_t>(dataset.size()); ++i) dataset.record(i);
   });
 }

@@ -1,4 +1,5 @@
-// A configuration, a line break, and tensors of one linear layer: [part][dtype][dimensions][each: 2 bytes, little-endian][how it is filled].
+// A configuration, a line break, and tensors of one linear layer: [part][dtype][dimensions][each: 2 bytes,
+// little-endian][how it is filled].
 #include <ATen/ATen.h>
 
 #include <map>
@@ -39,7 +40,7 @@ at::Tensor next_tensor(Bytes& bytes) {
   const int fill = bytes.next();
   if (elements > kMostElements) return {};
   const at::Tensor tensor = at::arange(c10::multiply_integers(shape), at::kLong);
-  if (fill < 8) return tensor.floor_divide(32).to(type).reshape(shape);          // a plain grouping
+  if (fill < 8) return tensor.floor_divide(32).to(type).reshape(shape);           // a plain grouping
   if (fill < 16) return tensor.flip(0).floor_divide(32).to(type).reshape(shape);  // a sorted one
   return (tensor * 2654435761 * fill).to(at::kInt).to(type).reshape(shape);
 }
@@ -54,7 +55,8 @@ void run(const uint8_t* data, size_t size) {
   while (!bytes.done()) {
     const int part = bytes.next();
     const at::Tensor tensor = next_tensor(bytes);
-    if (tensor.defined()) tensors["model.layers." + std::to_string(part / 6 % 3) + ".mlp.up_proj" + kParts[part % 6]] = tensor;
+    if (tensor.defined())
+      tensors["model.layers." + std::to_string(part / 6 % 3) + ".mlp.up_proj" + kParts[part % 6]] = tensor;
   }
   const io::ForeignQuantization quantization = io::read_foreign_quantization(folder.path(), nullptr);
   const auto has_bias = [](const std::string& module) { return module.find('1') != module.npos; };

@@ -39,7 +39,8 @@ class InputFile {
 class InputFolder {
  public:
   InputFolder() {
-    std::string pattern = (fs::exists("/dev/shm") ? std::string("/dev/shm") : fs::temp_directory_path().string()) + "/qalora-fuzz-XXXXXX";
+    std::string pattern =
+        (fs::exists("/dev/shm") ? std::string("/dev/shm") : fs::temp_directory_path().string()) + "/qalora-fuzz-XXXXXX";
     if (::mkdtemp(pattern.data()) == nullptr) std::abort();
     path_ = pattern;
   }
@@ -58,8 +59,8 @@ class InputFolder {
   fs::path path_;
 };
 
-// A bad file is refused with a DataError or a UserError that says something. Whatever else comes out of `read` is a finding: an
-// InternalError, a failed allocation, an exception of a library.
+// A bad file is refused with a DataError or a UserError that says something. Whatever else comes out of `read` is a
+// finding: an InternalError, a failed allocation, an exception of a library.
 template <typename Read>
 int attempt(Read&& read) {
   try {

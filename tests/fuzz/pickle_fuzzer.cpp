@@ -9,7 +9,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     QALORA_CHECK(pickle.bytes_read() <= size, "more was read than is there");
     pickle.describe(pickle.root());
     for (const Pickle::Index item : pickle.items(pickle.root())) {
-      if (pickle.kind(item) == Pickle::Kind::kTensor) QALORA_CHECK(pickle.tensor(item).storage < pickle.storages().size(), "no such storage");
+      if (pickle.kind(item) == Pickle::Kind::kTensor)
+        QALORA_CHECK(pickle.tensor(item).storage < pickle.storages().size(), "no such storage");
     }
   });
 }

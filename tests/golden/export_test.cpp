@@ -24,7 +24,8 @@ TEST_P(GptqRoundTrip, WhatGptqmodelWroteIsWrittenAgain) {
   REQUIRE_SHARED(std::string("goldens/gptq/") + GetParam());
   const path golden = test::shared_dir() / "goldens/gptq" / GetParam();
   const test::TempDir dir;
-  const auto run = test::run_qalora({"export", "--model", golden, "--to", "gptq", "--out", (dir / "out").string(), "--json"});
+  const auto run =
+      test::run_qalora({"export", "--model", golden, "--to", "gptq", "--out", (dir / "out").string(), "--json"});
   ASSERT_EQ(run.exit_code, 0) << run.err;
   const nlohmann::json report = nlohmann::json::parse(run.out);
   EXPECT_EQ(report.at("largest_error"), 0.0);
@@ -50,14 +51,16 @@ TEST(MlxRoundTrip, WhatMlxLmWroteIsWrittenAgain) {
   for (const char* name : {"w4g32", "w3g32"}) {
     const path golden = test::shared_dir() / "goldens/mlx" / name;
     const test::TempDir dir;
-    const auto run = test::run_qalora({"export", "--model", golden, "--to", "mlx", "--out", (dir / "out").string(), "--json"});
+    const auto run =
+        test::run_qalora({"export", "--model", golden, "--to", "mlx", "--out", (dir / "out").string(), "--json"});
     ASSERT_EQ(run.exit_code, 0) << run.err;
     EXPECT_EQ(nlohmann::json::parse(run.out).at("largest_error"), 0.0);
     const io::SafetensorsFile before(golden / "model.safetensors"), after(dir / "out/model.safetensors");
     ASSERT_EQ(before.tensors().size(), after.tensors().size());
     for (const auto& [tensor, info] : before.tensors()) EXPECT_TRUE(same_bytes(before, after, tensor)) << tensor;
     const nlohmann::json config = io::read_json_file(dir / "out/config.json");
-    EXPECT_TRUE(config.contains("rope_theta") && config.contains("tie_word_embeddings"));  // mlx-lm's defaults for both are other values
+    EXPECT_TRUE(config.contains("rope_theta") &&
+                config.contains("tie_word_embeddings"));  // mlx-lm's defaults for both are other values
   }
 }
 

@@ -1,4 +1,5 @@
-// Whole checkpoints and single tensors in the layouts of other quantisers, against what those wrote and computed (see the goldens' README).
+// Whole checkpoints and single tensors in the layouts of other quantisers, against what those wrote and computed (see
+// the goldens' README).
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
@@ -24,7 +25,8 @@ namespace {
 at::Tensor codes_of(const quant::PackedWeight& weight) {
   at::Tensor codes = at::empty({weight.out_features(), weight.in_features}, at::kByte);
   for (int64_t row = 0; row < weight.out_features(); ++row) {
-    const auto* words = reinterpret_cast<const uint32_t*>(weight.codes.const_data_ptr<int32_t>()) + row * weight.codes.size(1);
+    const auto* words =
+        reinterpret_cast<const uint32_t*>(weight.codes.const_data_ptr<int32_t>()) + row * weight.codes.size(1);
     kernels::unpack_row(words, weight.in_features, weight.bits, codes.data_ptr<uint8_t>() + row * weight.in_features);
   }
   return weight.input_order.defined() ? codes.index_select(1, weight.input_order.argsort()) : codes;
@@ -48,7 +50,8 @@ TEST_P(GptqFolder, GivesTheRecordedLogitsCodesAndWeights) {
   for (const auto& [name, info] : expected.tensors()) {
     if (!name.ends_with(".codes")) continue;
     const std::string module = io::module_of(name);
-    const quant::PackedWeight weight = read_packed(checkpoint, module, info.shape[0], info.shape[1], *model.config.quantization);
+    const quant::PackedWeight weight =
+        read_packed(checkpoint, module, info.shape[0], info.shape[1], *model.config.quantization);
     EXPECT_TRUE(codes_of(weight).equal(expected.read(name))) << module;
     EXPECT_TRUE(zeros_of(weight).equal(expected.read(module + ".zeros").to(at::kFloat))) << module;
     EXPECT_TRUE(weight.dequantize(at::kFloat).equal(expected.read(module + ".dequantised"))) << module;
@@ -69,8 +72,8 @@ TEST_P(GptqFolder, GivesTheRecordedLogitsCodesAndWeights) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Checkpoints, GptqFolder,
-                         ::testing::Values("auto_gptq_w2g32_bin", "auto_gptq_w4g32", "w2g64_v2", "w3g32_planar", "w3g32_v1", "w4g32_v1",
-                                           "w4g32_v1_act_order", "w4g32_v2"));
+                         ::testing::Values("auto_gptq_w2g32_bin", "auto_gptq_w4g32", "w2g64_v2", "w3g32_planar",
+                                           "w3g32_v1", "w4g32_v1", "w4g32_v1_act_order", "w4g32_v2"));
 
 // What a folder gives, written as a folder of our own.
 void write_folder(const io::Checkpoint& from, const fs::path& to) {
@@ -116,7 +119,8 @@ TEST_P(GptqFolder, MergesAnAdapterExactly) {
     check_mergeable(base, dir / "adapter", adapter, false);
     fs::create_directories(dir / "merged");
     EXPECT_EQ(merge_checkpoint(base, dir / "adapter", adapter, dir / "merged"), 14);
-    Llama plain = load_model(folder, {}), beside = load_model_with_adapter(folder, dir / "adapter", {}), merged = load_model(dir / "merged", {});
+    Llama plain = load_model(folder, {}), beside = load_model_with_adapter(folder, dir / "adapter", {}),
+          merged = load_model(dir / "merged", {});
     const at::Tensor expected = logits_of(beside, ids);
     EXPECT_LE(distance(logits_of(merged, ids), expected), 1e-4);
     EXPECT_GT(distance(logits_of(plain, ids), expected), 0.05);  // must differ: no adapter
@@ -127,8 +131,11 @@ TEST_P(GptqFolder, MergesAnAdapterExactly) {
     if (!base.contains("model.layers.0.mlp.down_proj.g_idx")) {
       EXPECT_NO_THROW(check_mergeable(base, dir / "adapter", adapter, true));
     } else {
-      EXPECT_NE(test::refusal<DataError>([&] { check_mergeable(base, dir / "adapter", adapter, true); }).find("act-order"), std::string::npos);
-      EXPECT_NE(test::refusal<DataError>([&] { attach_adapter(plain, adapter, {}); }).find("act-order"), std::string::npos);
+      EXPECT_NE(
+          test::refusal<DataError>([&] { check_mergeable(base, dir / "adapter", adapter, true); }).find("act-order"),
+          std::string::npos);
+      EXPECT_NE(test::refusal<DataError>([&] { attach_adapter(plain, adapter, {}); }).find("act-order"),
+                std::string::npos);
     }
   }
 }
@@ -192,17 +199,21 @@ struct Written {
   io::ZeroRule zeros;
 };
 
-// The codes [out, in] and zero points [out, groups] that the view makes of "PREFIX.qweight" and "PREFIX.qzeros", both f32.
-std::pair<at::Tensor, at::Tensor> view_of(const io::SafetensorsFile& file, const std::string& prefix, const std::string& scales, int bits,
-                                          io::ForeignLayout layout, io::ZeroRule zeros) {
-  auto raw = std::make_unique<test::MemorySource>(std::map<std::string, at::Tensor>{
-      {"p.qweight", file.read(prefix + ".qweight")},
-      {"p.qzeros", file.read(prefix + ".qzeros")},
-      {"p.scales", file.read(scales).t().contiguous()}});
-  const io::GptqView view(std::move(raw), {.layout = layout, .zeros = zeros, .bits = bits, .group_size = 32, .overrides = false, .name = "test"},
-                          [](const std::string&) { return false; });
-  const quant::PackedWeight weight =
-      quant::make_packed_weight("p", view.read("p.weight"), view.read("p.scales"), view.read("p.biases"), 128, 32, bits);
+// The codes [out, in] and zero points [out, groups] that the view makes of "PREFIX.qweight" and "PREFIX.qzeros", both
+// f32.
+std::pair<at::Tensor, at::Tensor> view_of(const io::SafetensorsFile& file, const std::string& prefix,
+                                          const std::string& scales, int bits, io::ForeignLayout layout,
+                                          io::ZeroRule zeros) {
+  auto raw = std::make_unique<test::MemorySource>(
+      std::map<std::string, at::Tensor>{{"p.qweight", file.read(prefix + ".qweight")},
+                                        {"p.qzeros", file.read(prefix + ".qzeros")},
+                                        {"p.scales", file.read(scales).t().contiguous()}});
+  const io::GptqView view(
+      std::move(raw),
+      {.layout = layout, .zeros = zeros, .bits = bits, .group_size = 32, .overrides = false, .name = "test"},
+      [](const std::string&) { return false; });
+  const quant::PackedWeight weight = quant::make_packed_weight("p", view.read("p.weight"), view.read("p.scales"),
+                                                               view.read("p.biases"), 128, 32, bits);
   return {codes_of(weight).to(at::kFloat), zeros_of(weight)};
 }
 
@@ -221,20 +232,23 @@ TEST(GptqPacking, EveryWritersCodesAndZeroPoints) {
         const std::string known = message(kind, ".w", bits), prefix = message(by, ".", known);
         if (!file.contains(prefix + ".qweight")) continue;
         SCOPED_TRACE(prefix);
-        const at::Tensor codes = file.read(known + ".codes").to(at::kFloat), zeros = file.read(known + ".zeros").to(at::kFloat);
+        const at::Tensor codes = file.read(known + ".codes").to(at::kFloat),
+                         zeros = file.read(known + ".zeros").to(at::kFloat);
         const auto [got_codes, got_zeros] = view_of(file, prefix, known + ".scales", bits, layout, rule);
         EXPECT_TRUE(got_codes.equal(codes));
         // AutoGPTQ's files of zero points of 0 are damaged; what counts is what it reads itself.
         const bool own = rule == ZeroRule::kFieldPlusOne;
         EXPECT_TRUE(got_zeros.equal(own ? file.read(prefix + ".zeros_read_back").to(at::kFloat) : zeros));
-        // Must differ: v1 read as v2 and the other way round, planar as a stream, one writer's rule on the other's edge cases.
+        // Must differ: v1 read as v2 and the other way round, planar as a stream, one writer's rule on the other's edge
+        // cases.
         const ZeroRule wrong = rule == ZeroRule::kStored ? ZeroRule::kFieldPlusOne : ZeroRule::kStored;
         EXPECT_FALSE(view_of(file, prefix, known + ".scales", bits, layout, wrong).second.equal(got_zeros));
         if (layout == ForeignLayout::kPlanar) {
           EXPECT_FALSE(view_of(file, prefix, known + ".scales", bits, ForeignLayout::kGptq, rule).first.equal(codes));
         }
         if (rule == ZeroRule::kWordPlusOne && std::string(kind) == "edge") {
-          EXPECT_FALSE(view_of(file, prefix, known + ".scales", bits, layout, ZeroRule::kFieldPlusOne).second.equal(zeros));
+          EXPECT_FALSE(
+              view_of(file, prefix, known + ".scales", bits, layout, ZeroRule::kFieldPlusOne).second.equal(zeros));
         }
         ++cases;
       }
@@ -257,8 +271,9 @@ TEST(MlxMatrices, PackingValuesAndProducts) {
     const std::string prefix = io::module_of(name);
     const int bits = prefix[1] - '0';
     const int64_t group_size = std::stoll(prefix.substr(3));
-    const quant::PackedWeight packed = quant::make_packed_weight(name, file.read(name), file.read(prefix + ".scales"),
-                                                                 file.read(prefix + ".biases"), weight.size(1), group_size, bits);
+    const quant::PackedWeight packed =
+        quant::make_packed_weight(name, file.read(name), file.read(prefix + ".scales"), file.read(prefix + ".biases"),
+                                  weight.size(1), group_size, bits);
     // Known codes packed here give MLX's words.
     const at::Tensor codes = codes_of(packed);
     at::Tensor again = at::zeros_like(packed.codes);
@@ -268,7 +283,10 @@ TEST(MlxMatrices, PackingValuesAndProducts) {
     }
     EXPECT_TRUE(again.equal(packed.codes));
     // The goldens' README: one product and one sum; scales in 16 bits are those of a 16-bit product there.
-    const double tolerance = std::ldexp(1.0, prefix.ends_with("bfloat16") ? -6 : prefix.ends_with("float16") ? -9 : -22) * largest;
+    const double tolerance = std::ldexp(1.0, prefix.ends_with("bfloat16")  ? -6
+                                             : prefix.ends_with("float16") ? -9
+                                                                           : -22) *
+                             largest;
     const at::Tensor dequantised = file.read(prefix + ".dequantised");
     EXPECT_LE(distance(packed.dequantize(at::kFloat), dequantised), tolerance);
     if (!prefix.ends_with("float16")) {

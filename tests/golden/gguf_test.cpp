@@ -1,4 +1,5 @@
-// GGUF files and blocks that the gguf package wrote, against what it and a double-precision forward pass say (see the goldens' README).
+// GGUF files and blocks that the gguf package wrote, against what it and a double-precision forward pass say (see the
+// goldens' README).
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
@@ -23,7 +24,8 @@ TEST_P(GgufBlocks, DequantiseAsTheGgufPackageDoes) {
   REQUIRE_SHARED("goldens/gguf/blocks.safetensors");
   const auto [name, type] = GetParam();
   const io::SafetensorsFile file(golden("blocks.safetensors"));
-  const at::Tensor raw = file.read(std::string(name) + ".raw"), expected = file.read(std::string(name) + ".dequantised");
+  const at::Tensor raw = file.read(std::string(name) + ".raw"),
+                   expected = file.read(std::string(name) + ".dequantised");
   const int64_t rows = expected.size(0), columns = expected.size(1);
   at::Tensor values = at::empty({rows, columns}), last = at::empty({rows, columns});
   for (int64_t row = 0; row < rows; ++row) {
@@ -40,18 +42,20 @@ TEST_P(GgufBlocks, DequantiseAsTheGgufPackageDoes) {
     kernels::unpack_row(codes.data(), columns, bits, each.data());
     for (int64_t i = 0; i < columns; ++i) {
       last[row][i] = scales[static_cast<size_t>(i / 32)] * static_cast<float>(each[static_cast<size_t>(i)]) +
-          offsets[static_cast<size_t>(i / 32)];
+                     offsets[static_cast<size_t>(i / 32)];
     }
   }
   const double largest = expected.abs().max().item<double>();
   EXPECT_LE(model::distance(values, expected), 1e-7 * largest);
   EXPECT_LE(model::distance(last, expected), 1e-7 * largest);
   // Must differ: neighbouring elements in one byte, as MLX has them.
-  EXPECT_GT(model::distance(values.view({rows, -1, 2, 16}).transpose(2, 3).reshape({rows, columns}), expected), 0.01 * largest);
+  EXPECT_GT(model::distance(values.view({rows, -1, 2, 16}).transpose(2, 3).reshape({rows, columns}), expected),
+            0.01 * largest);
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, GgufBlocks,
-                         ::testing::Values(std::pair{"Q4_0", io::GgufType::kQ4_0}, std::pair{"Q4_1", io::GgufType::kQ4_1},
+                         ::testing::Values(std::pair{"Q4_0", io::GgufType::kQ4_0},
+                                           std::pair{"Q4_1", io::GgufType::kQ4_1},
                                            std::pair{"Q8_0", io::GgufType::kQ8_0}));
 
 TEST(GgufGolden, LogitsOfAQ4_1File) {

@@ -18,7 +18,8 @@ struct Matrix {
 };
 
 double loss_in_double(const at::Tensor& weight, const at::Tensor& quantised, const at::Tensor& inputs) {
-  const at::Tensor errors = (weight.to(at::kDouble) - quantised.to(at::kDouble)).mm(inputs.to(at::kDouble).t());  // [out_features, tokens]
+  const at::Tensor errors =
+      (weight.to(at::kDouble) - quantised.to(at::kDouble)).mm(inputs.to(at::kDouble).t());  // [out_features, tokens]
   return 2 * errors.square().sum().item<double>() / static_cast<double>(inputs.size(0));
 }
 
@@ -45,12 +46,15 @@ TEST_P(GptqGolden, LossIsBelowTheOtherProgramsAtEverySetting) {
     GptqOptions options;
     options.bits = setting.at("bits"), options.group_size = setting.at("group_size");
     const GptqResult result = gptq(name, weight, hessian, options);
-    const double loss = loss_in_double(weight, result.weight.dequantize(at::kFloat), inputs), reference = setting.at("proxy_loss");
-    EXPECT_LT(loss, 0.85 * reference) << name;  // 0.80 against act-order at 4 bits in groups of 64; 0.1 to 0.7 elsewhere
+    const double loss = loss_in_double(weight, result.weight.dequantize(at::kFloat), inputs),
+                 reference = setting.at("proxy_loss");
+    EXPECT_LT(loss, 0.85 * reference)
+        << name;  // 0.80 against act-order at 4 bits in groups of 64; 0.1 to 0.7 elsewhere
     EXPECT_NEAR(result.loss, loss, 1e-4 * loss) << name;
     // With whole zero points, which their files need, too.
     options.integer_zeros = true;
-    const double whole = loss_in_double(weight, gptq(name, weight, hessian, options).weight.dequantize(at::kFloat), inputs);
+    const double whole =
+        loss_in_double(weight, gptq(name, weight, hessian, options).weight.dequantize(at::kFloat), inputs);
     EXPECT_LT(whole, reference) << name;
     EXPECT_GT(whole, loss) << name;
   }
@@ -63,7 +67,8 @@ struct Rows {
 };
 
 Rows compare_rows(const PackedWeight& ours, const io::SafetensorsFile& file, const std::string& name) {
-  const at::Tensor codes = file.read(name + ".codes"), scales = file.read(name + ".scales"), zeros = file.read(name + ".zeros");
+  const at::Tensor codes = file.read(name + ".codes"), scales = file.read(name + ".scales"),
+                   zeros = file.read(name + ".zeros");
   const at::Tensor decidable = file.read(name + ".row_margin") > 1e-4;  // [out_features]
   at::Tensor unpacked = at::empty_like(codes);
   for (int64_t row = 0; row < codes.size(0); ++row) {
@@ -78,7 +83,8 @@ Rows compare_rows(const PackedWeight& ours, const io::SafetensorsFile& file, con
 }
 
 TEST_P(GptqGolden, TheirRuleGivesTheirCodes) {
-  // Dead inputs as the packages treat them: weight 0, diagonal 1 before the damping's mean (ours would be the mean of the others).
+  // Dead inputs as the packages treat them: weight 0, diagonal 1 before the damping's mean (ours would be the mean of
+  // the others).
   const at::Tensor dead = hessian.diagonal().eq(0);
   weight = weight.masked_fill(dead.unsqueeze(0), 0), hessian.diagonal().masked_fill_(dead, 1);
   int64_t decidable = 0;
@@ -86,18 +92,21 @@ TEST_P(GptqGolden, TheirRuleGivesTheirCodes) {
     GptqOptions options = GptqOptions::reference_rule(setting.at("bits"), setting.at("group_size"));
     if (name.starts_with("act_order_static.")) options.static_groups = options.act_order = true;
     else if (name.starts_with("static.")) options.static_groups = true;
-    else if (!name.starts_with("plain_updated.")) continue;  // scales from weights without a block's feedback, or groups that are no runs
+    else if (!name.starts_with("plain_updated."))
+      continue;  // scales from weights without a block's feedback, or groups that are no runs
     const GptqResult result = gptq(name, weight, hessian, options);
     const Rows rows = compare_rows(result.weight, *file, name);
     EXPECT_EQ(rows.unlike, 0) << name << ", of " << rows.decidable;
     EXPECT_LE(rows.scales, 2e-5) << name;
     const double reference = setting.at("proxy_loss");
-    EXPECT_NEAR(loss_in_double(weight, result.weight.dequantize(at::kFloat), inputs), reference, 0.01 * reference) << name;
+    EXPECT_NEAR(loss_in_double(weight, result.weight.dequantize(at::kFloat), inputs), reference, 0.01 * reference)
+        << name;
     decidable += rows.decidable;
 
     // Must differ: a tenth of their damping.
     options.damping = 0.001;
-    EXPECT_GT(compare_rows(gptq(name, weight, hessian, options).weight, *file, name).unlike, rows.decidable / 4) << name;
+    EXPECT_GT(compare_rows(gptq(name, weight, hessian, options).weight, *file, name).unlike, rows.decidable / 4)
+        << name;
   }
   EXPECT_GT(decidable, 0);
 }

@@ -24,7 +24,8 @@ TEST_P(LlamaGolden, LogitsEqualTheOtherImplementations) {
   // Dense folders say their own tolerance: six times the golden's distance from double precision. MLX folders: 1e-4.
   const nlohmann::json about = io::read_json_file(folder / "expected.json");
   const double tolerance = about.contains("accuracy") && about["accuracy"].contains("tolerance_logits_abs")
-                               ? about["accuracy"]["tolerance_logits_abs"].get<double>() : 1e-4;
+                               ? about["accuracy"]["tolerance_logits_abs"].get<double>()
+                               : 1e-4;
   Llama model = load_model(folder, {});
   const at::Tensor ids = expected.read("input_ids").to(at::kLong), logits = logits_of(model, ids);
   EXPECT_LE(distance(logits, expected.read("logits")), tolerance);
@@ -35,15 +36,17 @@ TEST_P(LlamaGolden, LogitsEqualTheOtherImplementations) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Checkpoints, LlamaGolden,
-                         ::testing::Values("llama/mha", "llama/gqa_tied", "llama/mistral", "llama/qwen2", "llama/sharded_fp16", "llama/pytorch_bin",
-                                           "llama/meta", "mlx/w3g32", "mlx/w4g32", "mlx/w2g64_everything"));
+                         ::testing::Values("llama/mha", "llama/gqa_tied", "llama/mistral", "llama/qwen2",
+                                           "llama/sharded_fp16", "llama/pytorch_bin", "llama/meta", "mlx/w3g32",
+                                           "mlx/w4g32", "mlx/w2g64_everything"));
 
 // What Meta's layout is easily mistaken for gives other logits.
 TEST(LlamaGoldenText, MetasPartsAndRowsHaveAnOrder) {
   REQUIRE_SHARED("goldens/llama/meta");
   const fs::path folder = test::shared_dir() / "goldens/llama/meta";
   const io::SafetensorsFile expected(folder / "expected.safetensors");
-  const double tolerance = io::read_json_file(folder / "expected.json").at("accuracy").at("tolerance_logits_abs").get<double>();
+  const double tolerance =
+      io::read_json_file(folder / "expected.json").at("accuracy").at("tolerance_logits_abs").get<double>();
   const auto difference = [&](const fs::path& other) {
     Llama model = load_model(other, {});
     return distance(logits_of(model, expected.read("input_ids").to(at::kLong)), expected.read("logits"));
@@ -62,7 +65,10 @@ TEST(LlamaGoldenText, MetasPartsAndRowsHaveAnOrder) {
   EXPECT_LE(difference(unmoved.path()), tolerance);
   for (auto& [name, tensor] : tensors) {
     if (!name.ends_with("q_proj.weight") && !name.ends_with("k_proj.weight")) continue;
-    tensor = tensor.reshape({4, 2, 8, tensor.size(1)}).transpose(1, 2).reshape(tensor.sizes()).contiguous();  // 4 heads of 16
+    tensor = tensor.reshape({4, 2, 8, tensor.size(1)})
+                 .transpose(1, 2)
+                 .reshape(tensor.sizes())
+                 .contiguous();  // 4 heads of 16
   }
   io::write_safetensors(unmoved / "model.safetensors", tensors);
   EXPECT_GT(difference(unmoved.path()), 100 * tolerance);
@@ -74,7 +80,8 @@ TEST(LlamaGoldenText, CachedForwardEqualsTheWholeForward) {
   const io::SafetensorsFile expected(folder / "expected.safetensors");
   Llama model = load_model(folder, {});
   const at::Tensor ids = expected.read("input_ids").to(at::kLong)[0];
-  const double tolerance = io::read_json_file(folder / "expected.json").at("accuracy").at("tolerance_logits_abs").get<double>();
+  const double tolerance =
+      io::read_json_file(folder / "expected.json").at("accuracy").at("tolerance_logits_abs").get<double>();
   const c10::NoGradGuard no_grad;
   const auto difference = [&](int64_t forgotten) {
     KvCache cache;

@@ -13,7 +13,8 @@ inline text::Batch batch_of(const at::Tensor& ids) {
   text::Batch batch;
   batch.input_ids = ids;
   batch.positions = at::arange(ids.size(1), at::kLong).unsqueeze(0).expand_as(ids).contiguous();
-  for (int64_t row = 0; row < ids.size(0); ++row) batch.segments.push_back({row * ids.size(1), (row + 1) * ids.size(1)});
+  for (int64_t row = 0; row < ids.size(0); ++row)
+    batch.segments.push_back({row * ids.size(1), (row + 1) * ids.size(1)});
   return batch;
 }
 

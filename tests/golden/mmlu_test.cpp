@@ -63,7 +63,8 @@ TEST(GoldenMmlu, LogLikelihoodsOfTheHarness) {
     if (std::find(names.begin(), names.end(), row["subject"]) == names.end()) names.push_back(row["subject"]);
   }
   for (int64_t shots : {0, 5}) {
-    const MmluSource source{.data = data(), .protocol = Protocol::kLmEval, .shots = shots, .subjects = names, .limit = 14};
+    const MmluSource source{
+        .data = data(), .protocol = Protocol::kLmEval, .shots = shots, .subjects = names, .limit = 14};
     const MmluResult result = run_mmlu(model, tokenizer, read_mmlu(source), source.protocol, kDefaultBatchTokens);
     int matched = 0;
     for (const auto& row : scores["rows"]) {
@@ -81,7 +82,8 @@ TEST(GoldenMmlu, LogLikelihoodsOfTheHarness) {
       }
     }
     EXPECT_EQ(matched, 8) << shots;
-    // What the harness made of the same answers, subject by subject. Its acc_stderr is "N/A": with two questions it gives none.
+    // What the harness made of the same answers, subject by subject. Its acc_stderr is "N/A": with two questions it
+    // gives none.
     for (const auto& task : scores["tasks"]) {
       if (task["shots"] != shots) continue;
       Accuracy mine;
@@ -134,13 +136,16 @@ TEST(GoldenMmlu, LettersLogitsAndLikelihoodsAgreeUpToAConstant) {
   double constant = 0;
   for (const auto& row : scores["rows"]) {
     if (row["truncated_on_the_left"].get<bool>()) continue;  // qlora cuts on the right
-    auto subjects = read_mmlu(
-        {.data = data(), .protocol = Protocol::kLmEval, .shots = row["shots"].get<int64_t>(), .subjects = {row["subject"]}});
+    auto subjects = read_mmlu({.data = data(),
+                               .protocol = Protocol::kLmEval,
+                               .shots = row["shots"].get<int64_t>(),
+                               .subjects = {row["subject"]}});
     subjects[0].questions = {subjects[0].questions[row["index"].get<size_t>()]};
     const MmluResult result = run_mmlu(model, tokenizer, subjects, Protocol::kQlora, kDefaultBatchTokens);
     const auto& logits = result.answers.at(0).scores;
     const auto golden = row["loglikelihoods"].get<std::vector<double>>();
-    for (size_t i = 1; i < 4; ++i) EXPECT_NEAR(logits[i] - logits[0], golden[i] - golden[0], 2e-4) << row;  // twice the golden's 1e-4
+    for (size_t i = 1; i < 4; ++i)
+      EXPECT_NEAR(logits[i] - logits[0], golden[i] - golden[0], 2e-4) << row;  // twice the golden's 1e-4
     constant = std::max(constant, std::abs(logits[0] - golden[0]));
     ++matched;
   }

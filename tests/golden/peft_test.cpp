@@ -1,5 +1,5 @@
-// Adapters that PEFT wrote, against what PEFT computed with them (see the goldens' README): an ordinary LoRA beside a dense model, and its own
-// QA-LoRA on a GPTQ model, which then merges exactly.
+// Adapters that PEFT wrote, against what PEFT computed with them (see the goldens' README): an ordinary LoRA beside a
+// dense model, and its own QA-LoRA on a GPTQ model, which then merges exactly.
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
@@ -48,7 +48,8 @@ class PeftGolden : public ::testing::TestWithParam<const char*> {
     const at::Tensor labels = expected_->read("labels").to(at::kLong);
     const at::Tensor targets = at::full_like(labels, text::kIgnore);
     targets.slice(1, 0, labels.size(1) - 1).copy_(labels.slice(1, 1));
-    const at::Tensor loss = model_.loss_sum(model_.forward(batch_of(ids_)), targets.reshape({-1})) / targets.ne(text::kIgnore).sum().item<double>();
+    const at::Tensor loss = model_.loss_sum(model_.forward(batch_of(ids_)), targets.reshape({-1})) /
+                            targets.ne(text::kIgnore).sum().item<double>();
     loss.backward();
     return loss.item<double>();
   }
@@ -59,7 +60,8 @@ class PeftGolden : public ::testing::TestWithParam<const char*> {
     for (const Linear* linear : model_.linears()) {
       if (!linear->adapter) continue;
       for (const auto& [part, value] : {std::pair{"lora_A", linear->adapter->a}, {"lora_B", linear->adapter->b}}) {
-        const at::Tensor golden = expected_->read(message("gradient.base_model.model.", linear->module(), ".", part, ".weight"));
+        const at::Tensor golden =
+            expected_->read(message("gradient.base_model.model.", linear->module(), ".", part, ".weight"));
         worst = std::max(worst, distance(value.grad(), golden) / golden.abs().max().item<double>());
       }
     }
@@ -98,7 +100,8 @@ TEST_P(PeftGolden, TheOtherConventionsAreAsFarOffAsPeftFound) {
   if (std::string(GetParam()) == "lora") GTEST_SKIP() << "an ordinary LoRA pools nothing";
   const at::Tensor logits = expected_->read("logits");
   const nlohmann::json& distances = about_.at("wrong_pooling_distance_max_abs");
-  for (const auto& [name, pooling] : {std::pair{"sum over the group", io::Pooling::kSum}, {"mean over the group", io::Pooling::kMean}}) {
+  for (const auto& [name, pooling] :
+       {std::pair{"sum over the group", io::Pooling::kSum}, {"mean over the group", io::Pooling::kMean}}) {
     load(1);
     const double scaling = io::read_adapter(folder_).config.scaling;  // alpha / rank, or over its root
     for (const auto& adapter : adapters()) adapter->pooling = pooling, adapter->scaling = scaling;
@@ -110,7 +113,8 @@ TEST_P(PeftGolden, TheOtherConventionsAreAsFarOffAsPeftFound) {
 TEST_P(PeftGolden, MergesExactly) {
   const test::TempDir dir;
   const std::string out = (dir / "merged").string();
-  const auto merge = test::run_qalora({"merge", "--model", base_, "--adapter", folder_, "--out", out, "--accept-unknown-base", "--json"});
+  const auto merge = test::run_qalora(
+      {"merge", "--model", base_, "--adapter", folder_, "--out", out, "--accept-unknown-base", "--json"});
   if (std::string(GetParam()) == "lora") {
     EXPECT_EQ(merge.exit_code, 3);
     EXPECT_NE(merge.err.find("an ordinary LoRA"), std::string::npos) << merge.err;
@@ -124,12 +128,14 @@ TEST_P(PeftGolden, MergesExactly) {
   model_ = load_model(out, {});
   EXPECT_LE(distance(logits_of(model_, ids_), expected_->read("logits")), 2e-4);
   // Without the word that the base is the right one nothing is merged.
-  const auto unknown = test::run_qalora({"merge", "--model", base_, "--adapter", folder_, "--out", (dir / "other").string()});
+  const auto unknown =
+      test::run_qalora({"merge", "--model", base_, "--adapter", folder_, "--out", (dir / "other").string()});
   EXPECT_EQ(unknown.exit_code, 3);
   EXPECT_NE(unknown.err.find("--accept-unknown-base"), std::string::npos) << unknown.err;
 }
 
-// The same A and B under a configuration that does not say use_qalora: the official code's, whose mean has no other factor.
+// The same A and B under a configuration that does not say use_qalora: the official code's, whose mean has no other
+// factor.
 TEST_P(PeftGolden, OfTheOfficialCodeWouldScaleByTheMeanAlone) {
   if (std::string(GetParam()) == "lora") GTEST_SKIP() << "its A has a column for every input";
   const test::TempDir dir;

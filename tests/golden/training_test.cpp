@@ -1,4 +1,5 @@
-// Six optimizer steps of QA-LoRA as PEFT and torch ran them, against `qalora finetune` on the same base, data and initial adapter.
+// Six optimizer steps of QA-LoRA as PEFT and torch ran them, against `qalora finetune` on the same base, data and
+// initial adapter.
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
@@ -17,11 +18,12 @@ namespace {
 using nlohmann::json;
 using std::filesystem::path;
 
-// A GPTQ layer (4 bits, version 1: the zero points are stored less one) in our layout, by other means than the program's. Both pack eight codes of consecutive inputs
-// into a word, lowest first; GPTQ's words run down the inputs, ours along them.
+// A GPTQ layer (4 bits, version 1: the zero points are stored less one) in our layout, by other means than the
+// program's. Both pack eight codes of consecutive inputs into a word, lowest first; GPTQ's words run down the inputs,
+// ours along them.
 std::map<std::string, at::Tensor> convert_layer(const io::SafetensorsFile& file, const std::string& module) {
   const at::Tensor scales = file.read(module + ".scales").to(at::kFloat).t().contiguous();  // [out, groups]
-  const at::Tensor packed = file.read(module + ".qzeros");                                // [groups, out / 8] i32
+  const at::Tensor packed = file.read(module + ".qzeros");                                  // [groups, out / 8] i32
   std::vector<at::Tensor> fields;
   for (int64_t shift = 0; shift < 32; shift += 4) fields.push_back(packed.bitwise_right_shift(shift).bitwise_and(15));
   const at::Tensor zeros = (at::stack(fields, -1).flatten(1) + 1).to(at::kFloat).t();  // [out, groups]
@@ -36,7 +38,8 @@ void convert_base(const path& from, const path& to) {
   std::vector<io::PlannedTensor> plan;
   for (const auto& [name, info] : file.tensors()) {
     if (name.ends_with(".qweight")) tensors.merge(convert_layer(file, name.substr(0, name.rfind('.'))));
-    if (name.ends_with("norm.weight") || name == "lm_head.weight" || name == "model.embed_tokens.weight") tensors[name] = file.read(name);
+    if (name.ends_with("norm.weight") || name == "lm_head.weight" || name == "model.embed_tokens.weight")
+      tensors[name] = file.read(name);
   }
   for (const auto& [name, value] : tensors) {
     const bool codes = value.scalar_type() == at::kInt;
@@ -98,14 +101,50 @@ class TrainingGolden : public ::testing::TestWithParam<const char*> {
 
   // Trains from `initial` and compares with the golden.
   Distances train(const char* initial, double learning_rate, const std::string& out) {
-    const int64_t micro = about_.at("rows_per_micro_batch"), rows = micro * about_.at("micro_batches_per_step").get<int64_t>();
-    const auto run = test::run_qalora(
-        {"finetune", "--model", base_, "--data", dir_ / "data.jsonl", "--out", dir_ / out, "--initial-adapter", dir_ / initial,
-         "--data-format", "tokens", "--sequence-length", "20", "--shuffle", "false", "--steps", "6",
-         "--batch-size", std::to_string(rows), "--micro-batch-size", std::to_string(micro),
-         "--learning-rate", message(learning_rate), "--schedule", "constant", "--warmup-steps", "0",
-         "--weight-decay", about_.at("weight_decay").dump(), "--max-grad-norm", about_.at("clip_grad_norm").dump(), "--dropout", "0",
-         "--log-interval", "1", "--device", "cpu", "--dtype", "float32", "--threads", "1", "--json"});
+    const int64_t micro = about_.at("rows_per_micro_batch"),
+                  rows = micro * about_.at("micro_batches_per_step").get<int64_t>();
+    const auto run = test::run_qalora({"finetune",
+                                       "--model",
+                                       base_,
+                                       "--data",
+                                       dir_ / "data.jsonl",
+                                       "--out",
+                                       dir_ / out,
+                                       "--initial-adapter",
+                                       dir_ / initial,
+                                       "--data-format",
+                                       "tokens",
+                                       "--sequence-length",
+                                       "20",
+                                       "--shuffle",
+                                       "false",
+                                       "--steps",
+                                       "6",
+                                       "--batch-size",
+                                       std::to_string(rows),
+                                       "--micro-batch-size",
+                                       std::to_string(micro),
+                                       "--learning-rate",
+                                       message(learning_rate),
+                                       "--schedule",
+                                       "constant",
+                                       "--warmup-steps",
+                                       "0",
+                                       "--weight-decay",
+                                       about_.at("weight_decay").dump(),
+                                       "--max-grad-norm",
+                                       about_.at("clip_grad_norm").dump(),
+                                       "--dropout",
+                                       "0",
+                                       "--log-interval",
+                                       "1",
+                                       "--device",
+                                       "cpu",
+                                       "--dtype",
+                                       "float32",
+                                       "--threads",
+                                       "1",
+                                       "--json"});
     if (run.exit_code != 0) throw std::runtime_error(run.err);
     Distances result;
     const at::Tensor losses = golden_->read("losses"), norms = golden_->read("gradient_norms_before_clipping");
@@ -145,7 +184,8 @@ TEST_P(TrainingGolden, StepsLossesAndNormsEqualPefts) {
   EXPECT_EQ(io::base_fingerprint(imported), io::base_fingerprint(converted));
   EXPECT_EQ(io::base_state_fingerprint(imported), io::base_state_fingerprint(converted));
   const double rate = about_.at("learning_rate");
-  // The tolerances of the goldens' README; both files' fp32 runs lie within 6.2e-6 of double, so 5e-5 is the larger bound.
+  // The tolerances of the goldens' README; both files' fp32 runs lie within 6.2e-6 of double, so 5e-5 is the larger
+  // bound.
   const Distances ours = train("initial", rate, "run");
   EXPECT_LE(ours.losses, 2e-5);
   EXPECT_LE(ours.norms, 2e-5);

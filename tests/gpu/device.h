@@ -1,5 +1,5 @@
-// tests/cuda on a real device: what stands in for the shim's settings. The hardware chooses the order of the threads; a check runs three
-// times and must give the same bits.
+// tests/cuda on a real device: what stands in for the shim's settings. The hardware chooses the order of the threads; a
+// check runs three times and must give the same bits.
 #pragma once
 
 #include <stdexcept>

@@ -1,5 +1,5 @@
-// The models of tests/accelerator on a GPU: what only CUDA has (attention over packed segments, products with wider results, graphs) is
-// tested here alone.
+// The models of tests/accelerator on a GPU: what only CUDA has (attention over packed segments, products with wider
+// results, graphs) is tested here alone.
 #include <gtest/gtest.h>
 
 #include <cstdio>

@@ -96,15 +96,17 @@ TEST_F(Plugin, OurKernelsRunOnLibTorchsStream) {
   const at::Tensor x = on_device(at::arange(4 * 128, at::kFloat).reshape({4, 128}));
   const at::Tensor sums = at::zeros({4, 4}, x.options());
   const auto work = [&] {
-    check_status(api.pool(x.data_ptr(), 128, kernels::cuda::Type::kFloat, 4, 128, {.sums = sums.data_ptr<float>(), .group_size = 32},
-                          current_stream(kDevice)), "pool");
+    check_status(api.pool(x.data_ptr(), 128, kernels::cuda::Type::kFloat, 4, 128,
+                          {.sums = sums.data_ptr<float>(), .group_size = 32}, current_stream(kDevice)),
+                 "pool");
   };
   work();
   sums.zero_();
   const auto graph = cuda_->record(0, work);
   EXPECT_EQ(sums.abs().max().item<float>(), 0) << "nothing runs before the replay";
   graph->replay();
-  EXPECT_TRUE(at::equal(sums.cpu(), x.cpu().reshape({4, 4, 32}).sum(-1))) << "whole numbers below 2^24: every order of the sum is exact";
+  EXPECT_TRUE(at::equal(sums.cpu(), x.cpu().reshape({4, 4, 32}).sum(-1)))
+      << "whole numbers below 2^24: every order of the sum is exact";
 }
 
 }  // namespace

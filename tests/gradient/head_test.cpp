@@ -20,7 +20,8 @@ std::unique_ptr<at::ObserverContext> count_products(const at::RecordFunction& fu
 
 int products_in(const std::function<void()>& call) {
   products = 0;
-  const at::CallbackHandle handle = at::addThreadLocalCallback(at::RecordFunctionCallback(count_products).scopes({at::RecordScope::FUNCTION}));
+  const at::CallbackHandle handle =
+      at::addThreadLocalCallback(at::RecordFunctionCallback(count_products).scopes({at::RecordScope::FUNCTION}));
   call();
   at::removeCallback(handle);
   return products;

@@ -33,7 +33,8 @@ Linear quantised_linear(io::Pooling pooling, int bits = 4) {
 }
 
 // The same map in plain double-precision loops: y = x W^T + scaling * pool(x) A^T B^T.
-double reference_sum(const Linear& linear, const at::Tensor& x, const at::Tensor& a, const at::Tensor& b, const at::Tensor& weights) {
+double reference_sum(const Linear& linear, const at::Tensor& x, const at::Tensor& a, const at::Tensor& b,
+                     const at::Tensor& weights) {
   const kernels::PackedView view = linear.packed().view();
   const at::Tensor xd = x.to(at::kDouble).contiguous();
   std::vector<double> y(kTokens * kOut), pooled(kTokens * 3);
@@ -47,7 +48,8 @@ double reference_sum(const Linear& linear, const at::Tensor& x, const at::Tensor
   return (total * weights.to(at::kDouble)).sum().item<double>();
 }
 
-// Largest relative distance between `gradient` and central differences of `f` with respect to `at`, in double precision.
+// Largest relative distance between `gradient` and central differences of `f` with respect to `at`, in double
+// precision.
 template <typename F>
 double difference_from_numeric(const at::Tensor& at, const at::Tensor& gradient, F f) {
   const double h = 1e-4;
@@ -96,7 +98,8 @@ TEST(LinearGradientDense, PackedEqualsItsDenseEquivalent) {
   for (const int bits : {2, 3, 4}) {
     Linear packed = quantised_linear(io::Pooling::kSum, bits);
     Linear dense("module", packed.packed().dequantize(at::kFloat));
-    const at::Tensor x1 = random("x", {kTokens, kIn}).requires_grad_(true), x2 = x1.detach().clone().requires_grad_(true);
+    const at::Tensor x1 = random("x", {kTokens, kIn}).requires_grad_(true),
+                     x2 = x1.detach().clone().requires_grad_(true);
     packed.adapter = nullptr;
     const at::Tensor y1 = packed.forward(x1, {}), y2 = dense.forward(x2, {});
     EXPECT_TRUE(at::equal(y1, y2));  // the same product of the same numbers
@@ -109,13 +112,14 @@ TEST(LinearGradientDense, PackedEqualsItsDenseEquivalent) {
 }
 
 TEST(LinearGradientDense, PooledAdapterKeepsNothingOfTheInput) {
-  // The point of pooling in training: what the backward pass needs of x is pool(x), group_size times smaller. Whole groups: a shorter
-  // last one is pooled from a padded copy, and keeping that would go unnoticed here.
+  // The point of pooling in training: what the backward pass needs of x is pool(x), group_size times smaller. Whole
+  // groups: a shorter last one is pooled from a padded copy, and keeping that would go unnoticed here.
   constexpr int64_t kWhole = 96;
   const auto references_kept = [&](io::Pooling pooling, int64_t inputs) {
     Linear linear("module", quant::round_to_nearest("w", random("w", {kOut, kWhole}), 4, kGroup).weight);
-    linear.adapter = std::make_shared<Adapter>(Adapter{random("a", {kRank, inputs}).requires_grad_(true),
-                                                       random("b", {kOut, kRank}).requires_grad_(true), 0.5, pooling, kGroup, 0});
+    linear.adapter =
+        std::make_shared<Adapter>(Adapter{random("a", {kRank, inputs}).requires_grad_(true),
+                                          random("b", {kOut, kRank}).requires_grad_(true), 0.5, pooling, kGroup, 0});
     const at::Tensor x = random("x", {kTokens, kWhole}).requires_grad_(true) * 2;  // the output of an earlier layer
     const auto before = x.use_count();
     const at::Tensor y = linear.forward(x, {});
@@ -128,8 +132,10 @@ TEST(LinearGradientDense, PooledAdapterKeepsNothingOfTheInput) {
 }
 
 // Everything in double for x, dy in bf16: {dx of the base, dx of the adapter, dA, dB}.
-std::vector<at::Tensor> exact_gradients(const Linear& linear, const at::Tensor& x, const at::Tensor& dy, io::Pooling pooling) {
-  const at::Tensor weight = linear.packed().dequantize(at::kFloat).to(at::kDouble), xd = x.to(at::kDouble), dyd = dy.to(at::kDouble);
+std::vector<at::Tensor> exact_gradients(const Linear& linear, const at::Tensor& x, const at::Tensor& dy,
+                                        io::Pooling pooling) {
+  const at::Tensor weight = linear.packed().dequantize(at::kFloat).to(at::kDouble), xd = x.to(at::kDouble),
+                   dyd = dy.to(at::kDouble);
   const at::Tensor a = linear.adapter->a.detach().to(at::kDouble), b = linear.adapter->b.detach().to(at::kDouble);
   at::Tensor spread = at::zeros({kIn, 3}, at::kDouble);  // pool(x) = x . spread
   for (int64_t i = 0; i < kIn; ++i) {
@@ -147,13 +153,18 @@ TEST_P(LinearGradient, InBfloat16RoundsOnlyWhatIsBfloat16) {
   const at::Tensor x = random("x", {kTokens, kIn}).to(at::kBFloat16).requires_grad_(true);
   const at::Tensor dy = random("dy", {kTokens, kOut}).to(at::kBFloat16);
   linear.forward(x, {}).backward(dy);
-  const auto exact = exact_gradients(linear, x.detach(), dy, pooling), wrong = exact_gradients(linear, x.detach(), dy, other);
+  const auto exact = exact_gradients(linear, x.detach(), dy, pooling),
+             wrong = exact_gradients(linear, x.detach(), dy, other);
 
-  // dx: each weight of the product dy . W is rounded to bf16 (2^-8 of itself), then the product, the adapter's part and their sum.
+  // dx: each weight of the product dy . W is rounded to bf16 (2^-8 of itself), then the product, the adapter's part and
+  // their sum.
   const double unit = std::ldexp(1.0, -8);
   const at::Tensor weight = linear.packed().dequantize(at::kFloat).to(at::kDouble);
-  const at::Tensor room = unit * (dy.to(at::kDouble).abs().matmul(weight.abs()) + 2.1 * (exact[0].abs() + exact[1].abs()));
-  const auto within = [&](const at::Tensor& expected) { return ((x.grad().to(at::kDouble) - expected).abs() <= room).all().item<bool>(); };
+  const at::Tensor room =
+      unit * (dy.to(at::kDouble).abs().matmul(weight.abs()) + 2.1 * (exact[0].abs() + exact[1].abs()));
+  const auto within = [&](const at::Tensor& expected) {
+    return ((x.grad().to(at::kDouble) - expected).abs() <= room).all().item<bool>();
+  };
   EXPECT_EQ(x.grad().scalar_type(), at::kBFloat16);
   EXPECT_TRUE(within(exact[0] + exact[1]));
   EXPECT_FALSE(within(exact[0]));             // the adapter forgotten
@@ -231,11 +242,13 @@ TEST(Functions, RmsNormAndSwigluEqualComposedOperators) {
     ((swap ? at::silu(in[2]) * normed : at::silu(normed) * in[2]) * dy).sum().backward();
     std::vector<double> result;
     for (size_t i = 0; i < in.size(); ++i) {
-      result.push_back((ours[i].grad() - in[i].grad()).abs().max().item<double>() / in[i].grad().abs().max().item<double>());
+      result.push_back((ours[i].grad() - in[i].grad()).abs().max().item<double>() /
+                       in[i].grad().abs().max().item<double>());
     }
     return result;
   };
-  // Two sums of 16 (the mean, and its gradient), one of 5 tokens, and about ten products and an exponential around them.
+  // Two sums of 16 (the mean, and its gradient), one of 5 tokens, and about ten products and an exponential around
+  // them.
   const double tolerance = (16 + 16 + 5 + 12) * std::ldexp(1.0, -24);
   for (const double distance : distances(1e-5, false, false)) EXPECT_LE(distance, tolerance);
   for (const double distance : distances(1e-3, false, false)) EXPECT_GT(distance, 10 * tolerance);
@@ -263,8 +276,8 @@ TEST(Functions, CrossEntropyInChunksEqualsTheWhole) {
     return (a - b).abs().max().item<double>() / b.abs().max().item<double>();
   };
   const auto right = exact(targets), wrong = exact(targets.roll(1));
-  // Logits are sums of 16 products below 16 in size (an error of theirs is a relative one of their exponential), the softmax sums 40
-  // of those, and the gradients sum 40 words or 50 rows of them.
+  // Logits are sums of 16 products below 16 in size (an error of theirs is a relative one of their exponential), the
+  // softmax sums 40 of those, and the gradients sum 40 words or 50 rows of them.
   const double tolerance = (16 * 16 + 40 + 50) * std::ldexp(1.0, -24);
   for (const int64_t chunk : {7, 50, 512}) {
     const auto ours = run(chunk);

@@ -21,7 +21,8 @@ void expect_error(const std::vector<std::string>& arguments, int code, const std
   EXPECT_EQ(run.exit_code, code) << command << "\n" << run.err;
   EXPECT_EQ(run.err.rfind("error: ", 0), 0u) << command << "\n" << run.err;
   EXPECT_TRUE(run.out.empty()) << run.out;
-  for (const std::string& word : words) EXPECT_NE(run.err.find(word), std::string::npos) << command << "\nlacks '" << word << "': " << run.err;
+  for (const std::string& word : words)
+    EXPECT_NE(run.err.find(word), std::string::npos) << command << "\nlacks '" << word << "': " << run.err;
   EXPECT_EQ(run.err.find("internal error"), std::string::npos) << run.err;
 }
 
@@ -53,7 +54,8 @@ TEST_F(BadInput, CommandsAndFlags) {
   expect_error({"quantize", "--model", model()}, 2, {"--out"});
   expect_error({"quantize", "--model", model(), "--out", dir_ / "out", "--bits", "5"}, 2, {"5"});
   expect_error({"quantize", "--model", dir_ / "nowhere", "--out", dir_ / "out"}, 2, {"nowhere"});
-  expect_error({"eval", "--model", model(), "--task", "mmlu", "--data", data("mmlu"), "--device", "cuda:99"}, 2, {"device 'cuda:99'"});
+  expect_error({"eval", "--model", model(), "--task", "mmlu", "--data", data("mmlu"), "--device", "cuda:99"}, 2,
+               {"device 'cuda:99'"});
   EXPECT_EQ(run_qalora({}).exit_code, 2);
   EXPECT_EQ(run_qalora({"--help"}).exit_code, 0);
 }
@@ -74,13 +76,15 @@ TEST_F(BadInput, ConfigJson) {
   expect_refused(3, {"config.json"});
 }
 
-// A pickle that would run code, a damaged archive, what only looks like weights: exit code 3 and a sentence; a good one is read.
+// A pickle that would run code, a damaged archive, what only looks like weights: exit code 3 and a sentence; a good one
+// is read.
 TEST_F(BadInput, PyTorchFiles) {
   const fs::path file = dir_ / "model/pytorch_model.bin", made = source_dir() / "tests/data/torch";
   fs::remove(dir_ / "model/model.safetensors");
   const auto put = [&](const std::string& content) { write_file(file, content); };
   put(read_file(made / "whole_module.pt"));
-  expect_refused(3, {"pytorch_model.bin", "asks for torch.nn.modules.linear.Linear", "nothing in the file was executed"});
+  expect_refused(3,
+                 {"pytorch_model.bin", "asks for torch.nn.modules.linear.Linear", "nothing in the file was executed"});
   const std::string good = read_file(made / "module.pt");
   put(good.substr(0, good.size() / 2));
   expect_refused(3, {"pytorch_model.bin", "incomplete download"});
@@ -135,41 +139,50 @@ TEST_F(BadInput, IndexNamingAMissingShard) {
 }
 
 TEST_F(BadInput, TokenizerLargerThanTheEmbedding) {
-  const Outcome run = run_qalora({"finetune", "--model", model(), "--data", data("tune.json"), "--out", dir_ / "run", "--method", "lora", "--dry-run",
-                              "--sequence-length", "128"});
+  const Outcome run = run_qalora({"finetune", "--model", model(), "--data", data("tune.json"), "--out", dir_ / "run",
+                                  "--method", "lora", "--dry-run", "--sequence-length", "128"});
   EXPECT_EQ(run.exit_code, 0) << run.err;  // as it is it fits
   edit_config("vocab_size", 300);
-  expect_error({"finetune", "--model", model(), "--data", data("tune.json"), "--out", dir_ / "run", "--method", "lora", "--sequence-length", "128"}, 3,
-               {"300", "1024"});
+  expect_error({"finetune", "--model", model(), "--data", data("tune.json"), "--out", dir_ / "run", "--method", "lora",
+                "--sequence-length", "128"},
+               3, {"300", "1024"});
 }
 
 TEST_F(BadInput, TrainingData) {
   const auto finetune = [&](const fs::path& file) {
-    return std::vector<std::string>{"finetune", "--model", model(), "--data", file, "--out", dir_ / "run", "--method", "lora", "--sequence-length", "128"};
+    return std::vector<std::string>{"finetune", "--model",    model(),    "--data", file,
+                                    "--out",    dir_ / "run", "--method", "lora",   "--sequence-length",
+                                    "128"};
   };
   write_file(dir_ / "empty.json", "");
   expect_error(finetune(dir_ / "empty.json"), 3, {"empty.json"});
-  write_file(dir_ / "typed.jsonl", "{\"instruction\": \"a\", \"output\": \"b\"}\n{\"instruction\": \"a\", \"output\": 5}\n");
+  write_file(dir_ / "typed.jsonl",
+             "{\"instruction\": \"a\", \"output\": \"b\"}\n{\"instruction\": \"a\", \"output\": 5}\n");
   expect_error(finetune(dir_ / "typed.jsonl"), 3, {"typed.jsonl:2", "output"});
   expect_error(finetune(dir_ / "nowhere.json"), 2, {"nowhere.json"});
   expect_error(finetune(dir_.path()), 3, {"folder"});
   write_file(dir_ / "ids.jsonl", "{\"input_ids\": [1, 99999], \"labels\": [1, 99999]}\n");
   expect_error(finetune(dir_ / "ids.jsonl"), 3, {"ids.jsonl:1", "99999"});
   EXPECT_FALSE(fs::exists(dir_ / "run"));
-  const Outcome skipping = run_qalora({"finetune", "--model", model(), "--data", dir_ / "typed.jsonl", "--method", "lora", "--sequence-length", "128",
-                                   "--skip-bad-records", "true", "--dry-run", "--json"});
+  const Outcome skipping =
+      run_qalora({"finetune", "--model", model(), "--data", dir_ / "typed.jsonl", "--method", "lora",
+                  "--sequence-length", "128", "--skip-bad-records", "true", "--dry-run", "--json"});
   ASSERT_EQ(skipping.exit_code, 0) << skipping.err;
   EXPECT_EQ(json::parse(skipping.out).at("bad_records"), 1);
 }
 
 TEST_F(BadInput, ConfigFileKeys) {
   write_file(dir_ / "typo.toml", "learning_rat = 1e-3\n");
-  expect_error({"finetune", "--config", dir_ / "typo.toml", "--model", model()}, 2, {"typo.toml", "learning_rat", "learning_rate"});
+  expect_error({"finetune", "--config", dir_ / "typo.toml", "--model", model()}, 2,
+               {"typo.toml", "learning_rat", "learning_rate"});
   write_file(dir_ / "value.toml", "steps = \"many\"\n");
   expect_error({"finetune", "--config", dir_ / "value.toml", "--model", model()}, 2, {"value.toml", "steps", "many"});
-  expect_error({"finetune", "--model", model(), "--data", data("tune.json"), "--out", dir_ / "run", "--schedule", "linaer", "--rank", "0"}, 2,
-               {"linaer", "linear", "rank is 0"});
-  expect_error({"finetune", "--model", model(), "--data", data("tune.json"), "--out", dir_ / "run", "--sequence-length", "128"}, 2, {"quantize"});
+  expect_error({"finetune", "--model", model(), "--data", data("tune.json"), "--out", dir_ / "run", "--schedule",
+                "linaer", "--rank", "0"},
+               2, {"linaer", "linear", "rank is 0"});
+  expect_error(
+      {"finetune", "--model", model(), "--data", data("tune.json"), "--out", dir_ / "run", "--sequence-length", "128"},
+      2, {"quantize"});
 }
 
 TEST_F(BadInput, OutputsThatExistStay) {
@@ -183,8 +196,8 @@ TEST_F(BadInput, OutputsThatExistStay) {
 TEST_F(BadInput, FullDiskLeavesNothing) {
   if (!fs::exists("/bin/bash")) GTEST_SKIP() << "no bash to set a file-size limit with";
   // A limit on file sizes is the same error to the program as a full disk.
-  const std::string command = std::string("ulimit -f 100; ") + QALORA_BINARY + " quantize --model " + model() + " --out " + (dir_ / "out").string() + " 2> " +
-                              (dir_ / "err").string();
+  const std::string command = std::string("ulimit -f 100; ") + QALORA_BINARY + " quantize --model " + model() +
+                              " --out " + (dir_ / "out").string() + " 2> " + (dir_ / "err").string();
   const int status = std::system(("/bin/bash -c '" + command + "'").c_str());
   EXPECT_EQ(WEXITSTATUS(status), 5) << read_file(dir_ / "err");
   EXPECT_FALSE(fs::exists(dir_ / "out"));
@@ -192,20 +205,28 @@ TEST_F(BadInput, FullDiskLeavesNothing) {
 
 TEST_F(BadInput, AdaptersOfAnotherBase) {
   for (const char* bits : {"4", "3"}) {
-    ASSERT_EQ(run_qalora({"quantize", "--model", model(), "--out", dir_ / ("int" + std::string(bits)), "--bits", bits, "-q"}).exit_code, 0);
+    ASSERT_EQ(
+        run_qalora({"quantize", "--model", model(), "--out", dir_ / ("int" + std::string(bits)), "--bits", bits, "-q"})
+            .exit_code,
+        0);
   }
-  const Outcome trained = run_qalora({"finetune", "--model", dir_ / "int4", "--data", data("tune.json"), "--out", dir_ / "run", "--steps", "2", "--batch-size",
-                                  "2", "--rank", "4", "--sequence-length", "128", "-q"});
+  const Outcome trained =
+      run_qalora({"finetune", "--model", dir_ / "int4", "--data", data("tune.json"), "--out", dir_ / "run", "--steps",
+                  "2", "--batch-size", "2", "--rank", "4", "--sequence-length", "128", "-q"});
   ASSERT_EQ(trained.exit_code, 0) << trained.err;
-  expect_error({"merge", "--model", dir_ / "int3", "--adapter", dir_ / "run", "--out", dir_ / "merged"}, 3, {"fingerprint"});
+  expect_error({"merge", "--model", dir_ / "int3", "--adapter", dir_ / "run", "--out", dir_ / "merged"}, 3,
+               {"fingerprint"});
   expect_error({"merge", "--model", model(), "--adapter", dir_ / "run", "--out", dir_ / "merged"}, 2, {"dense"});
   EXPECT_FALSE(fs::exists(dir_ / "merged"));
-  expect_error({"finetune", "--model", dir_ / "int4", "--data", data("tune.json"), "--out", dir_ / "run", "--sequence-length", "128"}, 2, {"--resume"});
+  expect_error({"finetune", "--model", dir_ / "int4", "--data", data("tune.json"), "--out", dir_ / "run",
+                "--sequence-length", "128"},
+               2, {"--resume"});
 }
 
 TEST_F(BadInput, AnArrayWhereLinesAreExpectedIsCalledThat) {
   for (const char* task : {"perplexity", "choice"}) {
-    expect_error({"eval", "--model", model(), "--task", task, "--data", data("tune.json")}, 3, {"tune.json:1", "JSON array", "one object a line"});
+    expect_error({"eval", "--model", model(), "--task", task, "--data", data("tune.json")}, 3,
+                 {"tune.json:1", "JSON array", "one object a line"});
   }
 }
 

@@ -82,8 +82,8 @@ TEST_F(Cli, ConfigOfARunSurvivesItsNames) {
   fs::create_directories(dir_ / "dir#1 \"x\"");
   const std::string tune = at("dir#1 \"x\"/a\\b.json"), out = at("run#1");
   fs::copy_file(data("tune.json"), tune);
-  const Outcome trained = run({"finetune", "--model", at("int4"), "--data", tune, "--out", out, "--steps", "2", "--batch-size", "2",
-                               "--rank", "4", "--sequence-length", "128", "--packing", "-q"});
+  const Outcome trained = run({"finetune", "--model", at("int4"), "--data", tune, "--out", out, "--steps", "2",
+                               "--batch-size", "2", "--rank", "4", "--sequence-length", "128", "--packing", "-q"});
   ASSERT_EQ(trained.exit_code, 0) << trained.err;
   const Outcome resumed = run({"finetune", "--config", out + "/config.toml", "--resume", "--steps", "3", "-q"});
   EXPECT_EQ(resumed.exit_code, 0) << resumed.err;
@@ -97,19 +97,24 @@ TEST_F(Cli, FlagsOfAnotherTaskAreRefused) {
   const std::string open = data("open.jsonl");
   expect_error(eval("choice", {"--data", open, "--protocol", "qlora"}), 2, "--protocol belongs to --task mmlu");
   expect_error(eval("choice", {"--data", open, "--shots", "1"}), 2, "--shots belongs to --task mmlu");
-  expect_error(eval("choice", {"--data", open, "--context-length", "64"}), 2, "--context-length belongs to --task perplexity");
+  expect_error(eval("choice", {"--data", open, "--context-length", "64"}), 2,
+               "--context-length belongs to --task perplexity");
   expect_error(eval("perplexity", {"--data", data("heldout.txt"), "--details", at("x")}), 2,
                "--details belongs to --task mmlu and --task choice");
   expect_error(eval("mmlu", {"--data", data("mmlu"), "--protocol", "qlor"}), 2, "did you mean 'qlora'?");
   expect_error(eval("mmul", {"--data", data("mmlu")}), 2, "did you mean 'mmlu'?");
-  expect_error(eval("mmlu", {"--data", data("mmlu"), "--shots", "99999999999999999999"}), 2, "--shots: expected a whole number");
-  expect_error({"generate", "--model", miniature(), "--prompt", "x", "--seed", "-1"}, 2, "--seed: expected a whole number, 0 or more");
+  expect_error(eval("mmlu", {"--data", data("mmlu"), "--shots", "99999999999999999999"}), 2,
+               "--shots: expected a whole number");
+  expect_error({"generate", "--model", miniature(), "--prompt", "x", "--seed", "-1"}, 2,
+               "--seed: expected a whole number, 0 or more");
   for (const char* flag : {"--samples", "--sequence-length", "--seed"}) {
-    expect_error({"quantize", "--model", miniature(), "--out", at("q"), "--method", "rtn", flag, "5"}, 2, std::string(flag) + ": belongs to --method gptq");
+    expect_error({"quantize", "--model", miniature(), "--out", at("q"), "--method", "rtn", flag, "5"}, 2,
+                 std::string(flag) + ": belongs to --method gptq");
   }
 }
 
-// Everything that a file or a flag can be wrong about is said before the model is read: here there are no weights to read.
+// Everything that a file or a flag can be wrong about is said before the model is read: here there are no weights to
+// read.
 TEST_F(Cli, DataIsCheckedBeforeTheModel) {
   const std::string model = at("model");
   fs::create_directories(model);
@@ -122,7 +127,9 @@ TEST_F(Cli, DataIsCheckedBeforeTheModel) {
   expect_error(eval("mmlu", {"--data", at("mmlu")}, model), 3, "_dev.csv: missing");
   expect_error({"generate", "--model", model, "--prompt", "x", "--max-tokens", "0"}, 2, "--max-tokens");
   expect_error(eval("mmlu", {"--data", data("mmlu")}, model), 3, "no weights");  // and then it is the model's turn
-  EXPECT_EQ(answer(eval("mmlu", {"--data", data("mmlu"), "--dry-run", "--limit", "1", "--shots", "0"}, model)).at("dry_run"), true);
+  EXPECT_EQ(
+      answer(eval("mmlu", {"--data", data("mmlu"), "--dry-run", "--limit", "1", "--shots", "0"}, model)).at("dry_run"),
+      true);
 }
 
 TEST_F(Cli, LongNamesAreNoInternalErrors) {
@@ -137,7 +144,8 @@ TEST_F(Cli, OutputsAreCheckedBeforeTheRunAndNeverReplaceAnInput) {
   fs::copy(miniature(), dir_ / "model", fs::copy_options::recursive);
   const std::string open = data("open.jsonl"), config = read_file(dir_ / "model/config.json");
   expect_error(eval("choice", {"--data", open, "--details", at("nodir/x.jsonl")}), 5, "nodir");
-  expect_error(eval("choice", {"--data", open, "--details", at("model/config.json"), "--force"}, at("model")), 2, "--details");
+  expect_error(eval("choice", {"--data", open, "--details", at("model/config.json"), "--force"}, at("model")), 2,
+               "--details");
   expect_error(eval("choice", {"--data", open, "--details", at("model/new.jsonl")}, at("model")), 2, "inside");
   expect_error(eval("choice", {"--data", open, "--details", at("model")}), 2, "exists");
   expect_error(eval("choice", {"--data", open, "--details", at("model"), "--force"}), 2, "is a folder");
@@ -153,8 +161,8 @@ TEST_F(Cli, TheResultOutlivesItsDetails) {
   if (!fs::exists("/bin/bash")) GTEST_SKIP() << "no bash to set a file-size limit with";
   // No file may grow beyond 1 KiB: the program can open the details, but not write them. Its stdout is a pipe.
   const std::string command = std::string("ulimit -f 1; ") + QALORA_BINARY + " eval --model " + miniature() +
-                              " --task choice --data " + data("open.jsonl") + " --limit 50 --json -q --details " + at("details.jsonl") +
-                              " 2> /dev/null | head -c 1000; exit ${PIPESTATUS[0]}";
+                              " --task choice --data " + data("open.jsonl") + " --limit 50 --json -q --details " +
+                              at("details.jsonl") + " 2> /dev/null | head -c 1000; exit ${PIPESTATUS[0]}";
   const int status = std::system(("/bin/bash -c '" + command + "' > " + at("stdout")).c_str());
   EXPECT_EQ(WEXITSTATUS(status), 5);
   EXPECT_EQ(json::parse(read_file(dir_ / "stdout")).at("questions"), 50);
@@ -165,9 +173,11 @@ TEST_F(Cli, NamesThatAreNotUtf8) {
   const std::string name = std::string("bad") + "\xff\xfe";
   for (const char* part : {"test", "dev"}) {
     fs::create_directories(dir_ / "mmlu" / part);
-    fs::copy_file(data("mmlu/" + std::string(part) + "/beasts_" + part + ".csv"), dir_ / "mmlu" / part / (name + "_" + part + ".csv"));
+    fs::copy_file(data("mmlu/" + std::string(part) + "/beasts_" + part + ".csv"),
+                  dir_ / "mmlu" / part / (name + "_" + part + ".csv"));
   }
-  const json scored = answer(eval("mmlu", {"--data", at("mmlu"), "--limit", "2", "--shots", "0", "--details", at("d.jsonl")}));
+  const json scored =
+      answer(eval("mmlu", {"--data", at("mmlu"), "--limit", "2", "--shots", "0", "--details", at("d.jsonl")}));
   EXPECT_TRUE(scored.at("subjects").contains("bad\xEF\xBF\xBD\xEF\xBF\xBD")) << scored;
   write_file(dir_ / (name + ".toml"), "data = \"" + name + "\"\n");
   EXPECT_EQ(answer({"inspect", at(name + ".toml")}).at("keys").at("data"), "bad\xEF\xBF\xBD\xEF\xBF\xBD");
@@ -178,7 +188,8 @@ TEST_F(Cli, MergeProvesOnTheDataThatWasNamed) {
   write_random_dense(dir_ / "dense");
   quantize_to(dir_ / "dense", dir_ / "int4", 4, 32);
   write_adapter_to(dir_ / "adapter", random_adapter(dir_ / "int4", io::Pooling::kSum, 0.02));
-  const std::vector<std::string> merge = {"merge", "--model", at("int4"), "--adapter", at("adapter"), "--out", at("out")};
+  const std::vector<std::string> merge = {"merge",       "--model", at("int4"), "--adapter",
+                                          at("adapter"), "--out",   at("out")};
   const auto with = [&](std::initializer_list<std::string> more) {
     std::vector<std::string> words = merge;
     words.insert(words.end(), more);
@@ -189,7 +200,8 @@ TEST_F(Cli, MergeProvesOnTheDataThatWasNamed) {
   expect_error(with({"--data", at("broken.json")}), 3, "broken.json");
   EXPECT_FALSE(fs::exists(dir_ / "out"));
   write_file(dir_ / "ids.jsonl", "{\"input_ids\": [1, 2, 3]}\n");
-  EXPECT_NE(answer(with({"--data", at("ids.jsonl")})).at("tokens_from").get<std::string>().find("ids.jsonl"), std::string::npos);
+  EXPECT_NE(answer(with({"--data", at("ids.jsonl")})).at("tokens_from").get<std::string>().find("ids.jsonl"),
+            std::string::npos);
   EXPECT_NE(run(with({"--force", "--dtype", "bfloat16"})).err.find("--dtype has no effect"), std::string::npos);
 }
 
@@ -203,28 +215,33 @@ TEST_F(Cli, AMergeThatDoesNotVerifyWritesNothing) {
     EXPECT_FALSE(fs::exists(dir_ / "out"));
     fs::remove_all(dir_ / "adapter");
   }
-  for (const auto& entry : fs::directory_iterator(dir_.path())) EXPECT_NE(entry.path().filename().string().rfind("out", 0), 0u);
+  for (const auto& entry : fs::directory_iterator(dir_.path()))
+    EXPECT_NE(entry.path().filename().string().rfind("out", 0), 0u);
 }
 
 TEST_F(Cli, AnswersHaveTheirKeys) {
   const auto expect_keys = [](const json& document, std::initializer_list<const char*> keys) {
     for (const char* key : keys) EXPECT_TRUE(document.contains(key)) << key << " is not in " << document;
   };
-  const json generated = answer({"generate", "--model", miniature(), "--prompt", "The coat of", "--max-tokens", "4", "--dtype", "float32"});
+  const json generated = answer(
+      {"generate", "--model", miniature(), "--prompt", "The coat of", "--max-tokens", "4", "--dtype", "float32"});
   expect_keys(generated, {"prompt", "text", "tokens", "stop", "prefill_tokens_per_second", "tokens_per_second"});
   EXPECT_EQ(generated.at("tokens"), 4);
   EXPECT_EQ(generated.at("text").get<std::string>().substr(0, 1), " ");  // prompt + text reads on
-  const json same = answer({"compare", "--model", miniature(), "--other", miniature(), "--data", data("heldout.txt"), "--limit", "1",
-                            "--dtype", "float32"});
-  expect_keys(same, {"kl_mean", "kl_max", "top1_agreement", "max_logit_difference", "perplexity", "other_perplexity", "tokens"});
+  const json same = answer({"compare", "--model", miniature(), "--other", miniature(), "--data", data("heldout.txt"),
+                            "--limit", "1", "--dtype", "float32"});
+  expect_keys(same, {"kl_mean", "kl_max", "top1_agreement", "max_logit_difference", "perplexity", "other_perplexity",
+                     "tokens"});
   EXPECT_EQ(same.at("top1_agreement"), 1.0);
-  const json perplexity = answer(eval("perplexity", {"--data", data("heldout.txt"), "--limit", "1", "--dtype", "float32"}));
+  const json perplexity =
+      answer(eval("perplexity", {"--data", data("heldout.txt"), "--limit", "1", "--dtype", "float32"}));
   expect_keys(perplexity, {"task", "tokens", "nll", "perplexity", "dtype"});
   // Two ways to take the logarithm of a sum of f32: a few roundings of 2^-24 apart.
   EXPECT_NEAR(perplexity.at("perplexity").get<double>() / same.at("perplexity").get<double>(), 1, 1e-6);
-  const json scored =
-      answer(eval("mmlu", {"--data", data("mmlu"), "--split", "val", "--limit", "1", "--shots", "0", "--dtype", "float32"}));
-  expect_keys(scored, {"task", "protocol", "shots", "questions", "accuracy", "categories", "subjects", "seconds", "tokens_per_second"});
+  const json scored = answer(
+      eval("mmlu", {"--data", data("mmlu"), "--split", "val", "--limit", "1", "--shots", "0", "--dtype", "float32"}));
+  expect_keys(scored, {"task", "protocol", "shots", "questions", "accuracy", "categories", "subjects", "seconds",
+                       "tokens_per_second"});
   EXPECT_EQ(scored.at("split"), "val");
   EXPECT_EQ(scored.at("bos"), true);
   EXPECT_EQ(scored.at("dtype"), "float32");
@@ -232,24 +249,28 @@ TEST_F(Cli, AnswersHaveTheirKeys) {
 
 TEST_F(Cli, SamplingFlagsSample) {
   const auto text = [](std::initializer_list<std::string> more) {
-    std::vector<std::string> words = {"generate", "--model", miniature(), "--prompt", "The", "--max-tokens", "12", "--seed", "3"};
+    std::vector<std::string> words = {"generate",     "--model", miniature(), "--prompt", "The",
+                                      "--max-tokens", "12",      "--seed",    "3"};
     words.insert(words.end(), more);
     return answer(words).at("text").get<std::string>();
   };
   EXPECT_EQ(text({"--top-p", "0.95"}), text({"--top-p", "0.95", "--temperature", "1"}));
   EXPECT_NE(text({"--top-p", "0.95"}), text({}));
   EXPECT_EQ(text({"--top-p", "0.95", "--temperature", "0"}), text({}));
-  const Outcome useless = run({"generate", "--model", miniature(), "--prompt", "The", "--max-tokens", "1", "--top-k", "5", "--temperature", "0"});
+  const Outcome useless = run({"generate", "--model", miniature(), "--prompt", "The", "--max-tokens", "1", "--top-k",
+                               "5", "--temperature", "0"});
   EXPECT_NE(useless.err.find("no effect"), std::string::npos) << useless.err;
 }
 
 TEST_F(Cli, InspectKnowsWhatTheProgramWritesAndReads) {
   const std::string ids = at("ids.json");
   write_file(ids, "[[1, 2, 3],\n [4, 5, 6]]");
-  write_file(dir_ / "choice.jsonl", json({{"context", std::string(1000, 'c')}, {"choices", {"b", "c"}}, {"answer", 0}}).dump() + "\n");
+  write_file(dir_ / "choice.jsonl",
+             json({{"context", std::string(1000, 'c')}, {"choices", {"b", "c"}}, {"answer", 0}}).dump() + "\n");
   write_file(dir_ / "text.jsonl", "{\"text\": \"some text\"}\n");
   write_file(dir_ / "loss.svg", "<svg xmlns=\"http://www.w3.org/2000/svg\"></svg>");
-  write_file(dir_ / "mmlu.json", R"({"subject":"anatomy","input":"x?\nAnswer:","output":"C"})" "\n");
+  write_file(dir_ / "mmlu.json", R"({"subject":"anatomy","input":"x?\nAnswer:","output":"C"})"
+                                 "\n");
   answer(eval("mmlu", {"--data", data("mmlu"), "--limit", "1", "--shots", "0", "--details", at("mmlu.jsonl")}));
   answer(eval("perplexity", {"--token-ids", ids, "--limit", "1", "--save-logits", at("logits.safetensors")}));
   const auto kind = [](const std::string& path) { return answer({"inspect", path}).value("kind", ""); };
@@ -291,21 +312,24 @@ TEST_F(Cli, LogitsOfTokenIdsAreTransformersOwn) {
     }
     write_file(dir_ / "ids.json", rows.dump());
     const std::string out = at(std::string(name) + ".safetensors");
-    const json result = answer(eval("perplexity", {"--token-ids", at("ids.json"), "--save-logits", out, "--dtype", "float32"}, folder));
+    const json result =
+        answer(eval("perplexity", {"--token-ids", at("ids.json"), "--save-logits", out, "--dtype", "float32"}, folder));
     const at::Tensor logits = io::SafetensorsFile(out).read("logits");
     EXPECT_LE((logits - golden.read("logits")).abs().max().item<double>(), tolerance);
-    EXPECT_GT((logits - golden.read("logits").flip(0)).abs().max().item<double>(), 1e-2);  // must differ: the rows exchanged
+    EXPECT_GT((logits - golden.read("logits").flip(0)).abs().max().item<double>(),
+              1e-2);  // must differ: the rows exchanged
     EXPECT_NEAR(result.at("nll").get<double>(), golden.read("token_nll").mean().item<double>(), 5e-5);
   }
 }
 
-// The real question files. The miniature reads 512 tokens and writes their words in small pieces: subjects whose questions fit.
+// The real question files. The miniature reads 512 tokens and writes their words in small pieces: subjects whose
+// questions fit.
 TEST_F(Cli, RealQuestionsInEveryProtocol) {
   REQUIRE_SHARED("data/mmlu/test/abstract_algebra_test.csv");
   const std::string mmlu = shared_dir() / "data/mmlu";
   for (const char* protocol : {"hendrycks", "qlora", "lm-eval"}) {
-    const json result = answer(eval("mmlu", {"--data", mmlu, "--protocol", protocol, "--subjects", "global_facts,abstract_algebra",
-                                             "--limit", "4", "--shots", "1"}));
+    const json result = answer(eval("mmlu", {"--data", mmlu, "--protocol", protocol, "--subjects",
+                                             "global_facts,abstract_algebra", "--limit", "4", "--shots", "1"}));
     EXPECT_EQ(result.at("questions"), 8) << protocol;
     EXPECT_EQ(result.at("protocol"), protocol);
     EXPECT_TRUE(result.at("categories").at("stem").is_number());
@@ -313,8 +337,8 @@ TEST_F(Cli, RealQuestionsInEveryProtocol) {
     EXPECT_EQ(result.at("subjects").at("global_facts").at("questions"), 4);
   }
   REQUIRE_SHARED("data/mmlu/zero_shot_mmlu_val.json");
-  const json file = answer(eval("mmlu", {"--data", mmlu + "/zero_shot_mmlu_val.json", "--protocol", "qlora", "--subjects", "global_facts",
-                                         "--limit", "4"}));
+  const json file = answer(eval("mmlu", {"--data", mmlu + "/zero_shot_mmlu_val.json", "--protocol", "qlora",
+                                         "--subjects", "global_facts", "--limit", "4"}));
   EXPECT_EQ(file.at("split"), "file");
   EXPECT_EQ(file.at("questions"), 4);
 }

@@ -13,7 +13,8 @@ class ExportCommand : public ::testing::Test {
  protected:
   void SetUp() override {
     base_ = dir_ / "base";
-    const auto made = run_qalora({"quantize", "--model", (source_dir() / "models/miniature").string(), "--out", base_, "--bits", "3", "-q"});
+    const auto made = run_qalora(
+        {"quantize", "--model", (source_dir() / "models/miniature").string(), "--out", base_, "--bits", "3", "-q"});
     ASSERT_EQ(made.exit_code, 0) << made.err;
   }
 
@@ -39,8 +40,10 @@ TEST_F(ExportCommand, WritesAFolderThatIsAModelWithItsTokenizer) {
   EXPECT_EQ(json.at("largest_error"), 0.0);
   EXPECT_EQ(json.at("tensors").size(), 28u);
   expect_part(outcome.err, "mlx_lm.generate --model " + (dir_ / "out").string());
-  for (const char* name : {"config.json", "model.safetensors", "tokenizer.model"}) EXPECT_TRUE(fs::exists(dir_ / "out" / name)) << name;
-  const auto text = run_qalora({"generate", "--model", (dir_ / "out").string(), "--prompt", "The", "--temperature", "0", "--max-tokens", "4", "-q"});
+  for (const char* name : {"config.json", "model.safetensors", "tokenizer.model"})
+    EXPECT_TRUE(fs::exists(dir_ / "out" / name)) << name;
+  const auto text = run_qalora({"generate", "--model", (dir_ / "out").string(), "--prompt", "The", "--temperature", "0",
+                                "--max-tokens", "4", "-q"});
   EXPECT_EQ(text.exit_code, 0) << text.err;
 }
 
@@ -90,7 +93,8 @@ TEST_F(ExportCommand, EveryRefusalNamesAWay) {
 TEST_F(ExportCommand, AnAdapterIsNamedInTheNextStep) {
   io::AdapterFile adapter = random_adapter(base_, io::Pooling::kSum, 0.05);
   for (auto& [module, weights] : adapter.modules) {  // more than the 16 that vLLM takes unasked
-    weights = {at::constant_pad_nd(weights.a, {0, 0, 0, 16}), at::constant_pad_nd(weights.b, {0, 16}), adapter.config.scaling};
+    weights = {at::constant_pad_nd(weights.a, {0, 0, 0, 16}), at::constant_pad_nd(weights.b, {0, 16}),
+               adapter.config.scaling};
   }
   write_adapter_to(dir_ / "adapter", adapter);
   const std::string with = (dir_ / "adapter").string(), out = (dir_ / "v1.1").string();
@@ -110,8 +114,9 @@ TEST_F(ExportCommand, TheAdaptersFileReplacesNoInput) {
   ASSERT_EQ(run("gguf", dir_ / "a.lora.gguf").exit_code, 0);
   const std::string before = read_file(dir_ / "a.lora.gguf");
   write_adapter_to(dir_ / "adapter", random_adapter(dir_ / "a.lora.gguf", io::Pooling::kSum, 0.05));
-  const auto outcome = run_qalora({"export", "--model", (dir_ / "a.lora.gguf").string(), "--adapter", (dir_ / "adapter").string(), "--to", "gguf",
-                                   "--out", (dir_ / "a.gguf").string(), "--force"});
+  const auto outcome =
+      run_qalora({"export", "--model", (dir_ / "a.lora.gguf").string(), "--adapter", (dir_ / "adapter").string(),
+                  "--to", "gguf", "--out", (dir_ / "a.gguf").string(), "--force"});
   EXPECT_EQ(outcome.exit_code, 2);
   expect_part(outcome.err, "is the same place as the input");
   EXPECT_TRUE(read_file(dir_ / "a.lora.gguf") == before);

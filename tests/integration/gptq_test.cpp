@@ -19,8 +19,11 @@ using Json = nlohmann::json;
 class Gptq : public ::testing::Test {
  protected:
   std::vector<std::string> words(const std::string& out, std::vector<std::string> more = {}) const {
-    std::vector<std::string> all = {"quantize", "--model", source_dir() / "models/miniature", "--out", dir_ / out, "--bits", "2",
-                                    "--calibration", source_dir() / "tests/data/miniature/tune.json", "--dtype", "float32", "--device", "cpu"};
+    std::vector<std::string> all = {"quantize", "--model",       source_dir() / "models/miniature",
+                                    "--out",    dir_ / out,      "--bits",
+                                    "2",        "--calibration", source_dir() / "tests/data/miniature/tune.json",
+                                    "--dtype",  "float32",       "--device",
+                                    "cpu"};
     for (const auto& [flag, value] : {std::pair("--template", "none"), std::pair("--samples", "24")}) {
       if (std::find(more.begin(), more.end(), flag) == more.end()) all.insert(all.end(), {flag, value});
     }
@@ -35,8 +38,9 @@ class Gptq : public ::testing::Test {
   }
   std::string weights(const std::string& out) const { return read_file(dir_ / out / "model.safetensors"); }
   double perplexity(const std::string& out) const {
-    const Outcome run = run_qalora({"eval", "--model", dir_ / out, "--task", "perplexity", "--data", source_dir() / "tests/data/miniature/heldout.txt",
-                                    "--json", "-q", "--dtype", "float32", "--device", "cpu"});
+    const Outcome run = run_qalora({"eval", "--model", dir_ / out, "--task", "perplexity", "--data",
+                                    source_dir() / "tests/data/miniature/heldout.txt", "--json", "-q", "--dtype",
+                                    "float32", "--device", "cpu"});
     EXPECT_EQ(run.exit_code, 0) << run.err;
     return Json::parse(run.out).at("perplexity");
   }
@@ -58,7 +62,8 @@ TEST_F(Gptq, BeatsRoundingByLossAndPerplexity) {
   }
   EXPECT_LT(loss, 0.7 * rounding);
   EXPECT_GT(answer["solver_seconds"], 0);
-  const Outcome rounded = run_qalora({"quantize", "--model", source_dir() / "models/miniature", "--out", dir_ / "rtn", "--bits", "2"});
+  const Outcome rounded =
+      run_qalora({"quantize", "--model", source_dir() / "models/miniature", "--out", dir_ / "rtn", "--bits", "2"});
   EXPECT_EQ(rounded.exit_code, 0);
   EXPECT_NE(rounded.err.find("give --calibration FILE"), std::string::npos) << rounded.err;
   EXPECT_LT(perplexity("int2"), 0.95 * perplexity("rtn"));
@@ -80,9 +85,16 @@ TEST_F(Gptq, SaysWhatItWouldDo) {
 
 TEST_F(Gptq, OptionsReachTheSolver) {
   run_json("plain");
-  for (const std::vector<std::string>& more : std::vector<std::vector<std::string>>{
-           {"--no-refit"}, {"--damping", "0.1"}, {"--no-static-groups"}, {"--search-scale", "minmax"}, {"--integer-zeros"}, {"--one-pass"},
-           {"--no-act-order"}, {"--seed", "7"}, {"--sequence-length", "128"}, {"--template", "alpaca"}}) {
+  for (const std::vector<std::string>& more : std::vector<std::vector<std::string>>{{"--no-refit"},
+                                                                                    {"--damping", "0.1"},
+                                                                                    {"--no-static-groups"},
+                                                                                    {"--search-scale", "minmax"},
+                                                                                    {"--integer-zeros"},
+                                                                                    {"--one-pass"},
+                                                                                    {"--no-act-order"},
+                                                                                    {"--seed", "7"},
+                                                                                    {"--sequence-length", "128"},
+                                                                                    {"--template", "alpaca"}}) {
     run_json("other", more);
     EXPECT_NE(weights("plain"), weights("other")) << more.front();
     fs::remove_all(dir_ / "other");
@@ -102,7 +114,8 @@ int stopped(const std::vector<std::string>& words, const fs::path& block, int nu
     ::execv(QALORA_BINARY, arguments.data());
     ::_exit(127);
   }
-  for (int i = 0; i < 60000 && !fs::exists(block) && ::kill(child, 0) == 0; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  for (int i = 0; i < 60000 && !fs::exists(block) && ::kill(child, 0) == 0; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
   ::kill(child, number);
   int status = 0;
   ::waitpid(child, &status, 0);

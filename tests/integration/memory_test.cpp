@@ -27,15 +27,24 @@ Outcome run_limited(rlim_t bytes, const std::vector<std::string>& arguments) {
   return run;
 }
 
-// A failed allocation inside LibTorch must come back as an error: another library's variable of the same name once made it abort.
+// A failed allocation inside LibTorch must come back as an error: another library's variable of the same name once made
+// it abort.
 TEST(Memory, RunningOutOfItIsASentenceAndExitCode4) {
 #ifdef __SANITIZE_ADDRESS__
   GTEST_SKIP() << "AddressSanitizer needs terabytes of address space";
 #endif
   TempDir dir;
   const fs::path model = source_dir() / "models/miniature", data = source_dir() / "tests/data/miniature/tune.json";
-  const Outcome run = run_limited(rlim_t{1600} << 20, {"finetune", "--model", model, "--method", "full", "--data", data, "--out", dir / "run", "--steps", "1",
-                                                       "--batch-size", "2400", "--micro-batch-size", "2400", "--sequence-length", "256", "--threads", "1", "-q"});
+  const Outcome run = run_limited(rlim_t{1600} << 20, {"finetune",  "--model",
+                                                       model,       "--method",
+                                                       "full",      "--data",
+                                                       data,        "--out",
+                                                       dir / "run", "--steps",
+                                                       "1",         "--batch-size",
+                                                       "2400",      "--micro-batch-size",
+                                                       "2400",      "--sequence-length",
+                                                       "256",       "--threads",
+                                                       "1",         "-q"});
   EXPECT_EQ(run.exit_code, 4) << run.err;
   EXPECT_NE(run.err.find("out of memory"), std::string::npos) << run.err;
   EXPECT_NE(run.err.find("micro_batch_size"), std::string::npos) << run.err;
@@ -45,9 +54,16 @@ TEST(Memory, RunningOutOfItIsASentenceAndExitCode4) {
 // A checkpoint of one layer whose weights are all zero, which takes no room on the disk: only its header is written.
 void write_sparse_checkpoint(const fs::path& folder) {
   constexpr int64_t kHidden = 4096, kIntermediate = 16384, kVocab = 16384;
-  const nlohmann::json config = {{"architectures", {"LlamaForCausalLM"}}, {"model_type", "llama"}, {"vocab_size", kVocab}, {"hidden_size", kHidden},
-                                 {"intermediate_size", kIntermediate}, {"num_hidden_layers", 1}, {"num_attention_heads", 32},
-                                 {"max_position_embeddings", 128}, {"rms_norm_eps", 1e-5}, {"tie_word_embeddings", false}};
+  const nlohmann::json config = {{"architectures", {"LlamaForCausalLM"}},
+                                 {"model_type", "llama"},
+                                 {"vocab_size", kVocab},
+                                 {"hidden_size", kHidden},
+                                 {"intermediate_size", kIntermediate},
+                                 {"num_hidden_layers", 1},
+                                 {"num_attention_heads", 32},
+                                 {"max_position_embeddings", 128},
+                                 {"rms_norm_eps", 1e-5},
+                                 {"tie_word_embeddings", false}};
   write_file(folder / "config.json", config.dump());
   nlohmann::json header;
   uint64_t end = 0;
@@ -73,7 +89,8 @@ TEST(Memory, QuantisingNeedsWhatItSays) {
   constexpr uint64_t kLargest = uint64_t{4096} * 16384 * 2;  // the embedding, and each matrix of the MLP
   const uint64_t total = fs::file_size(dir / "dense/model.safetensors");
   ASSERT_GT(total, 5 * kLargest);
-  const std::vector<std::string> words = {"quantize", "--model", dir / "dense", "--out", dir / "out", "--force", "-q", "--json"};
+  const std::vector<std::string> words = {"quantize",  "--model", dir / "dense", "--out",
+                                          dir / "out", "--force", "-q",          "--json"};
   std::vector<std::string> dry = words;
   dry.push_back("--dry-run");
   const uint64_t estimate = nlohmann::json::parse(run_qalora(dry).out).at("estimated_peak_memory_bytes");
@@ -89,9 +106,17 @@ TEST(Memory, QuantisingNeedsWhatItSays) {
 
 // A dense checkpoint whose blocks all have the same random weights.
 void write_deep_checkpoint(const fs::path& folder, int64_t layers) {
-  const nlohmann::json json = {{"architectures", {"LlamaForCausalLM"}}, {"model_type", "llama"}, {"vocab_size", 256}, {"hidden_size", 512},
-                               {"intermediate_size", 1536}, {"num_hidden_layers", layers}, {"num_attention_heads", 8},
-                               {"max_position_embeddings", 128}, {"rms_norm_eps", 1e-5}, {"tie_word_embeddings", false}, {"torch_dtype", "float16"}};
+  const nlohmann::json json = {{"architectures", {"LlamaForCausalLM"}},
+                               {"model_type", "llama"},
+                               {"vocab_size", 256},
+                               {"hidden_size", 512},
+                               {"intermediate_size", 1536},
+                               {"num_hidden_layers", layers},
+                               {"num_attention_heads", 8},
+                               {"max_position_embeddings", 128},
+                               {"rms_norm_eps", 1e-5},
+                               {"tie_word_embeddings", false},
+                               {"torch_dtype", "float16"}};
   fs::create_directories(folder);
   write_file(folder / "config.json", json.dump());
   const std::vector<model::ExpectedTensor> tensors = model::expected_tensors(model::parse_config(json, "test"));
@@ -101,7 +126,8 @@ void write_deep_checkpoint(const fs::path& folder, int64_t layers) {
     plan.push_back({tensor.name, io::Dtype::kF16, tensor.shape});
     if (values.contains(tensor.shape)) continue;
     const bool norm = tensor.shape.size() == 1;
-    values[tensor.shape] = norm ? at::ones(tensor.shape, at::kHalf) : tensor::RandomStream(1, "deep").normal_tensor(tensor.shape, 0.03).to(at::kHalf);
+    values[tensor.shape] = norm ? at::ones(tensor.shape, at::kHalf)
+                                : tensor::RandomStream(1, "deep").normal_tensor(tensor.shape, 0.03).to(at::kHalf);
   }
   io::CheckpointWriter writer(folder, plan, {});
   for (const auto& tensor : tensors) writer.write(tensor.name, values.at(tensor.shape));
@@ -125,8 +151,9 @@ TEST(Memory, GptqNeedsWhatItSaysHoweverDeepTheModel) {
   const auto measure = [&](int64_t layers) {
     const fs::path model = dir / ("dense" + std::to_string(layers));
     write_deep_checkpoint(model, layers);
-    const Outcome run = run_qalora({"quantize", "--model", model, "--out", dir / ("out" + std::to_string(layers)), "--calibration", dir / "ids.jsonl",
-                                    "--samples", "16", "--dtype", "float32", "--device", "cpu", "-q", "--json"});
+    const Outcome run =
+        run_qalora({"quantize", "--model", model, "--out", dir / ("out" + std::to_string(layers)), "--calibration",
+                    dir / "ids.jsonl", "--samples", "16", "--dtype", "float32", "--device", "cpu", "-q", "--json"});
     EXPECT_EQ(run.exit_code, 0) << run.err;
     return nlohmann::json::parse(run.out);
   };

@@ -1,5 +1,5 @@
-// What the real binary does to the places it is told to write to: inputs and other people's folders stay, dry runs say what a real run
-// would say, killed runs leave nothing for ever.
+// What the real binary does to the places it is told to write to: inputs and other people's folders stay, dry runs say
+// what a real run would say, killed runs leave nothing for ever.
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -51,9 +51,11 @@ TEST_F(Output, ForceNeverTakesAnInput) {
   fs::copy(dir_ / "int4", dir_ / "project");
   write_adapter_to(dir_ / "project/run", adapter);
   write_file(dir_ / "project/data.jsonl", "{\"input_ids\": [1, 2, 3]}\n");
-  expect_refused({"merge", "--model", at("int4"), "--adapter", at("project/run"), "--out", at("project"), "--force"}, 2, "holds the input");
+  expect_refused({"merge", "--model", at("int4"), "--adapter", at("project/run"), "--out", at("project"), "--force"}, 2,
+                 "holds the input");
   write_adapter_to(dir_ / "adapter", adapter);
-  const std::vector<std::string> merge = {"merge", "--model", at("int4"), "--adapter", at("adapter"), "--out", at("project"), "--force"};
+  const std::vector<std::string> merge = {"merge",       "--model", at("int4"),    "--adapter",
+                                          at("adapter"), "--out",   at("project"), "--force"};
   std::vector<std::string> with_data = merge;
   with_data.insert(with_data.end(), {"--data", at("project/data.jsonl")});
   expect_refused(with_data, 2, "holds the input");
@@ -64,7 +66,8 @@ TEST_F(Output, ForceNeverTakesAnInput) {
 }
 
 TEST_F(Output, ForceReplacesCheckpointsAndNothingElse) {
-  const std::vector<std::string> quantize = {"quantize", "--model", at("dense"), "--out", at("out"), "--force", "-q", "--json"};
+  const std::vector<std::string> quantize = {"quantize", "--model", at("dense"), "--out",
+                                             at("out"),  "--force", "-q",        "--json"};
   write_file(dir_ / "out/thesis.tex", "precious");
   expect_refused(quantize, 2, "holds no checkpoint");
   write_file(dir_ / "out/config.json", "{}");  // many programs have one
@@ -87,8 +90,9 @@ TEST_F(Output, ForceReplacesCheckpointsAndNothingElse) {
 TEST_F(Output, DryRunsSayWhatARealRunWouldSay) {
   write_adapter_to(dir_ / "adapter", make_adapter());
   write_file(dir_ / "taken/file", "x");
-  for (const std::vector<std::string>& command : {std::vector<std::string>{"quantize", "--model", at("dense"), "--dry-run"},
-                                                  {"merge", "--model", at("int4"), "--adapter", at("adapter"), "--dry-run"}}) {
+  for (const std::vector<std::string>& command :
+       {std::vector<std::string>{"quantize", "--model", at("dense"), "--dry-run"},
+        {"merge", "--model", at("int4"), "--adapter", at("adapter"), "--dry-run"}}) {
     const auto to = [&](const std::string& out) {
       std::vector<std::string> words = command;
       words.insert(words.end(), {"--out", out});
@@ -128,7 +132,8 @@ TEST_F(Output, WhatAKilledRunLeftGoesWithTheNext) {
 TEST_F(Output, UnknownBasesNeedAWordAndAreReported) {
   io::AdapterFile adapter = make_adapter();
   write_adapter_to(dir_ / "adapter", adapter);
-  std::vector<std::string> merge = {"merge", "--model", at("int4"), "--adapter", at("adapter"), "--out", at("merged"), "-q", "--json"};
+  std::vector<std::string> merge = {"merge", "--model",    at("int4"), "--adapter", at("adapter"),
+                                    "--out", at("merged"), "-q",       "--json"};
   Outcome run = run_qalora(merge);
   ASSERT_EQ(run.exit_code, 0) << run.err;
   json answer = json::parse(run.out);
@@ -137,8 +142,9 @@ TEST_F(Output, UnknownBasesNeedAWordAndAreReported) {
   EXPECT_LE(answer["worst_offset_error"], 1.0);
   expect_refused({"merge", "--model", at("merged"), "--adapter", at("adapter"), "--out", at("twice")}, 2, "already");
   write_file(dir_ / "ids.json", "[[1, 2, 3, 4]]");
-  expect_refused({"eval", "--model", at("merged"), "--adapter", at("adapter"), "--task", "perplexity", "--token-ids", at("ids.json")}, 2,
-                 "already");
+  expect_refused({"eval", "--model", at("merged"), "--adapter", at("adapter"), "--task", "perplexity", "--token-ids",
+                  at("ids.json")},
+                 2, "already");
 
   adapter.config.base_fingerprint = adapter.config.base_state_fingerprint = "";
   write_adapter_to(dir_ / "adapter", adapter);
@@ -156,15 +162,25 @@ TEST_F(Output, TrainingRecordsItsBaseAndItsDataForTheMerge) {
   write_file(dir_ / "data.jsonl", "{\"input_ids\": [1, 2, 3, 4], \"labels\": [1, 2, 3, 4]}\n");
   const std::string relative = fs::relative(dir_ / "data.jsonl", fs::current_path()).string();
   ASSERT_TRUE(fs::path(relative).is_relative());
-  const Outcome run = run_qalora({"finetune", "--model", at("int4"), "--data", relative, "--data-format", "tokens", "--out", at("run"), "--steps", "2",
-                                  "--batch-size", "1", "--rank", "2", "--learning-rate", "0.01", "--sequence-length", "64", "--threads", "1", "-q"});
+  const Outcome run = run_qalora({"finetune", "--model",
+                                  at("int4"), "--data",
+                                  relative,   "--data-format",
+                                  "tokens",   "--out",
+                                  at("run"),  "--steps",
+                                  "2",        "--batch-size",
+                                  "1",        "--rank",
+                                  "2",        "--learning-rate",
+                                  "0.01",     "--sequence-length",
+                                  "64",       "--threads",
+                                  "1",        "-q"});
   ASSERT_EQ(run.exit_code, 0) << run.err;
   const json own = json::parse(read_file(dir_ / "run/adapter/adapter_config.json")).at("qalora");
   const fs::path recorded = own.at("training_data").get<std::string>();
   EXPECT_TRUE(recorded.is_absolute());
   EXPECT_TRUE(same_file(recorded, dir_ / "data.jsonl"));
   EXPECT_EQ(own.at("base_state_fingerprint").get<std::string>().size(), 64u);
-  const Outcome merge = run_qalora({"merge", "--model", at("int4"), "--adapter", at("run"), "--out", at("merged"), "-q", "--json"});
+  const Outcome merge =
+      run_qalora({"merge", "--model", at("int4"), "--adapter", at("run"), "--out", at("merged"), "-q", "--json"});
   ASSERT_EQ(merge.exit_code, 0) << merge.err;
   EXPECT_EQ(json::parse(merge.out).at("base_checked"), "everything");
   EXPECT_EQ(json::parse(merge.out).at("tokens_from"), "1 records of " + recorded.string());

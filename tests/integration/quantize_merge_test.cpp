@@ -27,7 +27,9 @@ void expect_failure(const std::vector<std::string>& arguments, int exit_code, co
   EXPECT_EQ(run.out, "");
 }
 
-size_t entries(const fs::path& folder) { return std::distance(fs::directory_iterator(folder), fs::directory_iterator()); }
+size_t entries(const fs::path& folder) {
+  return std::distance(fs::directory_iterator(folder), fs::directory_iterator());
+}
 
 class QuantizeMerge : public ::testing::Test {
  protected:
@@ -37,7 +39,8 @@ class QuantizeMerge : public ::testing::Test {
 };
 
 TEST_F(QuantizeMerge, TheWholeRoad) {
-  const Json quantized = run_json({"quantize", "--model", at("dense"), "--out", at("int4"), "--bits", "4", "--group-size", "32"});
+  const Json quantized =
+      run_json({"quantize", "--model", at("dense"), "--out", at("int4"), "--bits", "4", "--group-size", "32"});
   EXPECT_EQ(quantized["bits"], 4);
   EXPECT_EQ(quantized["group_size"], 32);
   EXPECT_EQ(quantized["method"], "rtn");
@@ -75,7 +78,9 @@ TEST_F(QuantizeMerge, DryRunsWriteNothing) {
   EXPECT_FALSE(fs::exists(dir_ / "int4"));
   quantize_to(dir_ / "dense", dir_ / "int4", 4, 32);
   write_adapter_to(dir_ / "adapter", random_adapter(dir_ / "int4", io::Pooling::kMean, 0.02));
-  EXPECT_EQ(run_json({"merge", "--model", at("int4"), "--adapter", at("adapter"), "--out", at("merged"), "--dry-run"})["layers"], 14);
+  EXPECT_EQ(run_json({"merge", "--model", at("int4"), "--adapter", at("adapter"), "--out", at("merged"),
+                      "--dry-run"})["layers"],
+            14);
   EXPECT_FALSE(fs::exists(dir_ / "merged"));
 }
 
@@ -88,7 +93,8 @@ TEST_F(QuantizeMerge, BadInputNamesWhatToDo) {
   };
   expect_failure(with({"--method", "gptq"}), 2, "needs --calibration FILE");
   expect_failure(with({"--calibration", at("absent")}), 2, "no such file");
-  expect_failure(with({"--method", "rtn", "--calibration", at("dense/config.json")}), 2, "--calibration: belongs to --method gptq");
+  expect_failure(with({"--method", "rtn", "--calibration", at("dense/config.json")}), 2,
+                 "--calibration: belongs to --method gptq");
   expect_failure(with({"--samples", "4"}), 2, "--samples: belongs to --method gptq");
   expect_failure(with({"--no-refit"}), 2, "--refit: belongs to --method gptq");
   expect_failure(with({"--method", "gptqq"}), 2, "did you mean 'gptq'");
@@ -113,7 +119,8 @@ TEST_F(QuantizeMerge, MergeRefusesWhatDoesNotBelongTogether) {
   expect_failure({"merge", "--model", at("dense"), "--adapter", at("adapter"), "--out", at("out")}, 2, "dense model");
   expect_failure({"merge", "--model", at("int3"), "--adapter", at("adapter"), "--out", at("out")}, 3, "another base");
   expect_failure({"merge", "--model", at("int4"), "--adapter", at("dense"), "--out", at("out")}, 2, "no adapter here");
-  expect_failure({"merge", "--model", at("int4"), "--adapter", at("adapter"), "--out", at("int4"), "--force"}, 2, "same place");
+  expect_failure({"merge", "--model", at("int4"), "--adapter", at("adapter"), "--out", at("int4"), "--force"}, 2,
+                 "same place");
   io::AdapterFile lora = adapter;
   lora.config.pooling = io::Pooling::kNone;
   lora.config.group_size = 0;
@@ -128,16 +135,20 @@ TEST_F(QuantizeMerge, InspectExplainsKernels) {
   const Json explained = run_json({"inspect", at("int3"), "--explain-kernels", "--device", "cpu"});
   ASSERT_EQ(explained.at("layers").size(), 1U);  // all shapes are treated alike
   EXPECT_EQ(explained.at("layers")[0].at("shapes").size(), 4U);
-  EXPECT_NE(explained.at("layers")[0].at("kernels").dump().find("rows 1 to 8: matvec"), std::string::npos) << explained.dump();
+  EXPECT_NE(explained.at("layers")[0].at("kernels").dump().find("rows 1 to 8: matvec"), std::string::npos)
+      << explained.dump();
   run_json({"quantize", "--model", at("dense"), "--out", at("whole"), "--bits", "3", "--group-size", "-1"});
-  EXPECT_NE(run_json({"inspect", at("whole"), "--explain-kernels", "--device", "cpu"}).at("layers"), explained.at("layers"));
+  EXPECT_NE(run_json({"inspect", at("whole"), "--explain-kernels", "--device", "cpu"}).at("layers"),
+            explained.at("layers"));
   expect_failure({"inspect", at("dense"), "--explain-kernels"}, 2, "is a dense checkpoint");
 }
 
 TEST_F(QuantizeMerge, InspectKnowsFilesByWhatTheyHold) {
   write_file(dir_ / "alpaca.json", R"([{"instruction": "a", "input": "", "output": "b"}])");
-  write_file(dir_ / "choice.jsonl", R"({"context": "a", "choices": ["b", "c"], "answer": 0})" "\n");
-  write_file(dir_ / "metrics.jsonl", "{\"event\":\"step\",\"step\":1,\"loss\":2.5}\n{\"event\":\"step\",\"step\":2,\"loss\":2.0}\n{\"ev");
+  write_file(dir_ / "choice.jsonl", R"({"context": "a", "choices": ["b", "c"], "answer": 0})"
+                                    "\n");
+  write_file(dir_ / "metrics.jsonl",
+             "{\"event\":\"step\",\"step\":1,\"loss\":2.5}\n{\"event\":\"step\",\"step\":2,\"loss\":2.0}\n{\"ev");
   write_file(dir_ / "config.toml", "steps = 5\nlearning_rate = 1e-4\n");
   write_file(dir_ / "what.dat", "????????");
   EXPECT_EQ(run_json({"inspect", at("dense/model.safetensors")})["kind"], "safetensors");

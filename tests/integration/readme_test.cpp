@@ -35,7 +35,8 @@ TEST(Readme, CommandsRun) {
   for (std::string line : lines) {
     // A paper recipe runs 10,000 steps of 1,280 tokens; the miniature reads 512 and two steps show that the line works.
     if (line.find(" finetune ") != std::string::npos) line += " --steps 2 --batch-size 2 --sequence-length 128";
-    const std::string shell = "cd '" + dir.path().string() + "' && PATH=\"$PWD:$PATH\" && " + line + " > out 2> err < /dev/null";
+    const std::string shell =
+        "cd '" + dir.path().string() + "' && PATH=\"$PWD:$PATH\" && " + line + " > out 2> err < /dev/null";
     write_file(dir / "line.sh", shell);
     const int status = std::system(("/bin/bash '" + (dir / "line.sh").string() + "'").c_str());
     EXPECT_EQ(WEXITSTATUS(status), 0) << line << "\n" << read_file(dir / "err");

@@ -10,7 +10,8 @@ namespace qalora::test {
 namespace {
 
 std::map<std::string, std::string> resolved(const std::string& recipe) {
-  const Outcome run = run_qalora({"finetune", "--config", source_dir() / "configs" / (recipe + ".toml"), "--dump-config"});
+  const Outcome run =
+      run_qalora({"finetune", "--config", source_dir() / "configs" / (recipe + ".toml"), "--dump-config"});
   EXPECT_EQ(run.exit_code, 0) << recipe << ": " << run.err;
   std::map<std::string, std::string> keys;
   std::istringstream in(run.out);
@@ -22,9 +23,11 @@ std::map<std::string, std::string> resolved(const std::string& recipe) {
 }
 
 TEST(Recipes, AreThePapersSettings) {
-  const std::pair<const char*, double> sizes[] = {{"7b", 2e-5}, {"13b", 2e-5}, {"33b", 1e-5}, {"65b", 1e-5}, {"llama2-70b", 1e-5}};
+  const std::pair<const char*, double> sizes[] = {
+      {"7b", 2e-5}, {"13b", 2e-5}, {"33b", 1e-5}, {"65b", 1e-5}, {"llama2-70b", 1e-5}};
   size_t files = 0;
-  for (const auto& entry : fs::directory_iterator(source_dir() / "configs")) files += entry.path().extension() == ".toml" ? 1 : 0;
+  for (const auto& entry : fs::directory_iterator(source_dir() / "configs"))
+    files += entry.path().extension() == ".toml" ? 1 : 0;
   EXPECT_EQ(files, 2 * std::size(sizes));  // none that this test does not know
   for (const std::string set : {"alpaca", "flan"}) {
     for (const auto& [size, rate] : sizes) {

@@ -39,8 +39,8 @@ TEST_F(Resume, FallingSchedulesGoOnWithTheSameSteps) {
   std::vector<std::string> ends;
   for (const std::string schedule : {"linear", "cosine"}) {
     const fs::path whole = folder(schedule), parts = folder(schedule + "-parts");
-    const std::vector<std::string> more = {"--schedule", schedule, "--steps", "8", "--checkpoint-interval", "4", "--keep-checkpoints", "0",
-                                           "-q"};
+    const std::vector<std::string> more = {"--schedule",         schedule, "--steps", "8", "--checkpoint-interval", "4",
+                                           "--keep-checkpoints", "0",      "-q"};
     expect_trained(whole, more);
     copy_as_killed(whole, parts, 4, 8);
     std::vector<std::string> again = more;
@@ -81,7 +81,8 @@ TEST_F(Resume, AnErrorAmidTheStepsLosesNoneOfThem) {
   write_file(data, sound);
   const fs::path whole = folder("error-whole"), parts = folder("error-parts"), touched = folder("touched");
   expect_trained(whole, more);
-  EXPECT_EQ(Background(words(parts, more)).at(parts, 3, [&] { write_file(data, sound.substr(0, sound.size() / 2)); }), 3);
+  EXPECT_EQ(Background(words(parts, more)).at(parts, 3, [&] { write_file(data, sound.substr(0, sound.size() / 2)); }),
+            3);
   const int step = newest_step(parts);
   EXPECT_GE(step, 3);
   EXPECT_LT(step, 60);
@@ -97,8 +98,17 @@ TEST_F(Resume, AnErrorAmidTheStepsLosesNoneOfThem) {
 }
 
 TEST_F(Resume, AnEvaluationThatASignalCutShortIsMadeUpFor) {
-  const std::vector<std::string> more = {"--steps", "4", "--checkpoint-interval", "0", "--micro-batch-size", "1", "--eval-interval", "2",
-                                         "--eval-examples", "300", "-q"};
+  const std::vector<std::string> more = {"--steps",
+                                         "4",
+                                         "--checkpoint-interval",
+                                         "0",
+                                         "--micro-batch-size",
+                                         "1",
+                                         "--eval-interval",
+                                         "2",
+                                         "--eval-examples",
+                                         "300",
+                                         "-q"};
   const fs::path whole = folder("evaluated"), parts = folder("evaluated-parts");
   expect_trained(whole, more);
   // 300 forward passes are under way when the second step's line is there.
@@ -121,9 +131,11 @@ TEST_F(Resume, DamagedCheckpointsAreNamedAndPassedOver) {
   expect_trained(whole, more);
   std::vector<std::string> again = more;
   again.push_back("--resume");
-  const std::pair<const char*, const char*> damages[] = {
-      {"state.json", "cut"}, {"state.json", ""}, {"optimizer.safetensors", ""}, {"adapter_config.json", ""},
-      {"adapter_model.safetensors", "cut"}};
+  const std::pair<const char*, const char*> damages[] = {{"state.json", "cut"},
+                                                         {"state.json", ""},
+                                                         {"optimizer.safetensors", ""},
+                                                         {"adapter_config.json", ""},
+                                                         {"adapter_model.safetensors", "cut"}};
   for (const auto& [file, how] : damages) {
     const fs::path parts = folder(std::string("damaged-") + file + how), newest = parts / "checkpoints/step-4" / file;
     copy_as_killed(whole, parts, 4, 6);
@@ -193,7 +205,8 @@ TEST_F(Resume, TheDtypeBelongsToTheRunAndItsConfiguration) {
     const fs::path run = folder(dtype), again = folder(dtype + "-again");
     expect_trained(run, {"--steps", "2", "--dtype", dtype, "-q"});
     EXPECT_NE(read_file(run / "config.toml").find("dtype = \"" + dtype + "\""), std::string::npos);
-    const Outcome repeat = run_qalora({"finetune", "--config", run / "config.toml", "--out", again, "--threads", "1", "-q"});
+    const Outcome repeat =
+        run_qalora({"finetune", "--config", run / "config.toml", "--out", again, "--threads", "1", "-q"});
     EXPECT_EQ(repeat.exit_code, 0) << repeat.err;
     expect_same_end(run, again, 2);
   }

@@ -24,7 +24,8 @@ class Road : public ::testing::Test {
  protected:
   static void SetUpTestSuite() {
     dir_ = new TempDir();
-    const Outcome run = run_qalora({"quantize", "--model", (source_dir() / "models/miniature").string(), "--out", (*dir_ / "int2"), "--bits", "2", "--json"});
+    const Outcome run = run_qalora({"quantize", "--model", (source_dir() / "models/miniature").string(), "--out",
+                                    (*dir_ / "int2"), "--bits", "2", "--json"});
     ASSERT_EQ(run.exit_code, 0) << run.err;
     quantized_ = json::parse(run.out);
   }
@@ -33,9 +34,23 @@ class Road : public ::testing::Test {
   static std::string base() { return (*dir_ / "int2").string(); }
 
   static std::vector<std::string> finetune(const fs::path& out, const std::vector<std::string>& more) {
-    std::vector<std::string> words = {"finetune", "--config", (source_dir() / "configs/tiny/finetune.toml").string(), "--model", base(), "--data",
-                                      data("tune.json").string(), "--out", out.string(), "--batch-size", "4", "--micro-batch-size", "2",
-                                      "--dropout", "0.1", "--json", "-q"};
+    std::vector<std::string> words = {"finetune",
+                                      "--config",
+                                      (source_dir() / "configs/tiny/finetune.toml").string(),
+                                      "--model",
+                                      base(),
+                                      "--data",
+                                      data("tune.json").string(),
+                                      "--out",
+                                      out.string(),
+                                      "--batch-size",
+                                      "4",
+                                      "--micro-batch-size",
+                                      "2",
+                                      "--dropout",
+                                      "0.1",
+                                      "--json",
+                                      "-q"};
     words.insert(words.end(), more.begin(), more.end());
     return words;
   }
@@ -61,7 +76,8 @@ TEST_F(Road, QuantizeSaysWhatItDid) {
   EXPECT_EQ(quantized_.at("layers").size(), 28u);
   EXPECT_TRUE(quantized_.at("layers")[0].at("loss").is_null());
   EXPECT_GT(quantized_.at("layers")[0].at("error").get<double>(), 0.05);  // two bits do lose something
-  EXPECT_DOUBLE_EQ(quantized_.at("bits_per_weight").get<double>(), 2 + 2 * 32.0 / 32);  // an fp32 scale and offset a group of 32
+  EXPECT_DOUBLE_EQ(quantized_.at("bits_per_weight").get<double>(),
+                   2 + 2 * 32.0 / 32);  // an fp32 scale and offset a group of 32
 }
 
 TEST_F(Road, TunedAndMergedAnswerAlike) {
@@ -75,13 +91,15 @@ TEST_F(Road, TunedAndMergedAnswerAlike) {
   for (const json& event : events) {
     if (event.at("event") != "step") continue;
     steps.push_back(event.at("step"));
-    for (const char* key : {"loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "seconds"}) EXPECT_TRUE(event.contains(key)) << key;
+    for (const char* key : {"loss", "learning_rate", "grad_norm", "tokens", "tokens_per_second", "seconds"})
+      EXPECT_TRUE(event.contains(key)) << key;
   }
   EXPECT_EQ(steps, (std::vector<int>{5, 10, 12}));
   EXPECT_EQ(lines(read_file(run_folder / "metrics.jsonl")).size(), 4u);  // three steps and the checkpoint
   EXPECT_NE(read_file(run_folder / "loss.svg").find("<svg"), std::string::npos);
 
-  const Outcome merge = run_qalora({"merge", "--model", base(), "--adapter", run_folder, "--out", merged, "--json", "-q"});
+  const Outcome merge =
+      run_qalora({"merge", "--model", base(), "--adapter", run_folder, "--out", merged, "--json", "-q"});
   ASSERT_EQ(merge.exit_code, 0) << merge.err;
   const json proof = json::parse(merge.out);
   EXPECT_EQ(proof.at("verified"), true);
@@ -91,7 +109,8 @@ TEST_F(Road, TunedAndMergedAnswerAlike) {
   EXPECT_LE(proof.at("max_logit_difference").get<double>(), proof.at("tolerance").get<double>());
 
   const auto answers = [&](const std::vector<std::string>& model, const std::string& name) {
-    std::vector<std::string> words = {"eval", "--task", "choice", "--data", data("open.jsonl"), "--details", *dir_ / name, "--force", "--json", "-q"};
+    std::vector<std::string> words = {"eval",      "--task",     "choice",  "--data", data("open.jsonl"),
+                                      "--details", *dir_ / name, "--force", "--json", "-q"};
     words.insert(words.end(), model.begin(), model.end());
     const Outcome eval = run_qalora(words);
     EXPECT_EQ(eval.exit_code, 0) << eval.err;
@@ -117,8 +136,8 @@ TEST_F(Road, ConfigOfARunRepeatsIt) {
 TEST_F(Road, ScoresDoNotDependOnTheBatchSize) {
   const auto details = [&](const std::string& tokens) {
     const fs::path file = *dir_ / ("batch" + tokens + ".jsonl");
-    const Outcome run = run_qalora({"eval", "--model", base(), "--task", "mmlu", "--data", data("mmlu"), "--shots", "2", "--limit", "6", "--batch-tokens",
-                                tokens, "--details", file, "-q"});
+    const Outcome run = run_qalora({"eval", "--model", base(), "--task", "mmlu", "--data", data("mmlu"), "--shots", "2",
+                                    "--limit", "6", "--batch-tokens", tokens, "--details", file, "-q"});
     EXPECT_EQ(run.exit_code, 0) << run.err;
     return read_file(file);
   };
@@ -141,8 +160,10 @@ TEST_F(Road, PackingEqualsPaddingUpToRounding) {
   json records = json::parse(read_file(data("tune.json")));
   records.erase(records.begin() + 2, records.end());
   write_file(few, records.dump());
-  const json padded = loss(*dir_ / "padded", {"--data", few.string(), "--batch-size", "2", "--micro-batch-size", "2", "--sequence-length", "256"});
-  const json packed = loss(*dir_ / "packed", {"--data", few.string(), "--batch-size", "1", "--micro-batch-size", "1", "--sequence-length", "256", "--packing", "true"});
+  const json padded = loss(*dir_ / "padded", {"--data", few.string(), "--batch-size", "2", "--micro-batch-size", "2",
+                                              "--sequence-length", "256"});
+  const json packed = loss(*dir_ / "packed", {"--data", few.string(), "--batch-size", "1", "--micro-batch-size", "1",
+                                              "--sequence-length", "256", "--packing", "true"});
   // Means of about a hundred f32 losses of size 2, summed in another order: 100 roundings of 2^-24 at most.
   EXPECT_NEAR(padded.at("loss").get<double>(), packed.at("loss").get<double>(), 1e-6 * 10);
   EXPECT_NEAR(padded.at("grad_norm").get<double>() / packed.at("grad_norm").get<double>(), 1.0, 1e-4);

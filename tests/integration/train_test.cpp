@@ -19,7 +19,8 @@ class Train : public Training {
     return metrics_of(folder(out), "step").at(0);
   }
 
-  static void expect_refused(const fs::path& out, const std::vector<std::string>& more, int code, const std::string& part) {
+  static void expect_refused(const fs::path& out, const std::vector<std::string>& more, int code,
+                             const std::string& part) {
     const Outcome run = finetune(out, more);
     EXPECT_EQ(run.exit_code, code) << run.err;
     EXPECT_NE(run.err.find(part), std::string::npos) << "lacks '" << part << "': " << run.err;
@@ -45,10 +46,12 @@ TEST_F(Train, DenseMethodsLearn) {
   for (const char* file : {"config.json", "tokenizer.model", "tokenizer_config.json"}) {
     fs::copy(fs::path(dense()) / file, folder("blank") / file);
   }
-  const std::vector<std::string> more = {"--steps", "30", "--dropout", "0", "--eval-interval", "15", "--eval-examples", "8", "-q"};
+  const std::vector<std::string> more = {"--steps",         "30", "--dropout", "0", "--eval-interval", "15",
+                                         "--eval-examples", "8",  "-q"};
   const std::string weights = digest(fs::path(dense()) / "model.safetensors");
   expect_trained(folder("lora"), joined(more, {"--model", dense(), "--method", "lora"}));
-  expect_trained(folder("full"), joined(more, {"--model", folder("blank"), "--method", "full", "--initialize", "random"}));
+  expect_trained(folder("full"),
+                 joined(more, {"--model", folder("blank"), "--method", "full", "--initialize", "random"}));
   EXPECT_EQ(digest(fs::path(dense()) / "model.safetensors"), weights);  // the base is never touched
   for (const std::string method : {"lora", "full"}) {
     const std::vector<json> steps = metrics_of(folder(method), "step"), held_out = metrics_of(folder(method), "eval");
@@ -59,7 +62,8 @@ TEST_F(Train, DenseMethodsLearn) {
 }
 
 TEST_F(Train, FullMovesEveryWeightAndLoraOnlyItsOwn) {
-  expect_trained(folder("moved"), {"--model", dense(), "--method", "full", "--steps", "3", "--save-dtype", "float32", "-q"});
+  expect_trained(folder("moved"),
+                 {"--model", dense(), "--method", "full", "--steps", "3", "--save-dtype", "float32", "-q"});
   const io::Checkpoint before{fs::path(dense())}, after{folder("moved") / "model"};
   for (const std::string& name : before.names()) {
     EXPECT_FALSE(at::equal(before.read(name).to(at::kFloat), after.read(name))) << name << " was not trained";
@@ -68,12 +72,14 @@ TEST_F(Train, FullMovesEveryWeightAndLoraOnlyItsOwn) {
     double largest = 0;
     const io::SafetensorsFile file(folder(run) / "adapter/adapter_model.safetensors");
     for (const auto& [name, info] : file.tensors()) {
-      if (name.find("lora_B") != std::string::npos) largest = std::max(largest, file.read(name).abs().max().item<double>());
+      if (name.find("lora_B") != std::string::npos)
+        largest = std::max(largest, file.read(name).abs().max().item<double>());
     }
     return largest;
   };
   for (const auto& [name, rate] : {std::pair("still", "0"), {"learning", "1e-3"}}) {
-    expect_trained(folder(name), {"--model", dense(), "--method", "lora", "--steps", "3", "--learning-rate", rate, "-q"});
+    expect_trained(folder(name),
+                   {"--model", dense(), "--method", "lora", "--steps", "3", "--learning-rate", rate, "-q"});
   }
   EXPECT_EQ(largest_b("still"), 0);  // at a rate of zero B stays as it began
   EXPECT_GT(largest_b("learning"), 0);
@@ -84,12 +90,14 @@ TEST_F(Train, CuttingABatchInPartsChangesNothing) {
   const std::vector<std::string> one = joined(exact, {"--steps", "1", "--batch-size", "8"});
   const json whole = first_step("whole-batch", joined(one, {"--micro-batch-size", "8"}));
   const json parts = first_step("parts", joined(one, {"--micro-batch-size", "1"}));
-  // The same f32 losses and gradients summed in another order: about 10^3 terms of size one, each rounded by 2^-24, stay below.
+  // The same f32 losses and gradients summed in another order: about 10^3 terms of size one, each rounded by 2^-24,
+  // stay below.
   EXPECT_NEAR(parts.at("loss").get<double>(), whole.at("loss").get<double>(), 1e-5);
   EXPECT_NEAR(parts.at("grad_norm").get<double>() / whole.at("grad_norm").get<double>(), 1, 1e-4);
   EXPECT_EQ(parts.at("tokens"), whole.at("tokens"));
   // Must differ: the mean of the rows' means, which accumulation without weights would give.
-  expect_trained(folder("rows"), joined(exact, {"--steps", "8", "--batch-size", "1", "--micro-batch-size", "1", "--learning-rate", "0"}));
+  expect_trained(folder("rows"), joined(exact, {"--steps", "8", "--batch-size", "1", "--micro-batch-size", "1",
+                                                "--learning-rate", "0"}));
   const std::vector<json> rows = metrics_of(folder("rows"), "step");
   ASSERT_EQ(rows.size(), 8u);
   EXPECT_GT(std::abs(mean_loss(rows, 0, 8) - whole.at("loss").get<double>()), 1e-3);
@@ -100,7 +108,9 @@ TEST_F(Train, GradientCheckpointingChangesNoBit) {
   expect_trained(folder("kept"), more);
   expect_trained(folder("recomputed"), joined(more, {"--gradient-checkpointing", "true"}));
   expect_trained(folder("other-masks"), joined(more, {"--dropout", "0.2"}));
-  const auto adapter = [](const std::string& name) { return digest(folder(name) / "adapter/adapter_model.safetensors"); };
+  const auto adapter = [](const std::string& name) {
+    return digest(folder(name) / "adapter/adapter_model.safetensors");
+  };
   EXPECT_EQ(adapter("recomputed"), adapter("kept"));  // dropout draws the same masks again
   EXPECT_NE(adapter("other-masks"), adapter("kept"));
 }
@@ -108,8 +118,9 @@ TEST_F(Train, GradientCheckpointingChangesNoBit) {
 TEST_F(Train, TheLastCheckpointsAndTheBestAreKept) {
   const fs::path run = folder("keeping");
   // A rate that first learns and then destroys: the best evaluation is not the last.
-  expect_trained(run, {"--steps", "8", "--checkpoint-interval", "2", "--keep-checkpoints", "2", "--eval-interval", "1", "--eval-examples",
-                       "12", "--schedule", "constant", "--learning-rate", "0.02", "--dropout", "0", "-q"});
+  expect_trained(
+      run, {"--steps", "8", "--checkpoint-interval", "2", "--keep-checkpoints", "2", "--eval-interval", "1",
+            "--eval-examples", "12", "--schedule", "constant", "--learning-rate", "0.02", "--dropout", "0", "-q"});
   std::set<std::string> names;
   for (const auto& entry : fs::directory_iterator(run / "checkpoints")) names.insert(entry.path().filename());
   EXPECT_EQ(names, (std::set<std::string>{"step-6", "step-8"}));
@@ -150,7 +161,8 @@ TEST_F(Train, ThreeNonFiniteLossesEndARun) {
   EXPECT_EQ(metrics_of(folder("diverged"), "skipped").size(), 3u);
   // With a checkpoint of before it went wrong, here by a huge B after the second step, the advice names it and is good.
   const fs::path late = folder("late");
-  const std::vector<std::string> constant = {"--schedule", "constant", "--checkpoint-interval", "1", "--keep-checkpoints", "0", "-q"};
+  const std::vector<std::string> constant = {
+      "--schedule", "constant", "--checkpoint-interval", "1", "--keep-checkpoints", "0", "-q"};
   expect_trained(late, joined(constant, {"--steps", "2"}));
   const fs::path adapter = late / "checkpoints/step-2/adapter_model.safetensors";
   std::map<std::string, at::Tensor> tensors;
@@ -167,7 +179,8 @@ TEST_F(Train, ThreeNonFiniteLossesEndARun) {
   const std::string good = late / "checkpoints/step-1";
   EXPECT_NE(resumed.err.find("--initial-adapter " + good + "\n"), std::string::npos) << resumed.err;
   EXPECT_EQ(resumed.err.find("resume"), std::string::npos) << resumed.err;  // which would refuse another learning_rate
-  expect_trained(folder("after"), joined(constant, {"--steps", "2", "--initial-adapter", good, "--learning-rate", "1e-4"}));
+  expect_trained(folder("after"),
+                 joined(constant, {"--steps", "2", "--initial-adapter", good, "--learning-rate", "1e-4"}));
 }
 
 TEST_F(Train, NobodysFolderIsReplaced) {
@@ -204,7 +217,8 @@ TEST_F(Train, ImpossibleOutputsAreRefusedBeforeAnythingIsRead) {
 }
 
 TEST_F(Train, ALossThatRoseIsSaid) {
-  const std::vector<std::string> wild = {"--steps", "24", "--learning-rate", "10", "--max-grad-norm", "0", "--schedule", "constant", "--warmup-steps", "0"};
+  const std::vector<std::string> wild = {"--steps",    "24",       "--learning-rate", "10", "--max-grad-norm", "0",
+                                         "--schedule", "constant", "--warmup-steps",  "0"};
   const Outcome risen = finetune(folder("wild"), wild);
   EXPECT_EQ(risen.exit_code, 0) << risen.err;
   EXPECT_NE(risen.err.find("the loss rose from "), std::string::npos) << risen.err;
@@ -215,8 +229,8 @@ TEST_F(Train, ALossThatRoseIsSaid) {
 TEST_F(Train, HeldOutDataAreCheckedFirst) {
   write_file(folder("ids.jsonl"), "{\"input_ids\": [1, 5, 6], \"labels\": [1, 5, 6]}\n");
   write_file(folder("bad.jsonl"), "{\"input_ids\": [1, 5, 6], \"labels\": [1, 5, 99999]}\n");
-  const std::vector<std::string> tokens = {"--data-format", "tokens", "--data", folder("ids.jsonl"), "--steps", "1", "--eval-interval",
-                                           "1"};
+  const std::vector<std::string> tokens = {"--data-format", "tokens", "--data",          folder("ids.jsonl"),
+                                           "--steps",       "1",      "--eval-interval", "1"};
   expect_refused(folder("no-run"), joined(tokens, {"--eval-data", folder("bad.jsonl")}), 3, "bad.jsonl:1: label 99999");
   // Ids need no tokenizer, the held-out text does.
   fs::copy(base(), folder("bare"), fs::copy_options::recursive);
@@ -246,8 +260,8 @@ TEST_F(Train, ADryRunListsBadRecordsAndWindows) {
   std::string lines;
   for (int i = 0; i < 8; ++i) lines += "{\"instruction\": \"a\", \"output\": 5}\n";
   write_file(folder("bad-lines.jsonl"), lines + "{\"instruction\": \"a\", \"output\": \"b\"}\n");
-  const std::vector<std::string> more = {"--data", folder("bad-lines.jsonl"), "--data-format", "auto", "--skip-bad-records", "true",
-                                         "--dry-run"};
+  const std::vector<std::string> more = {
+      "--data", folder("bad-lines.jsonl"), "--data-format", "auto", "--skip-bad-records", "true", "--dry-run"};
   const Outcome text = finetune(folder("dry-bad"), more);
   ASSERT_EQ(text.exit_code, 0) << text.err;
   EXPECT_NE(text.out.find("bad-lines.jsonl:5: 'output' is number"), std::string::npos) << text.out;
@@ -270,9 +284,12 @@ TEST_F(Train, ADryRunListsBadRecordsAndWindows) {
 }
 
 TEST_F(Train, ADryRunShowsEveryTurnAndWhatTheRunNeeds) {
-  write_file(folder("chat.jsonl"), R"({"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Holgo."}, )"
-                                   R"({"role": "user", "content": "When?"}, {"role": "assistant", "content": "In autumn."}]})" "\n");
-  const std::vector<std::string> chat = {"--data-format", "messages", "--template", "none", "--data", folder("chat.jsonl")};
+  write_file(folder("chat.jsonl"),
+             R"({"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Holgo."}, )"
+             R"({"role": "user", "content": "When?"}, {"role": "assistant", "content": "In autumn."}]})"
+             "\n");
+  const std::vector<std::string> chat = {"--data-format", "messages", "--template",
+                                         "none",          "--data",   folder("chat.jsonl")};
   const std::vector<std::string> more = joined(chat, {"--dry-run"});
   const Outcome text = finetune(folder("dry"), more);
   ASSERT_EQ(text.exit_code, 0) << text.err;

@@ -64,13 +64,17 @@ class Training : public ::testing::Test {
 
   static std::vector<std::string> words(const fs::path& out, const std::vector<std::string>& more) {
     const std::string config = source_dir() / "configs/tiny/finetune.toml";
-    std::vector<std::string> result = {"finetune", "--config", config, "--model", base(), "--data", tune(), "--out", out.string(),
-                                       "--batch-size", "4", "--micro-batch-size", "2", "--warmup-steps", "2", "--dropout", "0.1",
-                                       "--log-interval", "1", "--threads", "1"};
+    std::vector<std::string> result = {
+        "finetune", "--config",       config,       "--model",      base(), "--data",
+        tune(),     "--out",          out.string(), "--batch-size", "4",    "--micro-batch-size",
+        "2",        "--warmup-steps", "2",          "--dropout",    "0.1",  "--log-interval",
+        "1",        "--threads",      "1"};
     result.insert(result.end(), more.begin(), more.end());
     return result;
   }
-  static Outcome finetune(const fs::path& out, const std::vector<std::string>& more) { return run_qalora(words(out, more)); }
+  static Outcome finetune(const fs::path& out, const std::vector<std::string>& more) {
+    return run_qalora(words(out, more));
+  }
   static void expect_trained(const fs::path& out, const std::vector<std::string>& more) {
     const Outcome run = finetune(out, more);
     EXPECT_EQ(run.exit_code, 0) << run.err;
@@ -80,13 +84,15 @@ class Training : public ::testing::Test {
   static void copy_as_killed(const fs::path& whole, const fs::path& parts, int step, int last) {
     fs::copy(whole, parts, fs::copy_options::recursive);
     fs::remove_all(parts / "adapter");
-    for (int later = step + 1; later <= last; ++later) fs::remove_all(parts / "checkpoints" / ("step-" + std::to_string(later)));
+    for (int later = step + 1; later <= last; ++later)
+      fs::remove_all(parts / "checkpoints" / ("step-" + std::to_string(later)));
   }
 
   static void expect_same_end(const fs::path& a, const fs::path& b, int step) {
     const fs::path checkpoint = fs::path("checkpoints") / ("step-" + std::to_string(step));
-    for (const fs::path& file : {fs::path("adapter/adapter_model.safetensors"), checkpoint / "adapter_model.safetensors",
-                                 checkpoint / "adapter_config.json", checkpoint / "optimizer.safetensors", checkpoint / "state.json"}) {
+    for (const fs::path& file :
+         {fs::path("adapter/adapter_model.safetensors"), checkpoint / "adapter_model.safetensors",
+          checkpoint / "adapter_config.json", checkpoint / "optimizer.safetensors", checkpoint / "state.json"}) {
       EXPECT_EQ(digest(a / file), digest(b / file)) << file;
     }
   }

@@ -42,7 +42,8 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   void synchronizeDevice(const c10::DeviceIndex) const override {}
 };
 
-// At load, not on first use: autograd counts the devices when it starts its threads, which a backward pass on the CPU does as well.
+// At load, not on first use: autograd counts the devices when it starts its threads, which a backward pass on the CPU
+// does as well.
 C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard);
 
 struct Hooks final : at::PrivateUse1HooksInterface {

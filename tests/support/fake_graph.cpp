@@ -37,12 +37,12 @@ Held hold(const at::Tensor& tensor) {
   const void* data = tensor.storage().data();
   const bool ours = data == nullptr || belongs_to(*recorded.load()->pool, data);
   return [owned = ours ? std::optional(tensor.storage()) : std::nullopt, weak = tensor.storage().getWeakStorageImpl(),
-          sizes = tensor.sizes().vec(), strides = tensor.strides().vec(), offset = tensor.storage_offset(), dtype = tensor.dtype(),
-          number = tensor.unsafeGetTensorImpl()->is_wrapped_number()] {
+          sizes = tensor.sizes().vec(), strides = tensor.strides().vec(), offset = tensor.storage_offset(),
+          dtype = tensor.dtype(), number = tensor.unsafeGetTensorImpl()->is_wrapped_number()] {
     auto there = weak.lock();
     TORCH_CHECK(there, "replay: a tensor that the graph works on is no longer there");
-    auto again =
-        at::detail::make_tensor<c10::TensorImpl>(c10::Storage(std::move(there)), c10::DispatchKeySet(c10::DispatchKey::PrivateUse1), dtype);
+    auto again = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(std::move(there)),
+                                                          c10::DispatchKeySet(c10::DispatchKey::PrivateUse1), dtype);
     again.unsafeGetTensorImpl()->set_sizes_and_strides(sizes, strides, offset);
     if (number) again.unsafeGetTensorImpl()->set_wrapped_number(true);
     return c10::IValue(again);
@@ -72,7 +72,8 @@ Held hold(const c10::IValue& value) {
   }
   if (value.isOptionalTensorList()) {
     std::vector<std::optional<Held>> held;
-    for (const auto& tensor : value.toOptionalTensorVector()) held.push_back(tensor ? std::optional(hold(*tensor)) : std::nullopt);
+    for (const auto& tensor : value.toOptionalTensorVector())
+      held.push_back(tensor ? std::optional(hold(*tensor)) : std::nullopt);
     return [held = std::move(held)] {
       c10::List<std::optional<at::Tensor>> list;
       for (const auto& one : held) list.push_back(one ? std::optional((*one)().toTensor()) : std::nullopt);

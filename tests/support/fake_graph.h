@@ -1,4 +1,5 @@
-// Recorded graphs of the fake accelerator: what the device was asked to do, with the addresses and the numbers it was given.
+// Recorded graphs of the fake accelerator: what the device was asked to do, with the addresses and the numbers it was
+// given.
 #pragma once
 
 #include <ATen/core/ivalue.h>
@@ -15,8 +16,8 @@ void add_step(std::function<void()> step);  // of the graph that is being record
 // Throws while a graph is recorded: the host would have to wait for the device, which has not begun.
 void refuse_to_wait(const std::string& what);
 
-// An argument or a result as a graph remembers it. Device tensors that were there before the recording are not kept alive: calling it
-// throws when their memory is gone. Numbers on the CPU stay what they are now.
+// An argument or a result as a graph remembers it. Device tensors that were there before the recording are not kept
+// alive: calling it throws when their memory is gone. Numbers on the CPU stay what they are now.
 using Held = std::function<c10::IValue()>;
 Held hold(const c10::IValue& value);
 

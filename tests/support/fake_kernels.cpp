@@ -23,11 +23,13 @@ T* on_host(T* device, const char* kernel) {
   return static_cast<T*>(to_host_pointer(device, kernel));
 }
 kernels::PackedView on_host(kernels::PackedView view, const char* kernel) {
-  view.codes = on_host(view.codes, kernel), view.scales = on_host(view.scales, kernel), view.offsets = on_host(view.offsets, kernel);
+  view.codes = on_host(view.codes, kernel), view.scales = on_host(view.scales, kernel),
+  view.offsets = on_host(view.offsets, kernel);
   return view;
 }
 kernels::cuda::TiledView on_host(kernels::cuda::TiledView view, const char* kernel) {
-  view.codes = on_host(view.codes, kernel), view.scales = on_host(view.scales, kernel), view.offsets = on_host(view.offsets, kernel);
+  view.codes = on_host(view.codes, kernel), view.scales = on_host(view.scales, kernel),
+  view.offsets = on_host(view.offsets, kernel);
   return view;
 }
 kernels::cuda::PoolOutput on_host(kernels::cuda::PoolOutput pool, const char* kernel) {
@@ -67,7 +69,8 @@ void wrap(Api& device) {
 }
 
 int64_t matmul_workspace_bytes(const kernels::cuda::TiledShape& shape, int64_t rows, int multiprocessors) {
-  TORCH_CHECK(host_kernels->matmul_workspace_bytes != nullptr, "matmul_workspace_bytes: the table has no such function");
+  TORCH_CHECK(host_kernels->matmul_workspace_bytes != nullptr,
+              "matmul_workspace_bytes: the table has no such function");
   return host_kernels->matmul_workspace_bytes(shape, rows, multiprocessors);
 }
 

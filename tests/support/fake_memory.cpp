@@ -36,9 +36,9 @@ class Memory {
     const std::lock_guard<std::mutex> lock(mutex_);
     const uint64_t size = rounded(bytes), used = statistics_.used_bytes;
     // The words and the numbers of CUDA's allocator.
-    TORCH_CHECK_WITH(OutOfMemoryError, size <= limit_ && used <= limit_ - size, "FAKE out of memory. Tried to allocate ", mebibytes(size),
-                     ". GPU 0 has a total capacity of ", mebibytes(limit_), " of which ", mebibytes(limit_ - std::min(limit_, used)),
-                     " is free.");
+    TORCH_CHECK_WITH(OutOfMemoryError, size <= limit_ && used <= limit_ - size,
+                     "FAKE out of memory. Tried to allocate ", mebibytes(size), ". GPU 0 has a total capacity of ",
+                     mebibytes(limit_), " of which ", mebibytes(limit_ - std::min(limit_, used)), " is free.");
     if (host == nullptr) return;  // only asked whether it fits
     alive_.emplace(reinterpret_cast<uintptr_t>(host), Block{bytes, pool_});
     statistics_.used_bytes += size;
@@ -100,7 +100,8 @@ class Memory {
     }
     for (const auto& [data, content] : snapshot) {
       const auto found = alive_.find(reinterpret_cast<uintptr_t>(data));
-      const bool same = found != alive_.end() && found->second.bytes == content.size() && found->second.pool.get() != &since;
+      const bool same =
+          found != alive_.end() && found->second.bytes == content.size() && found->second.pool.get() != &since;
       if (same) std::memcpy(data, content.data(), content.size());
     }
   }
@@ -184,14 +185,17 @@ c10::DataPtr adopt(c10::Storage host) {
 
 c10::Storage adopted_storage(c10::Storage host) {
   const size_t bytes = host.nbytes();
-  return c10::Storage(c10::Storage::use_byte_size_t{}, bytes, adopt(std::move(host)), fake_allocator(), /*resizable=*/true);
+  return c10::Storage(c10::Storage::use_byte_size_t{}, bytes, adopt(std::move(host)), fake_allocator(),
+                      /*resizable=*/true);
 }
 
 c10::Storage host_storage(const c10::Storage& device) {
   void* data = to_host_pointer(device.data(), "a tensor of the fake device");
   c10::DataPtr alias(
-      data, new c10::Storage(device), [](void* held) { delete static_cast<c10::Storage*>(held); }, c10::Device(c10::DeviceType::CPU));
-  return c10::Storage(c10::Storage::use_byte_size_t{}, device.nbytes(), std::move(alias), c10::GetCPUAllocator(), device.resizable());
+      data, new c10::Storage(device), [](void* held) { delete static_cast<c10::Storage*>(held); },
+      c10::Device(c10::DeviceType::CPU));
+  return c10::Storage(c10::Storage::use_byte_size_t{}, device.nbytes(), std::move(alias), c10::GetCPUAllocator(),
+                      device.resizable());
 }
 
 std::shared_ptr<Pool> open_pool() {

@@ -19,18 +19,21 @@ inline const c10::Device kFakeDevice(c10::DeviceType::PrivateUse1, 0);
 
 // A device pointer is the host's with bit 62 set. No address looks like this on x86-64, so the processor refuses it.
 void* to_device_pointer(void* host);  // null stays null
-// The way back. A c10::Error, naming `what`, for a pointer that is not the device's, or that points into no living allocation.
+// The way back. A c10::Error, naming `what`, for a pointer that is not the device's, or that points into no living
+// allocation.
 void* to_host_pointer(const void* device, const char* what);
 bool is_device_pointer(const void* pointer);
 
 c10::Allocator* fake_allocator();
-// The memory of a CPU storage, from now on the device's: nothing is copied, and `host` lives as long as what is returned.
+// The memory of a CPU storage, from now on the device's: nothing is copied, and `host` lives as long as what is
+// returned.
 c10::DataPtr adopt(c10::Storage host);
 c10::Storage adopted_storage(c10::Storage host);
 // The other way round: a CPU storage over the device's memory.
 c10::Storage host_storage(const c10::Storage& device);
 
-// Memory that is allocated while a graph is recorded stays the graph's: what is given back meanwhile or later waits for close_pool.
+// Memory that is allocated while a graph is recorded stays the graph's: what is given back meanwhile or later waits for
+// close_pool.
 struct Pool {
   bool open = true;
   std::vector<std::function<void()>> waiting;

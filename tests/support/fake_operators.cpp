@@ -22,8 +22,8 @@ namespace {
 
 using Stack = std::vector<c10::IValue>;
 
-// One operator's tensors in both guises. A twin is a CPU tensor over a device tensor's memory, with its sizes and strides; device tensors
-// that share memory get twins that share it, so that LibTorch sees the overlaps.
+// One operator's tensors in both guises. A twin is a CPU tensor over a device tensor's memory, with its sizes and
+// strides; device tensors that share memory get twins that share it, so that LibTorch sees the overlaps.
 class Twins {
  public:
   c10::Storage host(const c10::Storage& device) {
@@ -41,8 +41,8 @@ class Twins {
       if (device.is_same(tensor)) return twin;
     }
     TORCH_CHECK(tensor.layout() == c10::kStrided, "the fake device has strided tensors only");
-    at::Tensor twin =
-        at::detail::make_tensor<c10::TensorImpl>(host(tensor.storage()), c10::DispatchKeySet(c10::DispatchKey::CPU), tensor.dtype());
+    at::Tensor twin = at::detail::make_tensor<c10::TensorImpl>(
+        host(tensor.storage()), c10::DispatchKeySet(c10::DispatchKey::CPU), tensor.dtype());
     twin.unsafeGetTensorImpl()->set_sizes_and_strides(tensor.sizes(), tensor.strides(), tensor.storage_offset());
     // Decides on types: 2.0 beside a bf16 tensor stays bf16.
     if (tensor.unsafeGetTensorImpl()->is_wrapped_number()) twin.unsafeGetTensorImpl()->set_wrapped_number(true);
@@ -65,13 +65,14 @@ class Twins {
     for (const auto& [device, twin] : tensors_) {
       if (twin.is_same(tensor)) return device;
     }
-    at::Tensor result = at::detail::make_tensor<c10::TensorImpl>(device(tensor.storage()),
-                                                                 c10::DispatchKeySet(c10::DispatchKey::PrivateUse1), tensor.dtype());
+    at::Tensor result = at::detail::make_tensor<c10::TensorImpl>(
+        device(tensor.storage()), c10::DispatchKeySet(c10::DispatchKey::PrivateUse1), tensor.dtype());
     result.unsafeGetTensorImpl()->set_sizes_and_strides(tensor.sizes(), tensor.strides(), tensor.storage_offset());
     return result;
   }
 
-  // Brings over what the operator changed beside the memory's content: sizes (resize_, out=) and the memory itself (growth, set_).
+  // Brings over what the operator changed beside the memory's content: sizes (resize_, out=) and the memory itself
+  // (growth, set_).
   void settle() {
     for (size_t i = 0; i < storages_.size(); ++i) {
       Pair& pair = storages_[i];
@@ -83,7 +84,8 @@ class Twins {
       c10::TensorImpl* impl = device.unsafeGetTensorImpl();
       const c10::Storage storage = this->device(twin.storage());
       if (!storage.is_alias_of(device.storage())) impl->set_storage_keep_dtype(storage);
-      if (device.sizes() != twin.sizes() || device.strides() != twin.strides() || device.storage_offset() != twin.storage_offset()) {
+      if (device.sizes() != twin.sizes() || device.strides() != twin.strides() ||
+          device.storage_offset() != twin.storage_offset()) {
         impl->set_sizes_and_strides(twin.sizes(), twin.strides(), twin.storage_offset());
       }
     }
@@ -99,24 +101,32 @@ class Twins {
   std::vector<std::pair<at::Tensor, at::Tensor>> tensors_;  // device, twin
 };
 
-// ---- What may meet --------------------------------------------------------------------------------------------------------------
+// ---- What may meet
+// --------------------------------------------------------------------------------------------------------------
 
-// Operators that CUDA lets take a CPU tensor of no dimensions: built on a TensorIterator with allow_cpu_scalars, or reading the number on
-// the host. A second word: only in this argument.
+// Operators that CUDA lets take a CPU tensor of no dimensions: built on a TensorIterator with allow_cpu_scalars, or
+// reading the number on the host. A second word: only in this argument.
 bool takes_cpu_scalar(const std::string& operator_name, const std::string& argument) {
   static const std::set<std::string> any = {
-      "add",   "sub",      "rsub",    "mul",   "div",         "true_divide", "floor_divide", "remainder",   "fmod",       "pow",
-      "atan2", "copysign", "hypot",   "xlogy", "maximum",     "minimum",     "fmax",         "fmin",        "eq",         "ne",
-      "lt",    "le",       "gt",      "ge",    "logical_and", "logical_or",  "logical_xor",  "bitwise_and", "bitwise_or", "bitwise_xor",
-      "lerp",  "addcmul",  "addcdiv", "where", "clamp",       "clamp_min",   "clamp_max"};
-  static const std::set<std::pair<std::string, std::string>> one = {
-      {"masked_fill", "value"}, {"fill", "value"}, {"_index_put_impl", "values"}, {"_fused_adamw", "lr"}, {"_fused_adam", "lr"}};
+      "add",        "sub",         "rsub", "mul",         "div",        "true_divide", "floor_divide",
+      "remainder",  "fmod",        "pow",  "atan2",       "copysign",   "hypot",       "xlogy",
+      "maximum",    "minimum",     "fmax", "fmin",        "eq",         "ne",          "lt",
+      "le",         "gt",          "ge",   "logical_and", "logical_or", "logical_xor", "bitwise_and",
+      "bitwise_or", "bitwise_xor", "lerp", "addcmul",     "addcdiv",    "where",       "clamp",
+      "clamp_min",  "clamp_max"};
+  static const std::set<std::pair<std::string, std::string>> one = {{"masked_fill", "value"},
+                                                                    {"fill", "value"},
+                                                                    {"_index_put_impl", "values"},
+                                                                    {"_fused_adamw", "lr"},
+                                                                    {"_fused_adam", "lr"}};
   std::string name = operator_name.substr(operator_name.rfind(':') + 1);
   if (name.ends_with('_')) name.pop_back();
   return any.contains(name) || one.contains({name, argument});
 }
 
-std::string describe(const at::Tensor& tensor) { return c10::str(tensor.sizes(), " ", tensor.dtype().name(), " on ", tensor.device()); }
+std::string describe(const at::Tensor& tensor) {
+  return c10::str(tensor.sizes(), " ", tensor.dtype().name(), " on ", tensor.device());
+}
 
 // Calls `function(argument's schema, tensor)` for every defined tensor among the arguments.
 template <typename Function>
@@ -155,17 +165,20 @@ void refuse_mixtures(const c10::FunctionSchema& schema, const c10::IValue* argum
 
 // What the CPU can and CUDA cannot.
 void refuse_what_cuda_lacks(const c10::FunctionSchema& schema, const c10::IValue* arguments) {
-  static const std::set<std::string> products = {"aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::mv", "aten::addmv"};
+  static const std::set<std::string> products = {"aten::mm",      "aten::addmm", "aten::bmm",
+                                                 "aten::baddbmm", "aten::mv",    "aten::addmv"};
   const std::string& name = schema.name();
-  TORCH_CHECK(name.find("_for_cpu") == std::string::npos && name.find("mkldnn") == std::string::npos, name, ": CUDA has no such kernel");
+  TORCH_CHECK(name.find("_for_cpu") == std::string::npos && name.find("mkldnn") == std::string::npos, name,
+              ": CUDA has no such kernel");
   if (!products.contains(name)) return;
   for_each_tensor(schema, arguments, [&](const c10::Argument& argument, const at::Tensor& tensor) {
-    TORCH_CHECK(!c10::isIntegralType(tensor.scalar_type(), true), name, ": CUDA multiplies no matrices of integers, but '", argument.name(),
-                "' is ", describe(tensor));
+    TORCH_CHECK(!c10::isIntegralType(tensor.scalar_type(), true), name,
+                ": CUDA multiplies no matrices of integers, but '", argument.name(), "' is ", describe(tensor));
   });
 }
 
-// ---- Running ----------------------------------------------------------------------------------------------------------------------
+// ---- Running
+// ----------------------------------------------------------------------------------------------------------------------
 
 c10::IValue to_host(const c10::IValue& value, Twins& twins) {
   if (value.isTensor()) return twins.host(value.toTensor());
@@ -219,7 +232,8 @@ void note_wait(const std::string& name, uint64_t bytes) {
 }
 
 // Once more, on the same memory; what the first time was a fresh result is written over that.
-void replay(const c10::OperatorHandle& operation, const std::vector<Held>& arguments, const std::vector<Held>& results) {
+void replay(const c10::OperatorHandle& operation, const std::vector<Held>& arguments,
+            const std::vector<Held>& results) {
   const at::AutoDispatchBelowADInplaceOrView below_autograd;
   Twins twins;
   Stack stack;
@@ -264,7 +278,8 @@ void run(const c10::OperatorHandle& operation, Stack* stack) {
   stack->resize(begin);
   for (const c10::IValue& value : twin_stack) stack->push_back(to_device(value, twins));
   if (!recording()) return;
-  add_step([operation, arguments = std::move(arguments), results = hold_all(stack->data() + begin, stack->data() + stack->size())] {
+  add_step([operation, arguments = std::move(arguments),
+            results = hold_all(stack->data() + begin, stack->data() + stack->size())] {
     replay(operation, arguments, results);
   });
 }
@@ -299,21 +314,23 @@ at::Scalar local_scalar_dense(const at::Tensor& tensor) {
   return at::_local_scalar_dense(twins.host(tensor));
 }
 
-at::Tensor empty(c10::IntArrayRef sizes, std::optional<c10::ScalarType> dtype, std::optional<c10::Layout>, std::optional<c10::Device>,
-                 std::optional<bool>, std::optional<c10::MemoryFormat> format) {
+at::Tensor empty(c10::IntArrayRef sizes, std::optional<c10::ScalarType> dtype, std::optional<c10::Layout>,
+                 std::optional<c10::Device>, std::optional<bool>, std::optional<c10::MemoryFormat> format) {
   return at::detail::empty_generic(sizes, fake_allocator(), c10::DispatchKeySet(c10::DispatchKey::PrivateUse1),
                                    c10::dtype_or_default(dtype), format);
 }
 
-at::Tensor empty_strided(c10::IntArrayRef sizes, c10::IntArrayRef strides, std::optional<c10::ScalarType> dtype, std::optional<c10::Layout>,
-                         std::optional<c10::Device>, std::optional<bool>) {
-  return at::detail::empty_strided_generic(sizes, strides, fake_allocator(), c10::DispatchKeySet(c10::DispatchKey::PrivateUse1),
+at::Tensor empty_strided(c10::IntArrayRef sizes, c10::IntArrayRef strides, std::optional<c10::ScalarType> dtype,
+                         std::optional<c10::Layout>, std::optional<c10::Device>, std::optional<bool>) {
+  return at::detail::empty_strided_generic(sizes, strides, fake_allocator(),
+                                           c10::DispatchKeySet(c10::DispatchKey::PrivateUse1),
                                            c10::dtype_or_default(dtype));
 }
 
-// at::scaled_dot_product_attention then takes the road of plain products and a softmax; the CPU's own choice would be its flash kernel.
-int64_t fused_attention_choice(const at::Tensor&, const at::Tensor&, const at::Tensor&, const std::optional<at::Tensor>&, double, bool,
-                               std::optional<double>, bool) {
+// at::scaled_dot_product_attention then takes the road of plain products and a softmax; the CPU's own choice would be
+// its flash kernel.
+int64_t fused_attention_choice(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                               const std::optional<at::Tensor>&, double, bool, std::optional<double>, bool) {
   return 0;  // sdp::SDPBackend::math
 }
 
@@ -335,7 +352,8 @@ void register_fake_operators() {
   operators.impl("empty.memory_format", &empty);
   operators.impl("empty_strided", &empty_strided);
   operators.impl("_fused_sdp_choice", &fused_attention_choice);
-  // A fallback alone would not do: without a kernel of its own an operator such as add is taken apart into add.out and loses its name.
+  // A fallback alone would not do: without a kernel of its own an operator such as add is taken apart into add.out and
+  // loses its name.
   auto& dispatcher = c10::Dispatcher::singleton();
   for (const c10::OperatorName& name : dispatcher.getAllOpNames()) {
     if (!name.name.starts_with("aten::") || own.contains(in_namespace(name))) continue;

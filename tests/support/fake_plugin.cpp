@@ -1,4 +1,5 @@
-// A stand-in for libqalora_cuda.so that needs neither CUDA nor a device. FAKE_DEVICES: how many it claims to have; -1: it throws.
+// A stand-in for libqalora_cuda.so that needs neither CUDA nor a device. FAKE_DEVICES: how many it claims to have; -1:
+// it throws.
 #include <stdexcept>
 
 #include "qalora/tensor/accelerator.h"

@@ -36,7 +36,8 @@ struct GgufBytes {
     return *this;
   }
   // dims: fastest first, as the file has them
-  GgufBytes& tensor(const std::string& name, const std::vector<uint64_t>& dims, uint32_t type, const std::string& bytes) {
+  GgufBytes& tensor(const std::string& name, const std::vector<uint64_t>& dims, uint32_t type,
+                    const std::string& bytes) {
     tensor_raw(name, dims, type, data.size());
     data += bytes;
     data.resize((data.size() + alignment - 1) / alignment * alignment);
@@ -96,7 +97,8 @@ class PlainGgufReader {
       if (tensor.bytes.size() != size) throw std::runtime_error("too short");
       expected += (size + 31) / 32 * 32;
     }
-    if (data + expected != bytes_.size()) throw std::runtime_error("the last tensor is not padded, or there is more behind it");
+    if (data + expected != bytes_.size())
+      throw std::runtime_error("the last tensor is not padded, or there is more behind it");
     return result;
   }
 

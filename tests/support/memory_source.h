@@ -15,7 +15,8 @@ namespace qalora::test {
 class MemorySource : public io::TensorSource {
  public:
   explicit MemorySource(std::map<std::string, at::Tensor> tensors) : tensors_(std::move(tensors)) {
-    for (const auto& [name, tensor] : tensors_) infos_[name] = {io::dtype_of(tensor.scalar_type()), tensor.sizes().vec(), 0, tensor.nbytes()};
+    for (const auto& [name, tensor] : tensors_)
+      infos_[name] = {io::dtype_of(tensor.scalar_type()), tensor.sizes().vec(), 0, tensor.nbytes()};
   }
 
   const std::map<std::string, io::TensorInfo>& tensors() const override { return infos_; }

@@ -56,7 +56,8 @@ Outcome run_qalora(const std::vector<std::string>& arguments, const std::vector<
   for (auto& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
   std::vector<std::string> variables(env);
-  variables.emplace_back("GOMP_SPINCOUNT=10000");  // as the program sets it by starting itself again, which takes a moment
+  variables.emplace_back(
+      "GOMP_SPINCOUNT=10000");  // as the program sets it by starting itself again, which takes a moment
   std::vector<char*> envp;
   for (auto& variable : variables) envp.push_back(variable.data());  // earlier entries win
   for (char** variable = environ; *variable != nullptr; ++variable) envp.push_back(*variable);

@@ -26,7 +26,7 @@ class TempDir {
 // Reference data that users do not have: $QALORA_SHARED, else ../shared beside the source folder. Empty when absent.
 fs::path shared_dir();
 // Skips the running test, visibly, when shared/<relative> does not exist.
-#define REQUIRE_SHARED(relative)                                                                       \
+#define REQUIRE_SHARED(relative)                                                                                   \
   if (::qalora::test::shared_dir().empty() || !std::filesystem::exists(::qalora::test::shared_dir() / (relative))) \
   GTEST_SKIP() << "reference data '" << (relative) << "' is not here (set QALORA_SHARED)"
 

@@ -1,7 +1,7 @@
 // What every command shares: the common flags, and how a command is registered.
 //
-// A command is one file src/cli/<name>.cpp with `Command make_<name>(CLI::App& root)`: it adds its subcommand, binds flags to
-// a plain options struct and returns what to run after parsing. No algorithm lives here.
+// A command is one file src/cli/<name>.cpp with `Command make_<name>(CLI::App& root)`: it adds its subcommand, binds
+// flags to a plain options struct and returns what to run after parsing. No algorithm lives here.
 #pragma once
 
 #include <c10/core/Device.h>
@@ -43,7 +43,8 @@ std::shared_ptr<CommonOptions> add_common(CLI::App& app, unsigned flags);
 // Checks them, sets log level, threads, device and compute dtype. First line of every run function.
 void apply_common(CommonOptions& options);
 
-// Whole decimal numbers from `least` on, and no others: CLI11 by itself takes the nearest number that fits into 64 bits.
+// Whole decimal numbers from `least` on, and no others: CLI11 by itself takes the nearest number that fits into 64
+// bits.
 bool parse_whole(const std::string& text, int64_t& value);
 CLI::Validator whole_number(int64_t least = INT64_MIN);
 // One of these words; the error names the nearest.
@@ -51,7 +52,8 @@ CLI::Validator one_of(std::vector<std::string> words);
 
 // JSON on one line. File names may be any bytes: what is not UTF-8 in them is shown as U+FFFD.
 std::string json_line(const nlohmann::json& document);
-// Prints one JSON document to stdout (numbers with full precision; a non-finite number is an InternalError, not "null").
+// Prints one JSON document to stdout (numbers with full precision; a non-finite number is an InternalError, not
+// "null").
 void print_json(const nlohmann::json& document);
 // Prints text to stdout; a closed pipe ends quietly, a full disk is an IoError.
 void print(const std::string& text);
@@ -63,13 +65,14 @@ void require_model(const fs::path& path, const char* flag);
 void require_folder(const fs::path& path, const char* flag);
 // UserError unless something lies at `path`; flag: "--data".
 void require_input(const fs::path& path, const char* flag);
-// For --out, a folder. UserError when it exists and not force, is or holds one of `inputs` (links resolved; empty ones are passed over),
-// or is anything but an empty folder and one that a checkpoint or an adapter was written to: --force replaces nothing else.
+// For --out, a folder. UserError when it exists and not force, is or holds one of `inputs` (links resolved; empty ones
+// are passed over), or is anything but an empty folder and one that a checkpoint or an adapter was written to: --force
+// replaces nothing else.
 void require_output(const fs::path& out, bool force, const std::vector<fs::path>& inputs);
 // For a dry run: IoError when the folder cannot be written, or the disk has less room than that. Leaves nothing behind.
 void require_writable(const fs::path& out, bool force, uint64_t required_bytes);
-// For a file that is written when the work is done. UserError when it exists and not force, or is one of `inputs` or inside one of
-// them; IoError when nothing can be written there. Before the work, which would be lost.
+// For a file that is written when the work is done. UserError when it exists and not force, or is one of `inputs` or
+// inside one of them; IoError when nothing can be written there. Before the work, which would be lost.
 void require_output_file(const char* flag, const fs::path& out, bool force, const std::vector<fs::path>& inputs);
 
 Command make_quantize(CLI::App& root);

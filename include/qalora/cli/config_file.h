@@ -19,8 +19,9 @@ struct Key {
 // Adds a flag for each key. A key that is true or false may stand bare: --packing is --packing true.
 void bind_keys(CLI::App& app, const std::vector<Key>& keys);
 
-// Reads a TOML file into the keys that no flag was given for, so that flags win. UserError names file, line and key: unknown ones,
-// sections other than the command's own name, keys given twice, values of another type. A value that a flag wins over must fit too.
+// Reads a TOML file into the keys that no flag was given for, so that flags win. UserError names file, line and key:
+// unknown ones, sections other than the command's own name, keys given twice, values of another type. A value that a
+// flag wins over must fit too.
 void load_config_file(CLI::App& app, const std::string& path, const std::vector<Key>& keys);
 
 // The values as a TOML file with a comment over every key.

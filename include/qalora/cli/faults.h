@@ -13,8 +13,8 @@ struct Fault {
   ExitCode code = ExitCode::kFailure;
 };
 
-// `what`: an error's text without its backtrace. Out of memory on the CPU or a device, or anything else that CUDA reports; nothing where
-// the error is neither.
+// `what`: an error's text without its backtrace. Out of memory on the CPU or a device, or anything else that CUDA
+// reports; nothing where the error is neither.
 std::optional<Fault> known_fault(const std::string& what);
 
 }  // namespace qalora::cli

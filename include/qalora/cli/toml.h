@@ -5,8 +5,8 @@
 //          "b"]
 //   [section]
 //
-// Not read, and said so: dates, inline tables, tables of tables, dotted or quoted keys, text over several lines, arrays of
-// anything but text.
+// Not read, and said so: dates, inline tables, tables of tables, dotted or quoted keys, text over several lines, arrays
+// of anything but text.
 #pragma once
 
 #include <cstdint>

@@ -4,6 +4,7 @@
 namespace qalora::cli {
 
 const char* version_number();  // "0.1.0"
-const char* version_commit();  // as `git describe --always --dirty` said when CMake last ran; "unknown" outside a git checkout
+const char*
+version_commit();  // as `git describe --always --dirty` said when CMake last ran; "unknown" outside a git checkout
 
 }  // namespace qalora::cli

@@ -1,4 +1,5 @@
-// The errors that leave a library function. Text: what, expected, got, what to do; the path and the tensor's name first.
+// The errors that leave a library function. Text: what, expected, got, what to do; the path and the tensor's name
+// first.
 #pragma once
 
 #include <sstream>
@@ -11,8 +12,8 @@ namespace qalora {
 enum class ExitCode : int {
   kOk = 0,
   kFailure = 1,
-  kUsage = 2,         // a flag, a config key or a combination of them
-  kData = 3,          // an input file is damaged or does not match
+  kUsage = 2,  // a flag, a config key or a combination of them
+  kData = 3,   // an input file is damaged or does not match
   kOutOfMemory = 4,
   kIo = 5,            // disk full, read-only, no such folder for an output
   kDiverged = 6,      // training produced non-finite losses
@@ -29,9 +30,9 @@ class Error : public std::runtime_error {
   ExitCode code_;
 };
 
-#define QALORA_ERROR_TYPE(Name, exit_code)                              \
-  class Name : public Error {                                           \
-   public:                                                              \
+#define QALORA_ERROR_TYPE(Name, exit_code)                             \
+  class Name : public Error {                                          \
+   public:                                                             \
     explicit Name(const std::string& what) : Error(exit_code, what) {} \
   }
 
@@ -63,8 +64,8 @@ std::string message(const Args&... args) {
 }  // namespace qalora
 
 // Throws `Type` with the joined message unless `condition` holds. One condition each, always on.
-#define QALORA_REQUIRE(condition, Type, ...)                             \
-  do {                                                                   \
+#define QALORA_REQUIRE(condition, Type, ...)                                \
+  do {                                                                      \
     if (!(condition)) throw ::qalora::Type(::qalora::message(__VA_ARGS__)); \
   } while (false)
 

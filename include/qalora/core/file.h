@@ -1,5 +1,5 @@
-// Files: read through a map, written under a temporary name, synced, then renamed. What was there before stays until the
-// rename, so a crash, a full disk or a signal leaves either the old file or the new one, never half of one.
+// Files: read through a map, written under a temporary name, synced, then renamed. What was there before stays until
+// the rename, so a crash, a full disk or a signal leaves either the old file or the new one, never half of one.
 #pragma once
 
 #include <cstddef>
@@ -14,8 +14,8 @@ namespace qalora {
 
 namespace fs = std::filesystem;
 
-// A read-only map of a whole regular file. Throws UserError when the path does not exist, DataError when it is a folder or
-// cannot be read. An empty file maps to an empty span.
+// A read-only map of a whole regular file. Throws UserError when the path does not exist, DataError when it is a folder
+// or cannot be read. An empty file maps to an empty span.
 class MappedFile {
  public:
   explicit MappedFile(const fs::path& path);
@@ -57,11 +57,12 @@ class AtomicFile {
   int64_t written_ = 0, started_ = 0;  // bytes
 };
 
-// A folder being written: files go to staging(), commit() syncs them and puts the whole folder at `path`. With `replace` an existing
-// `path` and the new folder change places in one step; a file system that cannot do so gets two renames, and a kill between them
-// leaves the old folder as `path`.qalora-old-*. Without `replace` an existing `path` is a UserError in the constructor.
-// `required_bytes` > 0: fails at once with IoError when the disk has less room than that. Folders above `path` are made, and
-// removed again when nothing is committed. What a killed process left of the same `path` is removed first.
+// A folder being written: files go to staging(), commit() syncs them and puts the whole folder at `path`. With
+// `replace` an existing `path` and the new folder change places in one step; a file system that cannot do so gets two
+// renames, and a kill between them leaves the old folder as `path`.qalora-old-*. Without `replace` an existing `path`
+// is a UserError in the constructor. `required_bytes` > 0: fails at once with IoError when the disk has less room than
+// that. Folders above `path` are made, and removed again when nothing is committed. What a killed process left of the
+// same `path` is removed first.
 class AtomicFolder {
  public:
   AtomicFolder(const fs::path& path, bool replace, uint64_t required_bytes = 0);
@@ -85,15 +86,15 @@ class AtomicFolder {
 // In the names of what is being written and of what gives way to it, each followed by the process and a random number.
 inline constexpr std::string_view kStagingMark = ".qalora-tmp-", kAsideMark = ".qalora-old-";
 
-// Whole small text file, or what a pipe gives. UserError when missing, DataError when it is a folder, larger than `limit_bytes` or
-// unreadable.
+// Whole small text file, or what a pipe gives. UserError when missing, DataError when it is a folder, larger than
+// `limit_bytes` or unreadable.
 std::string read_text_file(const fs::path& path, uint64_t limit_bytes = uint64_t{64} << 20);
 void write_text_file(const fs::path& path, std::string_view text);  // atomic
 void copy_file_synced(const fs::path& from, const fs::path& to);
 
 void sync_folder(const fs::path& folder);
-// What lies at `path`, links followed; not_found where there is nothing. DataError where it cannot be looked at: a name that is
-// too long, links in a circle, a folder that may not be entered.
+// What lies at `path`, links followed; not_found where there is nothing. DataError where it cannot be looked at: a name
+// that is too long, links in a circle, a folder that may not be entered.
 fs::file_type kind_of(const fs::path& path);
 std::vector<std::string> list_folder(const fs::path& folder);  // the names in it, sorted; DataError
 // True when both name the same existing file or folder (links resolved).

@@ -25,7 +25,8 @@ void verbose(const std::string& text);  // only with -v
 void warn(const std::string& text);     // unless quiet
 void error(const std::string& text);    // always
 
-// Redraws the one line that lives below the messages of a terminal; "" takes it away. Messages push it aside. Progress uses it.
+// Redraws the one line that lives below the messages of a terminal; "" takes it away. Messages push it aside. Progress
+// uses it.
 void live_line(const std::string& text);
 
 // Text wrapped in an ANSI code where colours are on: bold("x"), red("x").

@@ -7,14 +7,15 @@
 
 namespace qalora {
 
-// The line itself: done of total after so many seconds. The rate, and so the ETA, is the whole job's, not the last moment's.
+// The line itself: done of total after so many seconds. The rate, and so the ETA, is the whole job's, not the last
+// moment's.
 std::string progress_line(const std::string& what, int64_t done, int64_t total, const std::string& unit, double seconds,
                           const std::string& note);
 
 class Progress {
  public:
-  // unit: plural noun for the count ("layers", "questions"). Nothing is printed before two seconds have passed, nor when
-  // quiet. On a terminal the line redraws; elsewhere one plain line appears every ten seconds.
+  // unit: plural noun for the count ("layers", "questions"). Nothing is printed before two seconds have passed, nor
+  // when quiet. On a terminal the line redraws; elsewhere one plain line appears every ten seconds.
   Progress(std::string what, int64_t total, std::string unit);
   ~Progress();  // clears the live line
 

@@ -23,8 +23,8 @@ struct ChoiceQuestion {
 std::vector<ChoiceQuestion> read_choices(const fs::path& path, int64_t limit);  // limit 0: all
 
 struct ChoiceAnswer {
-  std::vector<double> scores;                               // log-likelihood of each choice
-  std::vector<double> normalised;                           // per UTF-8 byte of the choice, the blank in front not counted
+  std::vector<double> scores;      // log-likelihood of each choice
+  std::vector<double> normalised;  // per UTF-8 byte of the choice, the blank in front not counted
   int64_t prediction = 0, prediction_norm = 0, answer = 0;  // of equal scores the first wins
   int64_t prompt_tokens = 0, cut_tokens = 0;
 };
@@ -38,8 +38,8 @@ struct ChoiceResult {
 };
 
 // A blank is put between context and choice unless one of them brings it.
-ChoiceResult run_choices(model::Llama& model, const text::Tokenizer& tokenizer, const std::vector<ChoiceQuestion>& questions,
-                         int64_t batch_tokens);
+ChoiceResult run_choices(model::Llama& model, const text::Tokenizer& tokenizer,
+                         const std::vector<ChoiceQuestion>& questions, int64_t batch_tokens);
 
 nlohmann::json to_json(const ChoiceResult& result);
 std::string details_line(const ChoiceResult& result, size_t index);

@@ -10,9 +10,10 @@
 
 namespace qalora::eval {
 
-// Calls record(object, "file:line") for each line that is not blank. DataError names file and line of what is not an object.
-// A record that returns false ends the reading.
-void read_json_lines(const fs::path& path, const std::function<bool(const nlohmann::json&, const std::string& where)>& record);
+// Calls record(object, "file:line") for each line that is not blank. DataError names file and line of what is not an
+// object. A record that returns false ends the reading.
+void read_json_lines(const fs::path& path,
+                     const std::function<bool(const nlohmann::json&, const std::string& where)>& record);
 
 // The string at `key`; DataError naming `where` when it is missing or something else.
 std::string string_field(const nlohmann::json& object, const char* key, const std::string& where);

@@ -1,4 +1,5 @@
-// MMLU under three protocols, which differ in the prompt, in what is compared, and in what happens to a prompt that is too long.
+// MMLU under three protocols, which differ in the prompt, in what is compared, and in what happens to a prompt that is
+// too long.
 #pragma once
 
 #include <array>
@@ -29,7 +30,8 @@ struct MmluAnswer {
 struct MmluResult {
   Protocol protocol = Protocol::kHendrycks;
   int64_t shots = 0;  // asked for
-  bool bos = false;   // prompts begin with BOS: where the tokenizer adds it; always with qlora, whose callback writes it itself
+  bool bos =
+      false;  // prompts begin with BOS: where the tokenizer adds it; always with qlora, whose callback writes it itself
   std::vector<std::string> subjects;
   std::vector<MmluAnswer> answers;  // in the order of the files
   int64_t cut_prompts = 0;          // prompts that lost tokens or worked examples
@@ -37,8 +39,8 @@ struct MmluResult {
   double seconds = 0;
 };
 
-// subjects: as read_mmlu read them for this protocol. DataError where a question alone does not fit (hendrycks), a letter is not
-// one token (hendrycks, qlora), or a score is not finite.
+// subjects: as read_mmlu read them for this protocol. DataError where a question alone does not fit (hendrycks), a
+// letter is not one token (hendrycks, qlora), or a score is not finite.
 MmluResult run_mmlu(model::Llama& model, const text::Tokenizer& tokenizer, const std::vector<MmluSubject>& subjects,
                     Protocol protocol, int64_t batch_tokens);
 
@@ -47,7 +49,8 @@ struct Accuracy {
   int64_t questions = 0, correct = 0;
   double value() const { return static_cast<double>(correct) / static_cast<double>(questions); }
 };
-// Over groups of questions, as the harness pools its subjects: sample variance inside each; nothing for one question a group.
+// Over groups of questions, as the harness pools its subjects: sample variance inside each; nothing for one question a
+// group.
 std::optional<double> standard_error(std::span<const Accuracy> groups);
 
 struct MmluSummary {

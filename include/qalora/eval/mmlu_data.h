@@ -17,7 +17,8 @@ std::string protocol_name(Protocol protocol);    // "hendrycks", "qlora", "lm-ev
 Protocol parse_protocol(std::string_view name);  // UserError with the nearest name
 
 enum class Category { kHumanities, kStem, kSocialSciences, kOther };
-inline constexpr Category kCategories[] = {Category::kHumanities, Category::kStem, Category::kSocialSciences, Category::kOther};
+inline constexpr Category kCategories[] = {Category::kHumanities, Category::kStem, Category::kSocialSciences,
+                                           Category::kOther};
 std::string category_name(Category category);  // "humanities", "stem", "social_sciences", "other"
 // As in the original categories.py; nothing for a subject outside the 57.
 std::optional<Category> category_of(std::string_view subject);
@@ -46,8 +47,9 @@ struct MmluSource {
   std::string split = "test";                   // of a folder: SPLIT/SUBJECT_SPLIT.csv is asked
 };
 
-// Subjects in alphabetical order from a folder, in order of appearance from a file. With a file and shots > 0 the worked
-// examples come from dev/ beside the file. DataError names file and line of a bad row; UserError for an unknown subject.
+// Subjects in alphabetical order from a folder, in order of appearance from a file. With a file and shots > 0 the
+// worked examples come from dev/ beside the file. DataError names file and line of a bad row; UserError for an unknown
+// subject.
 std::vector<MmluSubject> read_mmlu(const MmluSource& source);
 
 // Questions in one of the folder's files. DataError as above.

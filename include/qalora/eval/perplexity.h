@@ -23,11 +23,13 @@ struct TokenBlocks {
   int64_t dropped_tokens = 0;  // a last block of one token predicts nothing
 };
 
-// Plain text is one document; a file that ends in .jsonl or .json holds one a line, under "text". Each document is encoded
-// once, with one BOS in front where the tokenizer adds it, and cut into blocks that are scored apart (the GPTQ papers' way).
-// Differs from theirs: the last, shorter block is scored too, because small texts have no other. limit: blocks; 0: all.
+// Plain text is one document; a file that ends in .jsonl or .json holds one a line, under "text". Each document is
+// encoded once, with one BOS in front where the tokenizer adds it, and cut into blocks that are scored apart (the GPTQ
+// papers' way). Differs from theirs: the last, shorter block is scored too, because small texts have no other. limit:
+// blocks; 0: all.
 TokenBlocks read_blocks(const fs::path& path, const text::Tokenizer& tokenizer, int64_t block_tokens, int64_t limit);
-// The block length: `asked`, else the smaller of 2048 and the model's context. UserError when it does not fit the model.
+// The block length: `asked`, else the smaller of 2048 and the model's context. UserError when it does not fit the
+// model.
 int64_t block_length(int64_t asked, const model::LlamaConfig& config);
 // One list of ids or a list of lists of one length, as they are. DataError with row and position of what is not an id.
 // limit: rows; 0: all.
@@ -44,8 +46,8 @@ struct PerplexityResult {
 PerplexityResult run_perplexity(model::Llama& model, const TokenBlocks& blocks, int64_t batch_tokens,
                                 at::Tensor* logits = nullptr);
 
-// Runs, calls report(result), then writes `logits` [rows, positions, vocab] f32: a failed write does not lose the result.
-// MemoryError or IoError before the run when there is no room for the logits.
+// Runs, calls report(result), then writes `logits` [rows, positions, vocab] f32: a failed write does not lose the
+// result. MemoryError or IoError before the run when there is no room for the logits.
 PerplexityResult save_logits(model::Llama& model, const TokenBlocks& rows, int64_t batch_tokens, const fs::path& path,
                              const std::function<void(const PerplexityResult&)>& report = {});
 

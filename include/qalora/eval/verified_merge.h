@@ -14,10 +14,12 @@ struct MergeReport {
   MergeProof logits;
 };
 
-// Writes the merged checkpoint beside `out`, compares what was written with the base and the adapter - every byte, every offset, and
-// the logits on `tokens` - and only then gives it its name. VerificationError, and nothing new at `out`, when anything but rounding
-// differs. device: where the logits are computed. replace: an existing `out` gives way. The adapter has passed model::check_mergeable.
+// Writes the merged checkpoint beside `out`, compares what was written with the base and the adapter - every byte,
+// every offset, and the logits on `tokens` - and only then gives it its name. VerificationError, and nothing new at
+// `out`, when anything but rounding differs. device: where the logits are computed. replace: an existing `out` gives
+// way. The adapter has passed model::check_mergeable.
 MergeReport merge_verified(const io::Checkpoint& base, const fs::path& adapter_folder, const io::AdapterFile& adapter,
-                           const ProofTokens& tokens, const fs::path& out, bool replace, c10::Device device = c10::kCPU);
+                           const ProofTokens& tokens, const fs::path& out, bool replace,
+                           c10::Device device = c10::kCPU);
 
 }  // namespace qalora::eval

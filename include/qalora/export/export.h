@@ -15,7 +15,8 @@ namespace qalora::exporting {
 
 // What is exported: a model as it lies on the disk, and maybe an adapter that fits it.
 struct Source {
-  // DataError or UserError when either cannot be read, or when tensors are missing, unknown or of other shapes than the configuration says.
+  // DataError or UserError when either cannot be read, or when tensors are missing, unknown or of other shapes than the
+  // configuration says.
   Source(const fs::path& model, const fs::path& adapter);
 
   io::Checkpoint checkpoint;
@@ -34,21 +35,23 @@ struct Options {
 
 // What an export would do, known before anything is written.
 struct Plan {
-  uint64_t bytes = 0;       // of all files
-  uint64_t peak_bytes = 0;  // estimated largest memory of the process
+  uint64_t bytes = 0;              // of all files
+  uint64_t peak_bytes = 0;         // estimated largest memory of the process
   std::vector<std::string> notes;  // what the person should know
 };
 
 struct Format {
   const char* name;
-  const char* summary;      // for --help: who reads it
-  bool is_file;             // --out is a file; else a folder
-  const char* next_step;    // a command line that runs it, with OUT for the path, RANK for the adapter's largest
-  fs::path (*adapter_file)(const fs::path& out) = nullptr;  // where an adapter goes when it gets a file of its own beside a model's
-  // Refuses what the container cannot hold, with a sentence that names the format that can (UserError), and what is damaged (DataError).
+  const char* summary;    // for --help: who reads it
+  bool is_file;           // --out is a file; else a folder
+  const char* next_step;  // a command line that runs it, with OUT for the path, RANK for the adapter's largest
+  fs::path (*adapter_file)(const fs::path& out) =
+      nullptr;  // where an adapter goes when it gets a file of its own beside a model's
+  // Refuses what the container cannot hold, with a sentence that names the format that can (UserError), and what is
+  // damaged (DataError).
   Plan (*plan)(const Source& source, const Options& options);
-  // Writes `out`, which appears whole or not at all; replace: an existing one gives way. A report a weight matrix, recomputed from what was
-  // written.
+  // Writes `out`, which appears whole or not at all; replace: an existing one gives way. A report a weight matrix,
+  // recomputed from what was written.
   std::vector<TensorReport> (*write)(const Source& source, const Options& options, const fs::path& out, bool replace);
 };
 

@@ -13,10 +13,11 @@ namespace qalora::exporting {
 
 struct TensorReport {
   std::string tensor;
-  double largest_error = 0;  // max |dw| / |scale of its group|, in steps of the grid; of a dense weight max |dw| / largest |w|
-  int64_t subnormal = 0;     // numbers that became subnormal 16-bit ones and lost digits
-  int64_t flushed = 0;       // that were not zero and became so
-  int64_t overflow = 0;      // that were finite and no longer are
+  double largest_error =
+      0;  // max |dw| / |scale of its group|, in steps of the grid; of a dense weight max |dw| / largest |w|
+  int64_t subnormal = 0;  // numbers that became subnormal 16-bit ones and lost digits
+  int64_t flushed = 0;    // that were not zero and became so
+  int64_t overflow = 0;   // that were finite and no longer are
 
   bool lossless() const { return largest_error == 0; }
 };
@@ -24,7 +25,8 @@ struct TensorReport {
 // Counts into `report` what rounding `exact` [..] f32 to `rounded` (the same shape, F16 or BF16) did.
 void count_rounding(const at::Tensor& exact, const at::Tensor& rounded, TensorReport& report);
 
-// Raises report.largest_error to that of `written` beside `exact`: the same codes' shape and group size, other scales or offsets.
+// Raises report.largest_error to that of `written` beside `exact`: the same codes' shape and group size, other scales
+// or offsets.
 void compare_packed(const quant::PackedWeight& exact, const quant::PackedWeight& written, TensorReport& report);
 
 // The same of dense weights, both [out_features, in_features]; exact is f32.

@@ -1,5 +1,5 @@
-// Logits of the next token, one token after the other. On an accelerator the kernels of a token are recorded once and then started as one, because a
-// token's few hundred kernels take the CPU longer to start than the device to run.
+// Logits of the next token, one token after the other. On an accelerator the kernels of a token are recorded once and
+// then started as one, because a token's few hundred kernels take the CPU longer to start than the device to run.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -18,7 +18,8 @@ class Decoder {
   // The model must live as long. Use it without gradients.
   explicit Decoder(model::Llama& model);
 
-  // ids continue what came before -> logits after the last of them: [vocab] f32 on the model's device, valid until the next call.
+  // ids continue what came before -> logits after the last of them: [vocab] f32 on the model's device, valid until the
+  // next call.
   at::Tensor next(const std::vector<int64_t>& ids);
 
  private:
@@ -28,9 +29,9 @@ class Decoder {
   model::Llama& model_;
   model::KvCache cache_;
   bool recordable_;
-  bool warm_ = false;            // this capacity's kernels ran once: nothing is set up or copied from the CPU any more
-  at::Tensor id_, position_;     // i64 [1]: what a recorded token reads
-  at::Tensor logits_;            // [1, vocab] f32: what it writes
+  bool warm_ = false;         // this capacity's kernels ran once: nothing is set up or copied from the CPU any more
+  at::Tensor id_, position_;  // i64 [1]: what a recorded token reads
+  at::Tensor logits_;         // [1, vocab] f32: what it writes
   std::unique_ptr<tensor::RecordedGraph> graph_;
 };
 

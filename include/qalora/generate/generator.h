@@ -31,12 +31,14 @@ struct Generation {
 Generation generate(model::Llama& model, const std::vector<int64_t>& prompt, const GenerateOptions& options,
                     const std::function<void(int64_t)>& on_token);
 
-// Turns ids into pieces of text as they come, each of them valid UTF-8. context: the ids that they continue; with none the text
-// stands alone, and a blank that only separates words is not part of its beginning.
+// Turns ids into pieces of text as they come, each of them valid UTF-8. context: the ids that they continue; with none
+// the text stands alone, and a blank that only separates words is not part of its beginning.
 class TextStream {
  public:
   explicit TextStream(const text::Tokenizer& tokenizer, std::vector<int64_t> context = {})
-      : tokenizer_(tokenizer), ids_(std::move(context)), before_(tokenizer.decode(ids_)) {}
+      : tokenizer_(tokenizer),
+        ids_(std::move(context)),
+        before_(tokenizer.decode(ids_)) {}
   std::string push(int64_t id);  // what can be shown now, may be ""
   std::string finish();          // what was held back; an unfinished character becomes U+FFFD
   const std::string& text() const { return text_; }

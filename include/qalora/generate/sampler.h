@@ -17,8 +17,8 @@ struct SamplerOptions {
 // UserError for a temperature below 0, a top_p outside (0, 1], a negative top_k.
 void check_sampler(const SamplerOptions& options);
 
-// logits: [vocab] f32. A function of its arguments: the random number is that of (seed, step). Of equal logits the lower id
-// comes first. DataError when one is NaN or +infinity.
+// logits: [vocab] f32. A function of its arguments: the random number is that of (seed, step). Of equal logits the
+// lower id comes first. DataError when one is NaN or +infinity.
 int64_t sample(const at::Tensor& logits, const SamplerOptions& options, uint64_t step);
 
 }  // namespace qalora::generate

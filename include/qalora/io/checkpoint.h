@@ -44,11 +44,12 @@ class Checkpoint {
   std::unique_ptr<ModelFiles> files_;
 };
 
-// Writes tensors in the plan's order into model.safetensors, or model-0000i-of-0000n.safetensors with an index where the
-// total exceeds shard_bytes. `folder` is usually an AtomicFolder's staging().
+// Writes tensors in the plan's order into model.safetensors, or model-0000i-of-0000n.safetensors with an index where
+// the total exceeds shard_bytes. `folder` is usually an AtomicFolder's staging().
 class CheckpointWriter {
  public:
-  CheckpointWriter(const fs::path& folder, std::vector<PlannedTensor> plan, const std::map<std::string, std::string>& metadata,
+  CheckpointWriter(const fs::path& folder, std::vector<PlannedTensor> plan,
+                   const std::map<std::string, std::string>& metadata,
                    uint64_t shard_bytes = uint64_t{4} * 1000 * 1000 * 1000);
   ~CheckpointWriter();
   void write(const std::string& name, std::span<const std::byte> bytes);
@@ -68,22 +69,22 @@ class CheckpointWriter {
 // "model.layers.0.mlp.up_proj" of "model.layers.0.mlp.up_proj.weight".
 std::string module_of(const std::string& tensor);
 
-// What belongs to a model beside its weights and its config.json and is carried along unchanged: the tokenizer's files, chat
-// templates, generation_config.json, licences. The names of those in the folder; DataError where one cannot be read, be it a link
-// that leads nowhere. Asked before the work, because copying comes last.
+// What belongs to a model beside its weights and its config.json and is carried along unchanged: the tokenizer's files,
+// chat templates, generation_config.json, licences. The names of those in the folder; DataError where one cannot be
+// read, be it a link that leads nowhere. Asked before the work, because copying comes last.
 std::vector<std::string> sidecars(const fs::path& folder);
 void copy_sidecars(const fs::path& from, const fs::path& to);
 // Room on the disk for them, for config.json and for the headers of the weights' files.
 uint64_t sidecar_bytes(const fs::path& folder);
 
-// SHA-256 over the names, shapes, codes, scales (by value) and order of inputs of every quantised matrix; "" when there is none. Offsets are
-// left out: a merge moves them, yet codes and scales identify the base.
+// SHA-256 over the names, shapes, codes, scales (by value) and order of inputs of every quantised matrix; "" when there
+// is none. Offsets are left out: a merge moves them, yet codes and scales identify the base.
 std::string base_fingerprint(const Checkpoint& checkpoint);
-// SHA-256 over what base_fingerprint leaves out, by value: offsets and dense tensors. An adapter is trained on these too: merged into
-// the same codes with other offsets it is another model.
+// SHA-256 over what base_fingerprint leaves out, by value: offsets and dense tensors. An adapter is trained on these
+// too: merged into the same codes with other offsets it is another model.
 std::string base_state_fingerprint(const Checkpoint& checkpoint);
-// Of a dense one: configuration, names, sizes and the first bytes of each tensor. Reading all of 13 GB to hash it would take longer than
-// loading it.
+// Of a dense one: configuration, names, sizes and the first bytes of each tensor. Reading all of 13 GB to hash it would
+// take longer than loading it.
 std::string dense_fingerprint(const Checkpoint& checkpoint);
 
 }  // namespace qalora::io

@@ -1,5 +1,5 @@
-// Blocks of 32 weights as GGUF has them, to and from the canonical form: w = scale * code + offset, one little-endian bit stream of codes
-// a row.
+// Blocks of 32 weights as GGUF has them, to and from the canonical form: w = scale * code + offset, one little-endian
+// bit stream of codes a row.
 #pragma once
 
 #include <cstddef>
@@ -22,10 +22,10 @@ void gguf_row_offsets(GgufType type, const std::byte* row, int64_t blocks, float
 // scale * code + offset. values: [32 * blocks] f32
 void gguf_row_values(GgufType type, const std::byte* row, int64_t blocks, float* values);
 
-// One row of Q4_1 blocks. packed: codes of 2, 3 or 4 bits as a bit stream; scales, offsets: [groups] as f16 bits, each for group_size (a
-// multiple of 32) weights, the last for the rest of the row.
-void gguf_pack_q4_1(const uint32_t* packed, int bits, const uint16_t* scales, const uint16_t* offsets, int64_t group_size, int64_t blocks,
-    std::byte* row);
+// One row of Q4_1 blocks. packed: codes of 2, 3 or 4 bits as a bit stream; scales, offsets: [groups] as f16 bits, each
+// for group_size (a multiple of 32) weights, the last for the rest of the row.
+void gguf_pack_q4_1(const uint32_t* packed, int bits, const uint16_t* scales, const uint16_t* offsets,
+                    int64_t group_size, int64_t blocks, std::byte* row);
 // One row of Q8_0 blocks: scale = largest |value| / 127, codes rounded to nearest. values: [32 * blocks] f32, finite.
 // False where a scale overflows f16.
 bool gguf_pack_q8_0(const float* values, int64_t blocks, std::byte* row);

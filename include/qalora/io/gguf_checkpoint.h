@@ -1,4 +1,5 @@
-// A model in a GGUF file, in the canonical form: Hugging Face's names and row order, blocks as packed codes with f32 scales and offsets.
+// A model in a GGUF file, in the canonical form: Hugging Face's names and row order, blocks as packed codes with f32
+// scales and offsets.
 #pragma once
 
 #include <map>
@@ -11,8 +12,8 @@
 
 namespace qalora::io {
 
-// Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 projections stay quantised, in groups of 32, without any loss: codes of 4, 5 or 8 bits. A quantised
-// embedding or head becomes F32. F32, F16 and BF16 stay what they are.
+// Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 projections stay quantised, in groups of 32, without any loss: codes of 4, 5 or 8
+// bits. A quantised embedding or head becomes F32. F32, F16 and BF16 stay what they are.
 class GgufCheckpoint : public TensorSource {
  public:
   // DataError names file and tensor: another architecture, a type that is not read, a tensor that no model here has.

@@ -10,12 +10,13 @@
 
 namespace qalora::io {
 
-// config.json's keys, without "quantization". DataError for another architecture, a key that would change the result and is not known, and
-// what is no model (an adapter, one part of several).
+// config.json's keys, without "quantization". DataError for another architecture, a key that would change the result
+// and is not known, and what is no model (an adapter, one part of several).
 nlohmann::json gguf_config(const GgufContents& file);
 
-// What rope_freqs.weight says: its divisors of the rotary frequencies are those of LLaMA 3's scaling with some factor, low_freq_factor,
-// high_freq_factor and original_max_position_embeddings. Any three in the same proportion do the same, so the usual ones are tried first.
+// What rope_freqs.weight says: its divisors of the rotary frequencies are those of LLaMA 3's scaling with some factor,
+// low_freq_factor, high_freq_factor and original_max_position_embeddings. Any three in the same proportion do the same,
+// so the usual ones are tried first.
 struct Llama3Scaling {
   double factor = 1, low_freq_factor = 1, high_freq_factor = 4;
   int64_t original_context = 8192;

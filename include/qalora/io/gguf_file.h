@@ -1,5 +1,6 @@
 // GGUF, the container of llama.cpp: typed metadata, then tensors in blocks. Versions 2 and 3, little endian.
-// The rules are those of the reference reader (ggml's gguf.cpp), which is stricter than the format's text. No LibTorch here.
+// The rules are those of the reference reader (ggml's gguf.cpp), which is stricter than the format's text. No LibTorch
+// here.
 #pragma once
 
 #include <cstddef>
@@ -15,18 +16,41 @@
 
 namespace qalora::io {
 
-enum class GgufValueType : uint32_t { kU8, kI8, kU16, kI16, kU32, kI32, kF32, kBool, kString, kArray, kU64, kI64, kF64 };
+enum class GgufValueType : uint32_t {
+  kU8,
+  kI8,
+  kU16,
+  kI16,
+  kU32,
+  kI32,
+  kF32,
+  kBool,
+  kString,
+  kArray,
+  kU64,
+  kI64,
+  kF64
+};
 
 // A value of the metadata as it lies in the file: numbers and strings are taken out when they are asked for.
 struct GgufValue {
   GgufValueType type = GgufValueType::kU8;  // of an array: its elements'; never kArray
   bool is_array = false;
-  uint64_t count = 1;                       // elements
-  std::span<const std::byte> bytes;         // a string's characters; an array's elements back to back
+  uint64_t count = 1;                // elements
+  std::span<const std::byte> bytes;  // a string's characters; an array's elements back to back
 };
 
 // The types of tensors that this program computes with; the numbers are the format's.
-enum class GgufType : uint32_t { kF32 = 0, kF16 = 1, kQ4_0 = 2, kQ4_1 = 3, kQ5_0 = 6, kQ5_1 = 7, kQ8_0 = 8, kBF16 = 30 };
+enum class GgufType : uint32_t {
+  kF32 = 0,
+  kF16 = 1,
+  kQ4_0 = 2,
+  kQ4_1 = 3,
+  kQ5_0 = 6,
+  kQ5_1 = 7,
+  kQ8_0 = 8,
+  kBF16 = 30
+};
 
 // How a type lies in memory: so many elements of a row in so many bytes.
 struct GgufLayout {
@@ -38,8 +62,8 @@ const GgufLayout* gguf_layout(uint32_t id);  // nullptr for a number that no typ
 const GgufLayout& gguf_layout(GgufType type);
 
 struct GgufTensor {
-  uint32_t type = 0;                 // gguf_layout(type) is there
-  std::vector<int64_t> shape;        // slowest dimension first, as everywhere here: the reverse of the file
+  uint32_t type = 0;           // gguf_layout(type) is there
+  std::vector<int64_t> shape;  // slowest dimension first, as everywhere here: the reverse of the file
   std::span<const std::byte> bytes;
 };
 
@@ -55,7 +79,7 @@ struct GgufContents {
   // Nothing when the key is absent; DataError when it has another type. Whole numbers may have any width.
   std::optional<int64_t> integer(std::string_view key) const;  // not negative
   std::optional<int64_t> signed_integer(std::string_view key) const;
-  std::optional<double> number(std::string_view key) const;    // finite
+  std::optional<double> number(std::string_view key) const;  // finite
   std::optional<bool> flag(std::string_view key) const;
   std::optional<std::string> text(std::string_view key) const;
   std::optional<std::vector<std::string_view>> texts(std::string_view key) const;

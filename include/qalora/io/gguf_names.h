@@ -12,9 +12,11 @@ namespace qalora::io {
 std::optional<std::string> name_from_gguf(std::string_view name);
 std::optional<std::string> name_to_gguf(std::string_view name);
 
-// Rotary embedding turns neighbouring pairs there and the two halves of a head here, so the rows of q and k are sorted otherwise: 2 j + t
-// of a head there is t head_dim / 2 + j here. Only in architecture "llama"; the others turn halves there too.
-// How many heads the tensor "P.weight", "P.bias" (in Hugging Face's spelling) has rows of; 0 where the rows lie as they do here.
+// Rotary embedding turns neighbouring pairs there and the two halves of a head here, so the rows of q and k are sorted
+// otherwise: 2 j + t of a head there is t head_dim / 2 + j here. Only in architecture "llama"; the others turn halves
+// there too.
+// How many heads the tensor "P.weight", "P.bias" (in Hugging Face's spelling) has rows of; 0 where the rows lie as they
+// do here.
 int64_t gguf_permuted_heads(std::string_view architecture, std::string_view name, int64_t heads, int64_t kv_heads);
 // The row there of row `row` here; of rows = heads * head_dim.
 inline int64_t gguf_row(int64_t row, int64_t head_dim) {

@@ -13,7 +13,8 @@
 
 namespace qalora::io {
 
-// Key and value pairs in the order in which they are added. llama.cpp takes each key in one type only, so there is a function a type.
+// Key and value pairs in the order in which they are added. llama.cpp takes each key in one type only, so there is a
+// function a type.
 class GgufMetadata {
  public:
   void text(std::string_view key, std::string_view value);

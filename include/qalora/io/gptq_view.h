@@ -1,11 +1,14 @@
 // Checkpoints that GPTQ's and AWQ's packages wrote, seen as canonical ones (tensor_source.h). For a linear layer P
-//   P.qweight, P.qzeros, P.scales (, P.g_idx, P.bias)  ->  P.weight U32, P.scales F32, P.biases F32 (, P.g_idx I32, P.bias)
-// The weight scale * (code - zero) becomes scale * code + offset with offset = -(scale * zero), one product in fp32. With scales in 16 bits
-// that product is exact, so that the dequantised weights are the package's to the last bit. A zero point can be had back from an offset
-// that nobody moved: zero = round(-offset / scale), and it was one if and only if 0 <= zero <= 2^bits and -(scale * zero) in fp32 is the
-// offset to the last bit. (Of a scale of 0 every zero point is; take 0.)
+//   P.qweight, P.qzeros, P.scales (, P.g_idx, P.bias)
+//   ->  P.weight U32, P.scales F32, P.biases F32 (, P.g_idx I32, P.bias)
+// The weight scale * (code - zero) becomes scale * code + offset with offset = -(scale * zero), one product in fp32.
+// With scales in 16 bits that product is exact, so that the dequantised weights are the package's to the last bit. A
+// zero point can be had back from an offset that nobody moved: zero = round(-offset / scale), and it was one if and
+// only if 0 <= zero <= 2^bits and -(scale * zero) in fp32 is the offset to the last bit. (Of a scale of 0 every zero
+// point is; take 0.)
 //
-// Nothing is converted before it is asked for: a read turns one tensor, by all threads, and needs no memory beside it but a tile a thread.
+// Nothing is converted before it is asked for: a read turns one tensor, by all threads, and needs no memory beside it
+// but a tile a thread.
 #pragma once
 
 #include <atomic>
@@ -26,9 +29,10 @@ class GptqView : public TensorSource {
   // Does the source hold a tensor of these layouts ("P.qweight")?
   static bool is_packed(const TensorSource& raw);
 
-  // has_bias(module): whether the architecture has one there. A bias of zeros where it has none, as AutoGPTQ writes, is left out.
-  // Checks every shape, and every g_idx; DataError naming file and tensor.
-  GptqView(std::unique_ptr<TensorSource> raw, ForeignQuantization quantization, const std::function<bool(const std::string&)>& has_bias);
+  // has_bias(module): whether the architecture has one there. A bias of zeros where it has none, as AutoGPTQ writes, is
+  // left out. Checks every shape, and every g_idx; DataError naming file and tensor.
+  GptqView(std::unique_ptr<TensorSource> raw, ForeignQuantization quantization,
+           const std::function<bool(const std::string&)>& has_bias);
 
   const std::map<std::string, TensorInfo>& tensors() const override { return tensors_; }
   at::Tensor read(const std::string& name) const override;

@@ -1,5 +1,6 @@
-// Meta's own release of LLaMA (and Mistral's, which has the same form): consolidated.NN.pth, each a slice of every matrix, and params.json.
-// Seen from outside: Hugging Face's names, whole matrices, rows of q and k in Hugging Face's order.
+// Meta's own release of LLaMA (and Mistral's, which has the same form): consolidated.NN.pth, each a slice of every
+// matrix, and params.json. Seen from outside: Hugging Face's names, whole matrices, rows of q and k in Hugging Face's
+// order.
 #pragma once
 
 #include <map>
@@ -23,7 +24,7 @@ class MetaFolder : public TensorSource {
   ~MetaFolder() override;
 
   const std::map<std::string, TensorInfo>& tensors() const override { return tensors_; }
-  at::Tensor read(const std::string& name) const override;  // joined from the slices; never more than one matrix
+  at::Tensor read(const std::string& name) const override;    // joined from the slices; never more than one matrix
   TensorBytes bytes(const std::string& name) const override;  // in the map where nothing is to be joined or moved
   std::vector<TensorBytes> stored(const std::string& name) const override;  // a slice of each part
   void release(const std::string& name) const override;

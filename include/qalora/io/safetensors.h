@@ -1,6 +1,6 @@
 // The safetensors format: 8 bytes of header length, a JSON header, the tensors' bytes.
-// https://github.com/huggingface/safetensors ; the reader takes what the reference reader takes, except for dtypes in which no
-// LLaMA is stored and for headers nested too deep, and refuses duplicate names as the format's text asks.
+// https://github.com/huggingface/safetensors ; the reader takes what the reference reader takes, except for dtypes in
+// which no LLaMA is stored and for headers nested too deep, and refuses duplicate names as the format's text asks.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -47,19 +47,20 @@ struct PlannedTensor {
   uint64_t bytes() const;
 };
 
-// The widest dtype first, otherwise as they are: each tensor then begins at a multiple of its elements' size, as the reference writer
-// has it and as readers that map the file need it.
+// The widest dtype first, otherwise as they are: each tensor then begins at a multiple of its elements' size, as the
+// reference writer has it and as readers that map the file need it.
 void sort_by_alignment(std::vector<PlannedTensor>& plan);
 
 // Writes one file tensor by tensor: the header is known from the plan, the bytes come in the plan's order.
 class SafetensorsWriter {
  public:
-  SafetensorsWriter(const fs::path& path, std::vector<PlannedTensor> plan, const std::map<std::string, std::string>& metadata);
+  SafetensorsWriter(const fs::path& path, std::vector<PlannedTensor> plan,
+                    const std::map<std::string, std::string>& metadata);
   ~SafetensorsWriter();
   // The next tensor of the plan; name and byte count must match it.
   void write(const std::string& name, std::span<const std::byte> bytes);
   void write(const std::string& name, const at::Tensor& tensor);  // dtype and shape must match the plan
-  void finish();  // every tensor written; syncs and renames
+  void finish();                                                  // every tensor written; syncs and renames
 
  private:
   std::vector<PlannedTensor> plan_;
@@ -67,7 +68,8 @@ class SafetensorsWriter {
   AtomicFile file_;
 };
 
-// All at once, aligned (sort_by_alignment); for adapters and optimizer state. Byte-for-byte a function of its arguments.
+// All at once, aligned (sort_by_alignment); for adapters and optimizer state. Byte-for-byte a function of its
+// arguments.
 void write_safetensors(const fs::path& path, const std::map<std::string, at::Tensor>& tensors,
                        const std::map<std::string, std::string>& metadata = {});
 

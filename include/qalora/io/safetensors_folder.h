@@ -1,4 +1,5 @@
-// A folder's model.safetensors, or every shard that model.safetensors.index.json names; or the same with another stem than "model".
+// A folder's model.safetensors, or every shard that model.safetensors.index.json names; or the same with another stem
+// than "model".
 #pragma once
 
 #include "qalora/io/shards.h"

@@ -17,7 +17,8 @@ class Shards : public TensorSource {
  public:
   using Open = std::function<std::unique_ptr<TensorSource>(const fs::path&)>;
 
-  // file: an index (its name ends in ".index.json") of files in the same folder whose names end in `ending`, or a single such file.
+  // file: an index (its name ends in ".index.json") of files in the same folder whose names end in `ending`, or a
+  // single such file.
   Shards(const fs::path& file, std::string_view ending, const Open& open);
 
   const std::map<std::string, TensorInfo>& tensors() const override { return tensors_; }

@@ -1,9 +1,11 @@
-// Where a model's tensors come from: a file, a folder of shards, or a view that turns another project's layout into ours. Every reader of
-// a format is one of these, so that the rooms above see names, shapes and tensors and never a format.
+// Where a model's tensors come from: a file, a folder of shards, or a view that turns another project's layout into
+// ours. Every reader of a format is one of these, so that the rooms above see names, shapes and tensors and never a
+// format.
 //
-// The canonical form, which every model reaches before io::Checkpoint hands it on: Hugging Face's names and row order; a dense weight
-// "P.weight" F32, F16 or BF16 [out_features, in_features]; a quantised one "P.weight" U32 [out_features, words] (a row is one
-// little-endian bit stream of its codes), "P.scales" and "P.biases" (the offsets) F32, F16 or BF16 [out_features, groups].
+// The canonical form, which every model reaches before io::Checkpoint hands it on: Hugging Face's names and row order;
+// a dense weight "P.weight" F32, F16 or BF16 [out_features, in_features]; a quantised one "P.weight" U32 [out_features,
+// words] (a row is one little-endian bit stream of its codes), "P.scales" and "P.biases" (the offsets) F32, F16 or BF16
+// [out_features, groups].
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -51,10 +53,10 @@ class TensorSource {
   // An owning, contiguous copy in the dtype and shape that tensors() promises. DataError naming file and tensor.
   virtual at::Tensor read(const std::string& name) const = 0;
   virtual TensorBytes bytes(const std::string& name) const;  // read() unless the source has them in a map
-  // Its bytes as they lie in the files, a piece for each place, maybe in another layout than bytes(): to tell tensors apart without making
-  // them. { bytes() } unless the source has its own.
+  // Its bytes as they lie in the files, a piece for each place, maybe in another layout than bytes(): to tell tensors
+  // apart without making them. { bytes() } unless the source has its own.
   virtual std::vector<TensorBytes> stored(const std::string& name) const;
-  virtual void release(const std::string& name) const {}     // its pages may leave memory
+  virtual void release(const std::string& name) const {}               // its pages may leave memory
   virtual const fs::path& file_of(const std::string& name) const = 0;  // for messages
   virtual std::vector<fs::path> files() const = 0;
 

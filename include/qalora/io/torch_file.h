@@ -1,4 +1,5 @@
-// A file of torch.save: a dictionary of tensors, as zip archive (PyTorch 1.6 and newer) or as the row of pickles that was written before.
+// A file of torch.save: a dictionary of tensors, as zip archive (PyTorch 1.6 and newer) or as the row of pickles that
+// was written before.
 #pragma once
 
 #include <map>
@@ -18,8 +19,8 @@ class TorchFile : public TensorSource {
   // By a file's first bytes (32 are enough).
   static bool looks_like(std::string_view start);
 
-  // Maps the file and reads its table of tensors; no tensor is copied. A dictionary of tensors may lie under "model", "state_dict", "module"
-  // or the like. DataError with what to do for everything else that such files may hold.
+  // Maps the file and reads its table of tensors; no tensor is copied. A dictionary of tensors may lie under "model",
+  // "state_dict", "module" or the like. DataError with what to do for everything else that such files may hold.
   explicit TorchFile(const fs::path& path);
 
   const std::map<std::string, TensorInfo>& tensors() const override { return tensors_; }
@@ -45,7 +46,8 @@ class TorchFile : public TensorSource {
   void open_legacy();
   // Fills tensors_ from the dictionary; storages: the bytes of each of the pickle's storages.
   void collect(const Pickle& pickle, const std::vector<Bytes>& storages);
-  void add(const std::string& name, const Pickle& pickle, const PickleTensor& tensor, const std::vector<Bytes>& storages);
+  void add(const std::string& name, const Pickle& pickle, const PickleTensor& tensor,
+           const std::vector<Bytes>& storages);
   const View& view(const std::string& name) const;
 
   MappedFile map_;

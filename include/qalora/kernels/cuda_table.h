@@ -1,5 +1,6 @@
-// Which kernel multiplies with a packed weight on a device: one table, for how many rows, which bits, groups and architectures, and why.
-// Host only: the program asks it, `--explain-kernels` prints it. The rows' limits are computed (kernels.md 2.2) until they are measured.
+// Which kernel multiplies with a packed weight on a device: one table, for how many rows, which bits, groups and
+// architectures, and why. Host only: the program asks it, `--explain-kernels` prints it. The rows' limits are computed
+// (kernels.md 2.2) until they are measured.
 #pragma once
 
 #include <cstdint>
@@ -27,16 +28,16 @@ struct Choice {
   Operation operation;
   int64_t min_rows, max_rows;
   int min_bits, max_bits;
-  int64_t group_multiple;                      // the group size is a multiple of it
-  int min_architecture, max_architecture;      // 10 * major + minor
-  bool sixteen_bits;                           // activations must be bf16 or fp16
+  int64_t group_multiple;                  // the group size is a multiple of it
+  int min_architecture, max_architecture;  // 10 * major + minor
+  bool sixteen_bits;                       // activations must be bf16 or fp16
   Method method;
   const char* name;
   const char* reason;
 };
 
-// Dequantising costs c / rows of a dense product: c = (2.75 bytes a weight / the memory's speed) / (2 FLOP / the tensor cores' speed). A
-// kernel that reaches the share f of the library's speed wins up to rows = c * f / (1 - f).
+// Dequantising costs c / rows of a dense product: c = (2.75 bytes a weight / the memory's speed) / (2 FLOP / the tensor
+// cores' speed). A kernel that reaches the share f of the library's speed wins up to rows = c * f / (1 - f).
 inline constexpr Choice kTable[] = {
     {Operation::kForward, 1, 8, 2, 4, 32, 80, kAnyArchitecture, true, Method::kMatvec, "matvec",
      "bound by the codes' bytes: a fifth to a third of bf16's; the 8 columns of one mma hold all rows"},
@@ -48,9 +49,12 @@ inline constexpr Choice kTable[] = {
      "ours is 0.7 to 0.85 as fast"},
     {Operation::kForward, 9, 256, 2, 4, 32, 80, 85, true, Method::kMatmul, "matmul",
      "dequantising costs 202 / rows of the library's product on an A100, ours is 0.55 to 0.6 as fast"},
-    {Operation::kForward, 1, kAnyRows, 2, 4, 32, 80, kAnyArchitecture, false, Method::kPanel, "dequantize + library product",
-     "one pass writes the weights, and the library's product is the fastest there is; the pass is 3 % of it at 8192 rows on an H200"},
-    {Operation::kBackward, 1, kAnyRows, 2, 4, 32, 80, kAnyArchitecture, false, Method::kPanel, "dequantize + library product",
+    {Operation::kForward, 1, kAnyRows, 2, 4, 32, 80, kAnyArchitecture, false, Method::kPanel,
+     "dequantize + library product",
+     "one pass writes the weights, and the library's product is the fastest there is; the pass is 3 % of it at 8192 "
+     "rows on an H200"},
+    {Operation::kBackward, 1, kAnyRows, 2, 4, 32, 80, kAnyArchitecture, false, Method::kPanel,
+     "dequantize + library product",
      "training has thousands of rows: the pass that writes the weights is a few percent of the product"},
 };
 

@@ -34,7 +34,7 @@ struct RopeConfig {
 
 struct QuantizationConfig {
   int bits = 0;
-  int64_t group_size = 0;  // quant::kWholeRow for whole rows
+  int64_t group_size = 0;                                  // quant::kWholeRow for whole rows
   std::map<std::string, QuantizationConfig> modules = {};  // those that differ, by path "model.layers.0.mlp.up_proj"
 
   // Of one module; without `modules`.
@@ -52,7 +52,7 @@ struct LlamaConfig {
   double initializer_range = 0.02;
   bool tied_head = false;
   bool qkv_bias = false, o_bias = false, mlp_bias = false;
-  bool qk_norm = false;        // each head of q and k is normed before it is rotated (Qwen3)
+  bool qk_norm = false;  // each head of q and k is normed before it is rotated (Qwen3)
   RopeConfig rope;
   std::optional<QuantizationConfig> quantization;  // absent for a dense checkpoint
 
@@ -64,8 +64,9 @@ LlamaConfig parse_config(const nlohmann::json& json, const std::string& name);
 LlamaConfig read_config(const fs::path& model);  // a folder, or a single file that holds a model
 LlamaConfig read_config(const io::Checkpoint& checkpoint);
 
-// config.json of a derived checkpoint: the source's keys, plus rope in the old and the new spelling, tie_word_embeddings
-// written out, and the quantisation in both of MLX's places (absent: removed).
-nlohmann::json derived_config(const nlohmann::json& source, const LlamaConfig& config, const std::optional<QuantizationConfig>& quantization);
+// config.json of a derived checkpoint: the source's keys, plus rope in the old and the new spelling,
+// tie_word_embeddings written out, and the quantisation in both of MLX's places (absent: removed).
+nlohmann::json derived_config(const nlohmann::json& source, const LlamaConfig& config,
+                              const std::optional<QuantizationConfig>& quantization);
 
 }  // namespace qalora::model

@@ -25,7 +25,8 @@ struct Adapter {
   io::Pooling pooling = io::Pooling::kSum;
   int64_t group_size = 0;  // of the pooling; the length of a whole group
   double dropout = 0;      // probability, applied to the pooled input, in training only
-  bool beside = false;     // on an accelerator too: a product of its own beside the base's, not folded into the base's offsets
+  bool beside =
+      false;  // on an accelerator too: a product of its own beside the base's, not folded into the base's offsets
 };
 
 // Which random numbers dropout draws: a function of these, so that a recomputed or resumed step drops the same entries.
@@ -40,8 +41,8 @@ bool trains(const DropoutKey& dropout);
 
 class Linear;
 
-// A layer's weight in 16 bits, adapter and all, kept from one micro-batch to the next: where memory allows it, it is written once a step
-// instead of at every visit.
+// A layer's weight in 16 bits, adapter and all, kept from one micro-batch to the next: where memory allows it, it is
+// written once a step instead of at every visit.
 class ResidentPanels {
  public:
   // Written anew when A or B have moved since. offsets(): the folded ones
@@ -54,7 +55,8 @@ class ResidentPanels {
   int64_t version_ = -1;
 };
 
-// Offsets with adapters folded in, kept between the tokens of an inference: made anew when an adapter's numbers have moved.
+// Offsets with adapters folded in, kept between the tokens of an inference: made anew when an adapter's numbers have
+// moved.
 class FoldedOffsets {
  public:
   // f32 in lane order; make() is called when there are none of these parts' present A and B.
@@ -63,17 +65,18 @@ class FoldedOffsets {
 
  private:
   mutable at::Tensor offsets_;
-  mutable std::vector<std::pair<at::Tensor, int64_t>> versions_;  // each A and B, and how often it had been changed in place
+  mutable std::vector<std::pair<at::Tensor, int64_t>>
+      versions_;  // each A and B, and how often it had been changed in place
 };
 
 class Linear {
  public:
   Linear() = default;
-  Linear(std::string module, at::Tensor dense);             // [out_features, in_features], any float dtype
+  Linear(std::string module, at::Tensor dense);  // [out_features, in_features], any float dtype
   Linear(std::string module, quant::PackedWeight packed);
 
-  // x: [tokens, in_features] in the compute dtype -> [tokens, out_features] in x's dtype. The base is frozen unless `dense`
-  // requires a gradient (method "full").
+  // x: [tokens, in_features] in the compute dtype -> [tokens, out_features] in x's dtype. The base is frozen unless
+  // `dense` requires a gradient (method "full").
   at::Tensor forward(const quant::PooledInput& x, const DropoutKey& dropout) const;
   // Moves weight and bias; a packed weight becomes a tiled one on an accelerator (and does not come back).
   void to(c10::Device device);
@@ -83,17 +86,18 @@ class Linear {
   int64_t out_features() const;
   int64_t groups() const;  // of a quantised one
   bool quantised() const { return packed_ != nullptr || tiled_ != nullptr; }
-  const quant::PackedWeight& packed() const { return *packed_; }  // quantised, on the CPU; without its input_order
+  const quant::PackedWeight& packed() const { return *packed_; }    // quantised, on the CPU; without its input_order
   const quant::TiledWeight* tiled() const { return tiled_.get(); }  // quantised, on an accelerator; else null
   void set_tiled(quant::TiledWeight weight);
   // Training on an accelerator keeps the weight in 16 bits as well, or no longer does.
   void keep_panels(bool keep);
-  // Is this layer's adapter, on an accelerator, folded into the offsets? Where that is not the same function it runs beside them.
+  // Is this layer's adapter, on an accelerator, folded into the offsets? Where that is not the same function it runs
+  // beside them.
   bool folds(const DropoutKey& dropout) const;
   // offsets + k B A of an adapter that folds, or the offsets where there is none.
   at::Tensor folded_offsets() const;
-  // Where the groups do not lie side by side in the input (io/input_order.h): everything about the weight, and what an adapter pools, is in this
-  // order, into which forward() brings its input. [in_features] i64 or undefined
+  // Where the groups do not lie side by side in the input (io/input_order.h): everything about the weight, and what an
+  // adapter pools, is in this order, into which forward() brings its input. [in_features] i64 or undefined
   const at::Tensor& input_order() const { return input_order_; }
   at::Tensor& dense() { return dense_; }
   const at::Tensor& dense() const { return dense_; }

@@ -1,5 +1,5 @@
-// The LLaMA decoder. Matrix products run in the compute dtype; norms, rotary embedding, softmax, the residual stream and the
-// logits are f32 whatever that is.
+// The LLaMA decoder. Matrix products run in the compute dtype; norms, rotary embedding, softmax, the residual stream
+// and the logits are f32 whatever that is.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -39,12 +39,14 @@ struct Named {
   const char* name;
   Part Layer::*member;
 };
-inline constexpr Named<at::Tensor> kLayerNorms[] = {
-    {"input_layernorm", &Layer::attention_norm}, {"post_attention_layernorm", &Layer::mlp_norm}};
-inline constexpr Named<at::Tensor> kHeadNorms[] = {{"self_attn.q_norm", &Layer::q_norm}, {"self_attn.k_norm", &Layer::k_norm}};
-inline constexpr Named<Linear> kProjections[] = {
-    {"self_attn.q_proj", &Layer::q}, {"self_attn.k_proj", &Layer::k}, {"self_attn.v_proj", &Layer::v}, {"self_attn.o_proj", &Layer::o},
-    {"mlp.gate_proj", &Layer::gate}, {"mlp.up_proj", &Layer::up},     {"mlp.down_proj", &Layer::down}};
+inline constexpr Named<at::Tensor> kLayerNorms[] = {{"input_layernorm", &Layer::attention_norm},
+                                                    {"post_attention_layernorm", &Layer::mlp_norm}};
+inline constexpr Named<at::Tensor> kHeadNorms[] = {{"self_attn.q_norm", &Layer::q_norm},
+                                                   {"self_attn.k_norm", &Layer::k_norm}};
+inline constexpr Named<Linear> kProjections[] = {{"self_attn.q_proj", &Layer::q}, {"self_attn.k_proj", &Layer::k},
+                                                 {"self_attn.v_proj", &Layer::v}, {"self_attn.o_proj", &Layer::o},
+                                                 {"mlp.gate_proj", &Layer::gate}, {"mlp.up_proj", &Layer::up},
+                                                 {"mlp.down_proj", &Layer::down}};
 std::string layer_prefix(int64_t index);  // "model.layers.0."
 
 // What of a layer is computed again in the backward pass instead of being kept.
@@ -63,10 +65,10 @@ class Llama {
  public:
   LlamaConfig config;
   at::ScalarType compute = at::kFloat;
-  at::Tensor embedding;   // [vocab, hidden]
+  at::Tensor embedding;  // [vocab, hidden]
   std::vector<Layer> layers;
   at::Tensor final_norm;  // [hidden] f32
-  at::Tensor head;        // [vocab, hidden]; the embedding itself when tied. f32, on an accelerator in the compute dtype
+  at::Tensor head;  // [vocab, hidden]; the embedding itself when tied. f32, on an accelerator in the compute dtype
 
   // Hidden states after the final norm: [rows * length, hidden] f32. Sequences longer than the context are a UserError.
   // Padding and other segments never influence a token.
@@ -75,13 +77,15 @@ class Llama {
   at::Tensor forward_cached(const at::Tensor& ids, KvCache& cache);
   // Room in the cache for so many tokens in all, so that its tensors need not move before.
   void reserve(KvCache& cache, int64_t tokens) const;
-  // The same for one token at `position` (i64 [1] on the device), with nothing that depends on its value but numbers on the device: the kernels
-  // can be recorded once and run for every position below the cache's capacity. Neither the id nor cache.length is looked at.
+  // The same for one token at `position` (i64 [1] on the device), with nothing that depends on its value but numbers on
+  // the device: the kernels can be recorded once and run for every position below the cache's capacity. Neither the id
+  // nor cache.length is looked at.
   at::Tensor forward_at(const at::Tensor& id, const at::Tensor& position, KvCache& cache);
   // hidden: [n, hidden] f32 -> [n, vocab] f32. n * vocab * 4 bytes: callers chunk.
   at::Tensor logits(const at::Tensor& hidden) const;
-  // Sum over rows with target != text::kIgnore of -log softmax(logits)[target], f32 scalar with gradients for hidden (and the
-  // head when it is trained). Never holds more than a chunk of logits. hidden: [n, hidden] f32, targets: [n] i64
+  // Sum over rows with target != text::kIgnore of -log softmax(logits)[target], f32 scalar with gradients for hidden
+  // (and the head when it is trained). Never holds more than a chunk of logits. hidden: [n, hidden] f32, targets: [n]
+  // i64
   at::Tensor loss_sum(const at::Tensor& hidden, const at::Tensor& targets) const;
 
   c10::Device device() const { return embedding.device(); }

@@ -10,8 +10,8 @@ namespace qalora::model {
 class Rope {
  public:
   Rope() = default;
-  // Tables for positions 0 .. length-1, from inverse frequencies in double. `length` also decides the base of the dynamic
-  // kind, which depends on how long the sequence is. device: where the tables lie.
+  // Tables for positions 0 .. length-1, from inverse frequencies in double. `length` also decides the base of the
+  // dynamic kind, which depends on how long the sequence is. device: where the tables lie.
   Rope(const LlamaConfig& config, int64_t length, c10::Device device = c10::kCPU);
 
   int64_t length() const { return length_; }

@@ -12,8 +12,9 @@ struct QuantizeResult {
 };
 
 // weight: [out_features, in_features] f32/f16/bf16. bits 2, 3, 4. group_size > 0 or kWholeRow; when it does not divide
-// in_features the last group is shorter. A constant group gets scale 0 and is exact. The scale is an fp32 number; the codes are
-// chosen against the fp32 scale and offset that are stored. DataError begins with `name` when a weight is not finite.
+// in_features the last group is shorter. A constant group gets scale 0 and is exact. The scale is an fp32 number; the
+// codes are chosen against the fp32 scale and offset that are stored. DataError begins with `name` when a weight is not
+// finite.
 QuantizeResult round_to_nearest(const std::string& name, const at::Tensor& weight, int bits, int64_t group_size);
 
 }  // namespace qalora::quant

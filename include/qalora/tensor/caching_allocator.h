@@ -5,9 +5,10 @@
 
 namespace qalora::tensor {
 
-// From now on LibTorch takes the memory of CPU tensors of 1 MiB and more from here: whole mappings, so that nothing small pins a
-// large block, and a freed one waits for the next tensor of its size, because fresh pages have to be zeroed and a layer's sizes
-// repeat. What waits is at most a quarter of what was ever in use at once, plus 64 MiB. Safe for threads; call it once, early.
+// From now on LibTorch takes the memory of CPU tensors of 1 MiB and more from here: whole mappings, so that nothing
+// small pins a large block, and a freed one waits for the next tensor of its size, because fresh pages have to be
+// zeroed and a layer's sizes repeat. What waits is at most a quarter of what was ever in use at once, plus 64 MiB. Safe
+// for threads; call it once, early.
 void use_caching_allocator();
 
 struct CachingAllocatorStatistics {

@@ -8,8 +8,9 @@
 
 namespace qalora::tensor {
 
-// "cpu", "cuda", "cuda:N" or "" (the default: CUDA when this build and machine have it, else the CPU). "cuda" means the accelerator in
-// use where one was brought by use_accelerator. UserError for anything else and for CUDA where there is none, with the reason.
+// "cpu", "cuda", "cuda:N" or "" (the default: CUDA when this build and machine have it, else the CPU). "cuda" means the
+// accelerator in use where one was brought by use_accelerator. UserError for anything else and for CUDA where there is
+// none, with the reason.
 c10::Device parse_device(std::string_view name);
 void set_threads(int threads);  // 0: all cores
 int threads();

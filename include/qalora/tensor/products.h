@@ -5,7 +5,8 @@
 
 namespace qalora::tensor {
 
-// a . b in f32. a: [m, k], b: [k, n] of one dtype. On CUDA 16-bit operands go to the tensor cores as they are; elsewhere they are widened.
+// a . b in f32. a: [m, k], b: [k, n] of one dtype. On CUDA 16-bit operands go to the tensor cores as they are;
+// elsewhere they are widened.
 at::Tensor product_f32(const at::Tensor& a, const at::Tensor& b);
 
 }  // namespace qalora::tensor

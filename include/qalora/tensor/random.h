@@ -1,5 +1,5 @@
-// Random numbers that are a function of (seed, purpose, index): nothing to save, nothing to lose on a resume, and drawing
-// more for one purpose never shifts another. Philox4x32-10 (Salmon et al., SC'11).
+// Random numbers that are a function of (seed, purpose, index): nothing to save, nothing to lose on a resume, and
+// drawing more for one purpose never shifts another. Philox4x32-10 (Salmon et al., SC'11).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -24,7 +24,7 @@ class RandomStream {
   double uniform();                // [0, 1), 53 bits
   double normal();                 // mean 0, deviation 1 (Box-Muller)
 
-  std::vector<int64_t> permutation(int64_t count);                      // of 0 .. count-1 (Fisher-Yates)
+  std::vector<int64_t> permutation(int64_t count);                            // of 0 .. count-1 (Fisher-Yates)
   at::Tensor uniform_tensor(at::IntArrayRef shape, double low, double high);  // f32
   at::Tensor normal_tensor(at::IntArrayRef shape, double deviation);          // f32
   // 1/(1-p) with probability 1-p, else 0. f32

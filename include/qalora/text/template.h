@@ -11,19 +11,21 @@
 namespace qalora::text {
 
 // alpaca        Stanford Alpaca's two prompts, "### Response:" and a line break, then the answer
-// alpaca-paper  the same with "### Response: " as the paper's code has it, prompt and answer encoded apart: the answer gets
-//               a dummy prefix of its own, so there are two blank pieces between them
+// alpaca-paper  the same with "### Response: " as the paper's code has it, prompt and answer encoded apart: the answer
+//               gets a dummy prefix of its own, so there are two blank pieces between them
 // none          the instruction (a line break and the input, where there is one); one blank parts prompt and answer
 //               where neither brings its own
 // chat          special tokens and line breaks of the model's chat template where its text is Llama-2's, Mistral's,
-//               ChatML's, Zephyr's or Llama-3's (recognised by its markers; no template is executed), refused where it is another;
-//               "### Human: " and "### Assistant:" where the model has none
-// A chat under alpaca or none repeats the block for each exchange; every answer is trained and ends with end-of-sequence.
+//               ChatML's, Zephyr's or Llama-3's (recognised by its markers; no template is executed), refused where it
+//               is another; "### Human: " and "### Assistant:" where the model has none
+// A chat under alpaca or none repeats the block for each exchange; every answer is trained and ends with
+// end-of-sequence.
 enum class TemplateKind { kAlpaca, kAlpacaPaper, kNone, kChat };
 std::string template_name(TemplateKind kind);
 TemplateKind parse_template(std::string_view name);  // UserError with the nearest name
 
-// Whose chat template the tokenizer has: "Llama-2", "Mistral", "ChatML", "Zephyr", "Llama-3"; "" when it has none. DataError for others.
+// Whose chat template the tokenizer has: "Llama-2", "Mistral", "ChatML", "Zephyr", "Llama-3"; "" when it has none.
+// DataError for others.
 std::string chat_template_name(const Tokenizer& tokenizer);
 
 // The text in front of the answer for one user request; kChat: without a model's template, so "### Human".
@@ -41,21 +43,22 @@ struct Example {
 
 struct ExampleOptions {
   TemplateKind kind = TemplateKind::kAlpaca;
-  int64_t sequence_length = 0;     // 0: no limit
-  int64_t source_length = 0;       // each stretch that is not trained on (a prompt) is cut to this; 0: no limit of its own
-  int64_t target_length = 0;       // each answer likewise
-  bool train_on_prompt = false;    // loss on every token
+  int64_t sequence_length = 0;  // 0: no limit
+  int64_t source_length = 0;    // each stretch that is not trained on (a prompt) is cut to this; 0: no limit of its own
+  int64_t target_length = 0;    // each answer likewise
+  bool train_on_prompt = false;  // loss on every token
 };
 
-// The ids of a training prompt are those that make_prompt gives: the answer is encoded behind them, never together with them.
-// An example whose answer was cut away has no trained tokens. Plain text (Record::text) needs no template and is not cut: this is
-// its first window. DataError when the tokenizer has no end-of-sequence token, without which no answer would end.
+// The ids of a training prompt are those that make_prompt gives: the answer is encoded behind them, never together with
+// them. An example whose answer was cut away has no trained tokens. Plain text (Record::text) needs no template and is
+// not cut: this is its first window. DataError when the tokenizer has no end-of-sequence token, without which no answer
+// would end.
 Example make_example(const Tokenizer& tokenizer, const Record& record, const ExampleOptions& options);
 // Format "tokens", where there may be no tokenizer: the record's ids and labels as they are, cut at sequence_length.
 Example make_token_example(const Record& record, const ExampleOptions& options);
 
-// Plain text as ids: BOS, the text, end-of-sequence. Longer than `length` it is trained in windows that overlap by one token, so
-// that every token but the first is predicted exactly once; length 0: one window.
+// Plain text as ids: BOS, the text, end-of-sequence. Longer than `length` it is trained in windows that overlap by one
+// token, so that every token but the first is predicted exactly once; length 0: one window.
 std::vector<int64_t> text_ids(const Tokenizer& tokenizer, std::string_view text);
 Example text_window(const std::vector<int64_t>& ids, int64_t window, int64_t length);
 

@@ -9,11 +9,11 @@ namespace qalora::train {
 
 struct TrainConfig {
   // What is trained on what.
-  std::string model;            // checkpoint folder: quantised for "qalora", dense for "lora" and "full"
-  std::string data;             // the training file
-  std::string out;              // the run folder
+  std::string model;  // checkpoint folder: quantised for "qalora", dense for "lora" and "full"
+  std::string data;   // the training file
+  std::string out;    // the run folder
   std::string method = "qalora";
-  std::string initial_adapter;  // start A and B from this adapter; "": a fresh one
+  std::string initial_adapter;            // start A and B from this adapter; "": a fresh one
   std::string initialize = "checkpoint";  // "full" only: "random" starts from config.json alone
 
   // The adapter.
@@ -53,11 +53,11 @@ struct TrainConfig {
 
   // What is written when.
   int64_t log_interval = 10;
-  int64_t eval_interval = 0;        // 0: never
-  std::string eval_data;            // a file of its own; "": `eval_examples` of the training file
-  int64_t eval_examples = 0;        // kept out of training
-  int64_t checkpoint_interval = 500;  // 0: only at the end
-  int64_t keep_checkpoints = 3;       // 0: all
+  int64_t eval_interval = 0;           // 0: never
+  std::string eval_data;               // a file of its own; "": `eval_examples` of the training file
+  int64_t eval_examples = 0;           // kept out of training
+  int64_t checkpoint_interval = 500;   // 0: only at the end
+  int64_t keep_checkpoints = 3;        // 0: all
   std::string save_dtype = "float16";  // "full": dtype of the final checkpoint
 
   bool full() const { return method == "full"; }

@@ -1,5 +1,5 @@
-// The training file as optimizer steps: which examples form which step is a function of (file, configuration, step), so a
-// resumed run sees what an uninterrupted one would have seen.
+// The training file as optimizer steps: which examples form which step is a function of (file, configuration, step), so
+// a resumed run sees what an uninterrupted one would have seen.
 #pragma once
 
 #include <cstdint>
@@ -19,13 +19,13 @@ namespace qalora::train {
 
 // What the whole file looks like after tokenising, before any step.
 struct DataReport {
-  int64_t records = 0;         // good ones in the file
-  int64_t bad_records = 0;     // skipped because skip_bad_records is set
-  int64_t split_texts = 0;     // plain texts longer than sequence_length, which are trained in windows,
-  int64_t windows = 0;         // and the windows, each an example
-  int64_t examples = 0;        // used for training
-  int64_t held_out = 0;        // kept out of it for evaluation
-  int64_t cut = 0;             // longer than sequence_length, source_length or target_length
+  int64_t records = 0;      // good ones in the file
+  int64_t bad_records = 0;  // skipped because skip_bad_records is set
+  int64_t split_texts = 0;  // plain texts longer than sequence_length, which are trained in windows,
+  int64_t windows = 0;      // and the windows, each an example
+  int64_t examples = 0;     // used for training
+  int64_t held_out = 0;     // kept out of it for evaluation
+  int64_t cut = 0;          // longer than sequence_length, source_length or target_length
   int64_t cut_tokens = 0;
   int64_t without_target = 0;  // nothing left to learn after cutting: dropped
   int64_t tokens = 0;          // of the used examples, one epoch
@@ -35,8 +35,8 @@ struct DataReport {
 
 class TrainingData {
  public:
-  // tokenizer may be null only for data_format "tokens". Tokenises everything once (with progress) for lengths and the report.
-  // vocab_size bounds every id, held-out ones included. DataError when nothing can be trained or scored on.
+  // tokenizer may be null only for data_format "tokens". Tokenises everything once (with progress) for lengths and the
+  // report. vocab_size bounds every id, held-out ones included. DataError when nothing can be trained or scored on.
   TrainingData(const TrainConfig& config, const text::Tokenizer* tokenizer, int64_t vocab_size);
 
   // The micro-batches of optimizer step `step` (0 first), micro_batch_size rows each.
@@ -51,8 +51,8 @@ class TrainingData {
   const DataReport& report() const { return report_; }
   const text::Dataset& dataset() const { return *training_.dataset; }
   const std::vector<text::BadRecord>& bad() const { return bad_; }  // of the training file
-  text::Example first_example() const;  // the first one trained on without shuffling
-  double epochs(int64_t steps) const;  // how often `steps` steps see each example
+  text::Example first_example() const;                              // the first one trained on without shuffling
+  double epochs(int64_t steps) const;                               // how often `steps` steps see each example
   std::string fingerprint() const { return training_.dataset->fingerprint(); }
 
  private:
@@ -79,9 +79,12 @@ class TrainingData {
   void say_chat_style() const;
   text::Example window_of(const Source& source, const Piece& piece) const;
   text::Example example_of(const Source& source, const Piece& piece) const;
-  text::Example example_of(const Source& source, int64_t piece) const { return example_of(source, source.pieces[piece]); }
+  text::Example example_of(const Source& source, int64_t piece) const {
+    return example_of(source, source.pieces[piece]);
+  }
   Source open(const std::string& path) const;
-  void read_all(Source& source, const char* what, int64_t vocab_size, std::vector<text::BadRecord>& bad, const OnExample& on_example);
+  void read_all(Source& source, const char* what, int64_t vocab_size, std::vector<text::BadRecord>& bad,
+                const OnExample& on_example);
   void measure(int64_t vocab_size);
   void hold_out();
   void measure_held_out(int64_t vocab_size);
@@ -96,8 +99,8 @@ class TrainingData {
   std::vector<int64_t> held_out_;  // pieces kept out, of separate_ where there is one
   std::vector<text::BadRecord> bad_;
   DataReport report_;
-  mutable std::map<int64_t, Rows> epochs_;      // cache of the last two
-  mutable std::vector<int64_t> epoch_begin_;    // first global row of each epoch known so far
+  mutable std::map<int64_t, Rows> epochs_;    // cache of the last two
+  mutable std::vector<int64_t> epoch_begin_;  // first global row of each epoch known so far
 };
 
 }  // namespace qalora::train

@@ -13,13 +13,14 @@
 
 namespace qalora::train {
 
-struct MemoryEstimate {  // bytes
+struct MemoryEstimate {      // bytes
   uint64_t weights = 0;      // base, embedding, head
   uint64_t trained = 0;      // parameters, gradients and both moments, f32
   uint64_t activations = 0;  // kept for the backward pass of the largest micro-batch
   uint64_t scratch = 0;      // one dequantised layer, a chunk of logits and its gradient
   uint64_t libraries = 0;    // work space of a device's libraries
-  uint64_t loaded = 0;       // of all these: what is in memory once the model and the optimizer are there (weights, values, moments)
+  uint64_t loaded =
+      0;  // of all these: what is in memory once the model and the optimizer are there (weights, values, moments)
   uint64_t total() const { return weights + trained + activations + scratch + libraries; }
 };
 
@@ -32,15 +33,17 @@ struct Workload {
   c10::Device device = c10::kCPU;
 };
 
-// No file but an initial adapter is read. An embedding that is neither trained nor the head is taken for 16 bits a number.
+// No file but an initial adapter is read. An embedding that is neither trained nor the head is taken for 16 bits a
+// number.
 Workload expected_workload(const model::LlamaConfig& model, const TrainConfig& config, at::ScalarType compute,
                            c10::Device device = c10::kCPU);
 
 // rows x length: the largest micro-batch.
 MemoryEstimate estimate_memory(const Workload& workload, const TrainConfig& config, int64_t rows, int64_t length);
-// The most rows that divide batch_size and fit into nine tenths of the free memory of the device; at least 1. weights_loaded: they are no longer
-// part of what is free.
-int64_t largest_micro_batch(const Workload& workload, const TrainConfig& config, const TrainingData& data, bool weights_loaded);
+// The most rows that divide batch_size and fit into nine tenths of the free memory of the device; at least 1.
+// weights_loaded: they are no longer part of what is free.
+int64_t largest_micro_batch(const Workload& workload, const TrainConfig& config, const TrainingData& data,
+                            bool weights_loaded);
 // Multiplications of one trained token: forward, input gradient, and what else the method needs.
 double flops_per_token(const model::LlamaConfig& model, const TrainConfig& config, int64_t length);
 // Products per second of this machine in the compute dtype, measured for about 50 ms.

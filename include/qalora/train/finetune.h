@@ -32,7 +32,7 @@ struct ExampleSpan {
 
 struct DryRun {
   DataReport report;
-  std::string format;            // "alpaca", ...
+  std::string format;  // "alpaca", ...
   bool format_detected = false;
   double epochs = 0;
   std::vector<text::BadRecord> bad_records;
@@ -42,13 +42,13 @@ struct DryRun {
   Estimate estimate;
 };
 
-// Checks configuration, output, data, tokenizer, and of the weights names and shapes; what takes the weights' values or a saved
-// checkpoint to see (another base, other settings on resume) is left to the run.
+// Checks configuration, output, data, tokenizer, and of the weights names and shapes; what takes the weights' values or
+// a saved checkpoint to see (another base, other settings on resume) is left to the run.
 // Writes nothing; `out` may be empty.
 DryRun dry_run(const TrainConfig& config, const RunOptions& options);
 
-// Errors: UserError (configuration), DataError (files), DivergedError (three non-finite steps in a row), Interrupted (after
-// saving a checkpoint), IoError.
+// Errors: UserError (configuration), DataError (files), DivergedError (three non-finite steps in a row), Interrupted
+// (after saving a checkpoint), IoError.
 void finetune(const TrainConfig& config, const RunOptions& options);
 
 }  // namespace qalora::train

@@ -17,9 +17,10 @@ namespace qalora::train {
 
 class TrainingRun {
  public:
-  // Everything is kept by reference and must live as long. The best held-out loss so far is read from the folder's metrics.
-  TrainingRun(const TrainConfig& config, const RunOptions& options, const RunFolder& folder, TrainingSubject& subject, AdamW& optimizer,
-              Trainer& trainer, const TrainingData& data, const RunIdentity& identity);
+  // Everything is kept by reference and must live as long. The best held-out loss so far is read from the folder's
+  // metrics.
+  TrainingRun(const TrainConfig& config, const RunOptions& options, const RunFolder& folder, TrainingSubject& subject,
+              AdamW& optimizer, Trainer& trainer, const TrainingData& data, const RunIdentity& identity);
 
   // Runs the steps that are left. Throws Interrupted after a checkpoint was saved.
   void loop();

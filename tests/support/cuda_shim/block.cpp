@@ -21,7 +21,8 @@ void land(void* to, const void* from) {
 
 }  // namespace
 
-// ---- Asynchronous copies --------------------------------------------------------------------------------------------------------
+// ---- Asynchronous copies
+// --------------------------------------------------------------------------------------------------------
 
 void Copies::clear() {
   waiting_.clear();
@@ -37,11 +38,13 @@ void Copies::add(void* to, const void* from, bool valid) {
 
 void Copies::wait(int pending_groups) {
   size_t done = 0;
-  for (; done < waiting_.size() && waiting_[done].group < group_ - pending_groups; ++done) land(waiting_[done].to, waiting_[done].from);
+  for (; done < waiting_.size() && waiting_[done].group < group_ - pending_groups; ++done)
+    land(waiting_[done].to, waiting_[done].from);
   waiting_.erase(waiting_.begin(), waiting_.begin() + static_cast<int64_t>(done));
 }
 
-// ---- Running --------------------------------------------------------------------------------------------------------------------
+// ---- Running
+// --------------------------------------------------------------------------------------------------------------------
 
 void Block::prepare(uint64_t seed) {
   count_ = static_cast<int>(launch_.block.x * launch_.block.y * launch_.block.z);
@@ -64,7 +67,8 @@ void Block::prepare(uint64_t seed) {
     shuffled_[i] = i;
     Thread& thread = threads_[i];
     const auto linear = static_cast<unsigned>(i);
-    thread.index = {linear % launch_.block.x, linear / launch_.block.x % launch_.block.y, linear / launch_.block.x / launch_.block.y};
+    thread.index = {linear % launch_.block.x, linear / launch_.block.x % launch_.block.y,
+                    linear / launch_.block.x / launch_.block.y};
     thread.waits_for = nullptr;
     thread.copies.clear();
     prepare_fiber(thread.fiber, i, enter);
@@ -131,10 +135,12 @@ void Block::end_of_thread() {
   abort();
 }
 
-// ---- Waiting --------------------------------------------------------------------------------------------------------------------
+// ---- Waiting
+// --------------------------------------------------------------------------------------------------------------------
 
 int Block::wait_for_block(const char* operation, bool predicate) {
-  if (arrived_ > 0 && strcmp(barrier_, operation) != 0) fault("is at %s, others of its block at %s", operation, barrier_);
+  if (arrived_ > 0 && strcmp(barrier_, operation) != 0)
+    fault("is at %s, others of its block at %s", operation, barrier_);
   barrier_ = operation;
   votes_ += predicate;
   ++arrived_;
@@ -162,13 +168,15 @@ void Block::meet_warp(const char* operation, unsigned mask, void* operand, WarpE
   const int lane = running_ % kLanes;
   const unsigned bit = 1u << lane;
   if (!(mask & bit)) fault("%s: lane %d is not in its own mask 0x%08x", operation, lane, mask);
-  if (mask & ~warp.alive) fault("%s: the mask 0x%08x names lanes 0x%08x, which have ended", operation, mask, mask & ~warp.alive);
+  if (mask & ~warp.alive)
+    fault("%s: the mask 0x%08x names lanes 0x%08x, which have ended", operation, mask, mask & ~warp.alive);
   size_t at = 0;
   while (at < warp.meetings.size() && warp.meetings[at].mask != mask) ++at;
   if (at == warp.meetings.size()) warp.meetings.push_back({mask, 0, operation, execute, {}});
   Meeting& meeting = warp.meetings[at];
   if (meeting.execute != execute || strcmp(meeting.operation, operation) != 0) {
-    fault("lane %d is at %s, lanes 0x%08x of its warp at %s (mask 0x%08x)", lane, operation, meeting.arrived, meeting.operation, mask);
+    fault("lane %d is at %s, lanes 0x%08x of its warp at %s (mask 0x%08x)", lane, operation, meeting.arrived,
+          meeting.operation, mask);
   }
   meeting.operands[lane] = operand;
   meeting.arrived |= bit;
@@ -185,7 +193,8 @@ void Block::meet_warp(const char* operation, unsigned mask, void* operand, WarpE
   leave(false);
 }
 
-// ---- Who is next ----------------------------------------------------------------------------------------------------------------
+// ---- Who is next
+// ----------------------------------------------------------------------------------------------------------------
 
 void Block::restart_warp(Warp& warp) { warp.cursor = settings().order == Order::kDescending ? kLanes - 1 : 0; }
 
@@ -210,7 +219,8 @@ int Block::next_in_turn(int step) {
 int Block::next_shuffled() {
   for (;; ++position_) {
     if (position_ == count_) {
-      for (int i = count_ - 1; i > 0; --i) std::swap(shuffled_[i], shuffled_[random_.below(static_cast<uint32_t>(i) + 1)]);
+      for (int i = count_ - 1; i > 0; --i)
+        std::swap(shuffled_[i], shuffled_[random_.below(static_cast<uint32_t>(i) + 1)]);
       position_ = 0;
     }
     const int thread = shuffled_[position_];
@@ -235,8 +245,8 @@ std::string Block::describe_deadlock() const {
   for (const auto& [what, who] : waiting) {
     const uint3 first = threads_[who.second].index;
     char line[256];
-    snprintf(line, sizeof(line), " %d threads wait at %s, the first of them (%u,%u,%u);", who.first, what.c_str(), first.x, first.y,
-             first.z);
+    snprintf(line, sizeof(line), " %d threads wait at %s, the first of them (%u,%u,%u);", who.first, what.c_str(),
+             first.x, first.y, first.z);
     text += line;
   }
   return text;

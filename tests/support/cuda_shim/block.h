@@ -83,10 +83,10 @@ class Block {
 
   static void enter();  // where a fiber begins
   void prepare(uint64_t seed);
-  void leave(bool ends);    // the running thread cannot go on: somebody else does
+  void leave(bool ends);  // the running thread cannot go on: somebody else does
   void end_of_thread();
   void release_block();
-  int next();               // a thread that can go on, or -1
+  int next();  // a thread that can go on, or -1
   int next_in_turn(int step);
   int next_shuffled();
   void restart_warp(Warp& warp);
@@ -97,8 +97,8 @@ class Block {
   const void* arguments_ = nullptr;
   std::vector<Thread> threads_;
   std::vector<Warp> warps_;
-  Fiber main_;           // the OS thread's own stack
-  bool fresh_ = false;   // the next fiber to begin comes from main_
+  Fiber main_;          // the OS thread's own stack
+  bool fresh_ = false;  // the next fiber to begin comes from main_
   int count_ = 0, alive_ = 0, ready_ = 0;
   int running_ = -1, warp_ = 0;  // the warp that is looked at first
   char* shared_ = nullptr;

@@ -18,7 +18,8 @@ T* dynamic_shared() {
 inline void cp_async16(void* shared, const void* global, bool valid = true) {
   cuda_shim::check_shared("cp.async", shared, 16);
   if (valid) {
-    if (reinterpret_cast<uintptr_t>(global) % 16) cuda_shim::fault("cp.async: the source %p is not aligned to 16 bytes", global);
+    if (reinterpret_cast<uintptr_t>(global) % 16)
+      cuda_shim::fault("cp.async: the source %p is not aligned to 16 bytes", global);
     volatile uint32_t seen = static_cast<const volatile uint4*>(global)->x;  // for ASan, where the copy is asked for
     seen = static_cast<const volatile uint4*>(global)->w;
     static_cast<void>(seen);
@@ -47,7 +48,8 @@ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])
 void set_last_error(const char* text);
 
 template <typename... Parameters>
-Status launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream, std::type_identity_t<Parameters>... arguments) {
+Status launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream,
+              std::type_identity_t<Parameters>... arguments) {
   struct Call {
     void (*kernel)(Parameters...);
     std::tuple<Parameters...> arguments;
@@ -57,7 +59,8 @@ Status launch(void (*kernel)(Parameters...), const LaunchShape& shape, Stream, s
     const auto& mine = *static_cast<const Call*>(context);
     std::apply(mine.kernel, mine.arguments);
   };
-  cuda_shim::run_grid({reinterpret_cast<const void*>(kernel), shape.grid, shape.block, shape.shared_bytes}, body, &call);
+  cuda_shim::run_grid({reinterpret_cast<const void*>(kernel), shape.grid, shape.block, shape.shared_bytes}, body,
+                      &call);
   return Status::kOk;
 }
 

@@ -12,7 +12,8 @@
 
 __thread uint3 threadIdx, blockIdx, blockDim, gridDim;
 
-extern "C" __attribute__((weak)) void __sanitizer_symbolize_pc(void* address, const char* format, char* out, size_t bytes);
+extern "C" __attribute__((weak)) void __sanitizer_symbolize_pc(void* address, const char* format, char* out,
+                                                               size_t bytes);
 
 namespace cuda_shim {
 namespace {
@@ -30,7 +31,8 @@ void check_limits(const Launch& launch) {
   }
   const uint64_t count = uint64_t{threads.x} * threads.y * threads.z;
   if (count < 1 || count > 1024 || threads.z > 64) {
-    fault("%s: a block of %s threads cannot be launched", name_of_kernel(launch.kernel).c_str(), text_of(threads).c_str());
+    fault("%s: a block of %s threads cannot be launched", name_of_kernel(launch.kernel).c_str(),
+          text_of(threads).c_str());
   }
   if (launch.shared_bytes < 0 || launch.shared_bytes > settings().max_shared_bytes) {
     fault("%s: %lld bytes of shared memory asked for, a block may have %lld", name_of_kernel(launch.kernel).c_str(),
@@ -38,7 +40,8 @@ void check_limits(const Launch& launch) {
   }
 }
 
-// Block `index` of the run in the order set: ascending, descending, or with a stride that has no divisor in common with the count.
+// Block `index` of the run in the order set: ascending, descending, or with a stride that has no divisor in common with
+// the count.
 uint64_t block_at(uint64_t index, uint64_t count) {
   if (settings().order == Order::kAscending) return index;
   if (settings().order == Order::kDescending) return count - 1 - index;
@@ -65,7 +68,8 @@ void fault(const char* format, ...) {
   vsnprintf(text, sizeof(text), format, list);
   va_end(list);
   if (block == nullptr) throw Fault(text);
-  block->stop(name_of_kernel(block->launch().kernel) + ": block " + text_of(blockIdx) + ", thread " + text_of(threadIdx) + ": " + text);
+  block->stop(name_of_kernel(block->launch().kernel) + ": block " + text_of(blockIdx) + ", thread " +
+              text_of(threadIdx) + ": " + text);
 }
 
 void run_grid(const Launch& launch, void (*body)(const void*), const void* arguments) {
@@ -97,8 +101,8 @@ void check_shared(const char* operation, const void* address, int64_t bytes) {
           static_cast<long long>(bytes));
   }
   if (at < begin || at + static_cast<uintptr_t>(bytes) > begin + static_cast<uintptr_t>(block->launch().shared_bytes)) {
-    fault("%s: byte %lld lies outside the block's %lld bytes of shared memory", operation, static_cast<long long>(at - begin),
-          static_cast<long long>(block->launch().shared_bytes));
+    fault("%s: byte %lld lies outside the block's %lld bytes of shared memory", operation,
+          static_cast<long long>(at - begin), static_cast<long long>(block->launch().shared_bytes));
   }
 }
 

@@ -28,8 +28,8 @@ void check_shared(const char* operation, const void* address, int64_t bytes);
 // Waits for all threads of the block that have not ended, and returns in how many of them `predicate` held.
 int block_barrier(const char* operation, bool predicate);
 
-// Waits for the lanes of `mask`; the last one to arrive runs execute(mask, operands) for all of them: operands[lane] is what that lane
-// passed (null outside the mask). Lanes that meet with one mask must pass the same `execute`.
+// Waits for the lanes of `mask`; the last one to arrive runs execute(mask, operands) for all of them: operands[lane] is
+// what that lane passed (null outside the mask). Lanes that meet with one mask must pass the same `execute`.
 using WarpExecute = void (*)(unsigned mask, void* const* operands);
 void meet_warp(const char* operation, unsigned mask, void* operand, WarpExecute execute);
 int lane();

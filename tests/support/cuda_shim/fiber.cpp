@@ -13,7 +13,8 @@
 // There when the program is linked with AddressSanitizer; this file itself is compiled without.
 extern "C" {
 __attribute__((weak)) void __sanitizer_start_switch_fiber(void** fake_stack, const void* bottom, size_t bytes);
-__attribute__((weak)) void __sanitizer_finish_switch_fiber(void* fake_stack, const void** old_bottom, size_t* old_bytes);
+__attribute__((weak)) void __sanitizer_finish_switch_fiber(void* fake_stack, const void** old_bottom,
+                                                           size_t* old_bytes);
 __attribute__((weak)) void __asan_unpoison_memory_region(const volatile void* address, size_t bytes);
 void cuda_shim_switch(void** save, void* load);
 }
@@ -47,7 +48,8 @@ namespace cuda_shim {
 namespace {
 
 constexpr size_t kPage = 4096;
-constexpr size_t kStackBytes = 256 * 1024;  // address space; a page is real once touched. AddressSanitizer's reports need some room
+constexpr size_t kStackBytes =
+    256 * 1024;  // address space; a page is real once touched. AddressSanitizer's reports need some room
 
 // Stacks with a page below them that nothing may touch, kept until the OS thread ends.
 struct StackPool {
@@ -57,7 +59,8 @@ struct StackPool {
   }
   char* get(int index) {
     while (static_cast<int>(stacks.size()) <= index) {
-      void* memory = mmap(nullptr, kStackBytes + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      void* memory = mmap(nullptr, kStackBytes + kPage, PROT_READ | PROT_WRITE,
+                          MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
       if (memory == MAP_FAILED || mprotect(memory, kPage, PROT_NONE) != 0) abort();
       stacks.push_back(static_cast<char*>(memory) + kPage);
     }
@@ -69,7 +72,8 @@ thread_local StackPool pool;
 }  // namespace
 
 void switch_fiber(Fiber& from, Fiber& to, bool ends) {
-  if (__sanitizer_start_switch_fiber) __sanitizer_start_switch_fiber(ends ? nullptr : &from.fake_stack, to.stack_bottom, to.stack_bytes);
+  if (__sanitizer_start_switch_fiber)
+    __sanitizer_start_switch_fiber(ends ? nullptr : &from.fake_stack, to.stack_bottom, to.stack_bytes);
   cuda_shim_switch(&from.stack_pointer, to.stack_pointer);
   if (__sanitizer_finish_switch_fiber) __sanitizer_finish_switch_fiber(from.fake_stack, nullptr, nullptr);
 }
@@ -89,7 +93,8 @@ void prepare_fiber(Fiber& fiber, int index, void (*entry)()) {
   fiber.stack_bottom = bottom;
   fiber.stack_bytes = kStackBytes;
   fiber.fake_stack = nullptr;
-  // The tops start at different places of a page: otherwise all threads' hottest lines fall into the same few sets of the cache.
+  // The tops start at different places of a page: otherwise all threads' hottest lines fall into the same few sets of
+  // the cache.
   auto* top = reinterpret_cast<uintptr_t*>(bottom + kStackBytes - static_cast<size_t>(index % 32) * 128);
   *--top = 0;  // `entry` has no caller; its return address, which leaves the stack as a call would: 8 modulo 16
   *--top = reinterpret_cast<uintptr_t>(entry);

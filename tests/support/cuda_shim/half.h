@@ -1,6 +1,7 @@
-// __nv_bfloat16 and __half with the conversions and arithmetic of cuda_bf16.h and cuda_fp16.h. Each function rounds once, to nearest even,
-// and its NaNs are 0x7fff, as the manuals say. Computed in double: no sum, product or quotient of two such numbers is rounded twice (53
-// bits are more than 2 * 11 + 2, and what is subnormal is exact or far from the middle); fused ones go through rounding to odd.
+// __nv_bfloat16 and __half with the conversions and arithmetic of cuda_bf16.h and cuda_fp16.h. Each function rounds
+// once, to nearest even, and its NaNs are 0x7fff, as the manuals say. Computed in double: no sum, product or quotient
+// of two such numbers is rounded twice (53 bits are more than 2 * 11 + 2, and what is subnormal is exact or far from
+// the middle); fused ones go through rounding to odd.
 #pragma once
 
 #include <math.h>
@@ -133,42 +134,44 @@ inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short a) { return __nv_bfloat
 inline __half __ushort_as_half(unsigned short a) { return __half_raw{a}; }
 
 // One operation for a type, and lane by lane for its pair.
-#define CUDA_SHIM_BINARY(name, element, pair, expression)      \
-  inline element name(element a_, element b_) {                \
-    const double a = float(a_), b = float(b_);                 \
-    return element(expression);                                \
-  }                                                            \
+#define CUDA_SHIM_BINARY(name, element, pair, expression) \
+  inline element name(element a_, element b_) {           \
+    const double a = float(a_), b = float(b_);            \
+    return element(expression);                           \
+  }                                                       \
   inline pair name##2(pair a, pair b) { return {name(a.x, b.x), name(a.y, b.y)}; }
 #define CUDA_SHIM_COMPARE(name, element, operation) \
   inline bool name(element a, element b) { return float(a) operation float(b); }
-#define CUDA_SHIM_ARITHMETIC(element, pair, absolute_mask)                                                                            \
-  CUDA_SHIM_BINARY(__hadd, element, pair, a + b)                                                                                      \
-  CUDA_SHIM_BINARY(__hsub, element, pair, a - b)                                                                                      \
-  CUDA_SHIM_BINARY(__hmul, element, pair, a* b)                                                                                       \
-  inline pair __hadd2_rn(pair a, pair b) { return __hadd2(a, b); }                                                                    \
-  inline pair __hsub2_rn(pair a, pair b) { return __hsub2(a, b); }                                                                    \
-  inline pair __hmul2_rn(pair a, pair b) { return __hmul2(a, b); }                                                                    \
-  inline element __hdiv(element a, element b) { return element(double(float(a)) / double(float(b))); }                                \
-  inline element __hfma(element a, element b, element c) { return element(cuda_shim::fma_to_odd(float(a), float(b), float(c))); }     \
-  inline pair __hfma2(pair a, pair b, pair c) { return {__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)}; }                              \
-  inline element __hneg(element a) { return decltype(cuda_shim_raw(a)){static_cast<unsigned short>(a.__x ^ 0x8000)}; }                \
-  inline pair __hneg2(pair a) { return {__hneg(a.x), __hneg(a.y)}; }                                                                  \
-  inline element __habs(element a) { return decltype(cuda_shim_raw(a)){static_cast<unsigned short>(a.__x & 0x7fff)}; }                \
-  inline pair __habs2(pair a) { return {__habs(a.x), __habs(a.y)}; }                                                                  \
-  inline element __hmax(element a, element b) { return element(fmaxf(a, b)); }                                                        \
-  inline element __hmin(element a, element b) { return element(fminf(a, b)); }                                                        \
-  inline pair __hmax2(pair a, pair b) { return {__hmax(a.x, b.x), __hmax(a.y, b.y)}; }                                                \
-  inline pair __hmin2(pair a, pair b) { return {__hmin(a.x, b.x), __hmin(a.y, b.y)}; }                                                \
-  inline bool __hisnan(element a) { return (a.__x & 0x7fff) > absolute_mask; }                                                        \
-  CUDA_SHIM_COMPARE(__heq, element, ==)                                                                                               \
-  CUDA_SHIM_COMPARE(__hlt, element, <)                                                                                                \
-  CUDA_SHIM_COMPARE(__hgt, element, >)                                                                                                \
-  inline element operator+(element a, element b) { return __hadd(a, b); }                                                             \
-  inline element operator-(element a, element b) { return __hsub(a, b); }                                                             \
-  inline element operator*(element a, element b) { return __hmul(a, b); }                                                             \
-  inline element operator/(element a, element b) { return __hdiv(a, b); }                                                             \
-  inline pair operator+(pair a, pair b) { return __hadd2(a, b); }                                                                     \
-  inline pair operator-(pair a, pair b) { return __hsub2(a, b); }                                                                     \
+#define CUDA_SHIM_ARITHMETIC(element, pair, absolute_mask)                                                             \
+  CUDA_SHIM_BINARY(__hadd, element, pair, a + b)                                                                       \
+  CUDA_SHIM_BINARY(__hsub, element, pair, a - b)                                                                       \
+  CUDA_SHIM_BINARY(__hmul, element, pair, a* b)                                                                        \
+  inline pair __hadd2_rn(pair a, pair b) { return __hadd2(a, b); }                                                     \
+  inline pair __hsub2_rn(pair a, pair b) { return __hsub2(a, b); }                                                     \
+  inline pair __hmul2_rn(pair a, pair b) { return __hmul2(a, b); }                                                     \
+  inline element __hdiv(element a, element b) { return element(double(float(a)) / double(float(b))); }                 \
+  inline element __hfma(element a, element b, element c) {                                                             \
+    return element(cuda_shim::fma_to_odd(float(a), float(b), float(c)));                                               \
+  }                                                                                                                    \
+  inline pair __hfma2(pair a, pair b, pair c) { return {__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y)}; }               \
+  inline element __hneg(element a) { return decltype(cuda_shim_raw(a)){static_cast<unsigned short>(a.__x ^ 0x8000)}; } \
+  inline pair __hneg2(pair a) { return {__hneg(a.x), __hneg(a.y)}; }                                                   \
+  inline element __habs(element a) { return decltype(cuda_shim_raw(a)){static_cast<unsigned short>(a.__x & 0x7fff)}; } \
+  inline pair __habs2(pair a) { return {__habs(a.x), __habs(a.y)}; }                                                   \
+  inline element __hmax(element a, element b) { return element(fmaxf(a, b)); }                                         \
+  inline element __hmin(element a, element b) { return element(fminf(a, b)); }                                         \
+  inline pair __hmax2(pair a, pair b) { return {__hmax(a.x, b.x), __hmax(a.y, b.y)}; }                                 \
+  inline pair __hmin2(pair a, pair b) { return {__hmin(a.x, b.x), __hmin(a.y, b.y)}; }                                 \
+  inline bool __hisnan(element a) { return (a.__x & 0x7fff) > absolute_mask; }                                         \
+  CUDA_SHIM_COMPARE(__heq, element, ==)                                                                                \
+  CUDA_SHIM_COMPARE(__hlt, element, <)                                                                                 \
+  CUDA_SHIM_COMPARE(__hgt, element, >)                                                                                 \
+  inline element operator+(element a, element b) { return __hadd(a, b); }                                              \
+  inline element operator-(element a, element b) { return __hsub(a, b); }                                              \
+  inline element operator*(element a, element b) { return __hmul(a, b); }                                              \
+  inline element operator/(element a, element b) { return __hdiv(a, b); }                                              \
+  inline pair operator+(pair a, pair b) { return __hadd2(a, b); }                                                      \
+  inline pair operator-(pair a, pair b) { return __hsub2(a, b); }                                                      \
   inline pair operator*(pair a, pair b) { return __hmul2(a, b); }
 
 __nv_bfloat16_raw cuda_shim_raw(__nv_bfloat16);  // for decltype

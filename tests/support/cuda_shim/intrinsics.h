@@ -1,5 +1,6 @@
-// Arithmetic, bit and memory functions of the CUDA math and programming manuals that kernels may use. Where the device's is an
-// approximation (__expf, rsqrtf, ...) this one is as good as the host's: a kernel's tolerance must cover the device's error itself.
+// Arithmetic, bit and memory functions of the CUDA math and programming manuals that kernels may use. Where the
+// device's is an approximation (__expf, rsqrtf, ...) this one is as good as the host's: a kernel's tolerance must cover
+// the device's error itself.
 #pragma once
 
 #include <math.h>
@@ -11,7 +12,8 @@
 #include "engine.h"
 #include "half.h"
 
-// ---- Bits --------------------------------------------------------------------------------------------------------------------
+// ---- Bits
+// --------------------------------------------------------------------------------------------------------------------
 inline unsigned __float_as_uint(float a) { return std::bit_cast<unsigned>(a); }
 inline int __float_as_int(float a) { return std::bit_cast<int>(a); }
 inline float __uint_as_float(unsigned a) { return std::bit_cast<float>(a); }
@@ -36,13 +38,16 @@ inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
 // Byte n of the result is byte (selector >> 4n & 7) of y:x.
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
   const uint64_t bytes = uint64_t{y} << 32 | x;
-  if (selector & 0x8888) cuda_shim::fault("__byte_perm: selector 0x%x has a bit that the manual does not define", selector);
+  if (selector & 0x8888)
+    cuda_shim::fault("__byte_perm: selector 0x%x has a bit that the manual does not define", selector);
   unsigned result = 0;
-  for (int n = 0; n < 4; ++n) result |= static_cast<unsigned>(bytes >> (8 * (selector >> (4 * n) & 7)) & 0xff) << (8 * n);
+  for (int n = 0; n < 4; ++n)
+    result |= static_cast<unsigned>(bytes >> (8 * (selector >> (4 * n) & 7)) & 0xff) << (8 * n);
   return result;
 }
 
-// ---- Arithmetic; the shim and its kernels are compiled without fused multiply-adds of the compiler's own ------------------------
+// ---- Arithmetic; the shim and its kernels are compiled without fused multiply-adds of the compiler's own
+// ------------------------
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
@@ -65,7 +70,7 @@ inline int __float2int_rn(float a) { return static_cast<int>(rintf(a)); }
 inline float __int2float_rn(int a) { return static_cast<float>(a); }
 inline float __uint2float_rn(unsigned a) { return static_cast<float>(a); }
 
-#define CUDA_SHIM_MIN_MAX(type)                              \
+#define CUDA_SHIM_MIN_MAX(type)                             \
   inline type min(type a, type b) { return b < a ? b : a; } \
   inline type max(type a, type b) { return a < b ? b : a; }
 CUDA_SHIM_MIN_MAX(int)
@@ -84,16 +89,17 @@ inline float max(float a, float b) { return fmaxf(a, b); }
 inline double min(double a, double b) { return fmin(a, b); }
 inline double max(double a, double b) { return fmax(a, b); }
 
-// ---- Memory: cache hints change nothing; UBSan checks the alignment, ASan the bounds ---------------------------------------------
-#define CUDA_SHIM_LOAD(name)         \
-  template <typename T>              \
-  inline T name(const T* address) {  \
-    return *address;                 \
+// ---- Memory: cache hints change nothing; UBSan checks the alignment, ASan the bounds
+// ---------------------------------------------
+#define CUDA_SHIM_LOAD(name)        \
+  template <typename T>             \
+  inline T name(const T* address) { \
+    return *address;                \
   }
-#define CUDA_SHIM_STORE(name)                                    \
-  template <typename T>                                          \
-  inline void name(T* address, std::type_identity_t<T> value) {  \
-    *address = value;                                            \
+#define CUDA_SHIM_STORE(name)                                   \
+  template <typename T>                                         \
+  inline void name(T* address, std::type_identity_t<T> value) { \
+    *address = value;                                           \
   }
 CUDA_SHIM_LOAD(__ldg)
 CUDA_SHIM_LOAD(__ldca)
@@ -112,21 +118,22 @@ inline void __threadfence() {}
 inline void __threadfence_block() {}
 inline void __threadfence_system() {}
 
-// ---- Atomics: a grid's threads run on one thread of the host ---------------------------------------------------------------------
-#define CUDA_SHIM_ATOMIC(name, type, expression)             \
-  inline type name(type* address, type value) {              \
-    const type old = *address;                               \
-    *address = static_cast<type>(expression);                \
-    return old;                                              \
+// ---- Atomics: a grid's threads run on one thread of the host
+// ---------------------------------------------------------------------
+#define CUDA_SHIM_ATOMIC(name, type, expression) \
+  inline type name(type* address, type value) {  \
+    const type old = *address;                   \
+    *address = static_cast<type>(expression);    \
+    return old;                                  \
   }
-#define CUDA_SHIM_ATOMICS(type)                                          \
-  CUDA_SHIM_ATOMIC(atomicMax, type, old < value ? value : old)           \
-  CUDA_SHIM_ATOMIC(atomicMin, type, value < old ? value : old)           \
-  CUDA_SHIM_ATOMIC(atomicExch, type, value)                              \
-  inline type atomicCAS(type* address, type compare, type value) {       \
-    const type old = *address;                                           \
-    if (old == compare) *address = value;                                \
-    return old;                                                          \
+#define CUDA_SHIM_ATOMICS(type)                                    \
+  CUDA_SHIM_ATOMIC(atomicMax, type, old < value ? value : old)     \
+  CUDA_SHIM_ATOMIC(atomicMin, type, value < old ? value : old)     \
+  CUDA_SHIM_ATOMIC(atomicExch, type, value)                        \
+  inline type atomicCAS(type* address, type compare, type value) { \
+    const type old = *address;                                     \
+    if (old == compare) *address = value;                          \
+    return old;                                                    \
   }
 CUDA_SHIM_ATOMICS(int)
 CUDA_SHIM_ATOMICS(unsigned)
@@ -137,7 +144,7 @@ CUDA_SHIM_ATOMIC(atomicAdd, unsigned long long, old + value)
 CUDA_SHIM_ATOMIC(atomicAdd, float, old + value)
 CUDA_SHIM_ATOMIC(atomicAdd, double, old + value)
 CUDA_SHIM_ATOMIC(atomicOr, unsigned, old | value)
-CUDA_SHIM_ATOMIC(atomicAnd, unsigned, old & value)
+CUDA_SHIM_ATOMIC(atomicAnd, unsigned, old& value)
 #undef CUDA_SHIM_ATOMIC
 #undef CUDA_SHIM_ATOMICS
 

@@ -1,5 +1,6 @@
-// Barriers and what the lanes of a warp do together. Stricter than the hardware: a lane outside its own mask, a mask that names a lane
-// that has ended, or a value taken from a lane outside the mask is a fault, where the manual says "undefined".
+// Barriers and what the lanes of a warp do together. Stricter than the hardware: a lane outside its own mask, a mask
+// that names a lane that has ended, or a value taken from a lane outside the mask is a fault, where the manual says
+// "undefined".
 #pragma once
 
 #include <cstdint>
@@ -8,9 +9,13 @@
 #include "intrinsics.h"
 
 inline void __syncthreads() { cuda_shim::block_barrier("__syncthreads", false); }
-inline int __syncthreads_count(int predicate) { return cuda_shim::block_barrier("__syncthreads_count", predicate != 0); }
+inline int __syncthreads_count(int predicate) {
+  return cuda_shim::block_barrier("__syncthreads_count", predicate != 0);
+}
 inline int __syncthreads_or(int predicate) { return cuda_shim::block_barrier("__syncthreads_or", predicate != 0) > 0; }
-inline int __syncthreads_and(int predicate) { return cuda_shim::block_barrier("__syncthreads_and", predicate == 0) == 0; }
+inline int __syncthreads_and(int predicate) {
+  return cuda_shim::block_barrier("__syncthreads_and", predicate == 0) == 0;
+}
 
 namespace cuda_shim {
 
@@ -41,7 +46,8 @@ T shuffle(const char* operation, unsigned mask, T value, int source) {
 
 // Of the segment of `width` lanes that this lane lies in.
 inline int check_width(int width) {
-  if (width < 1 || width > kLanes || (width & (width - 1))) fault("a shuffle's width of %d is not a power of two up to 32", width);
+  if (width < 1 || width > kLanes || (width & (width - 1)))
+    fault("a shuffle's width of %d is not a power of two up to 32", width);
   return lane() & ~(width - 1);
 }
 
@@ -118,9 +124,15 @@ T __shfl_xor_sync(unsigned mask, T value, int lane_mask, int width = 32) {
   return cuda_shim::shuffle("__shfl_xor_sync", mask, value, source >= first + width ? own : source);
 }
 
-inline unsigned __ballot_sync(unsigned mask, int predicate) { return cuda_shim::ballot("__ballot_sync", mask, predicate != 0); }
-inline int __any_sync(unsigned mask, int predicate) { return cuda_shim::ballot("__any_sync", mask, predicate != 0) != 0; }
-inline int __all_sync(unsigned mask, int predicate) { return cuda_shim::ballot("__all_sync", mask, predicate == 0) == 0; }
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  return cuda_shim::ballot("__ballot_sync", mask, predicate != 0);
+}
+inline int __any_sync(unsigned mask, int predicate) {
+  return cuda_shim::ballot("__any_sync", mask, predicate != 0) != 0;
+}
+inline int __all_sync(unsigned mask, int predicate) {
+  return cuda_shim::ballot("__all_sync", mask, predicate == 0) == 0;
+}
 
 #define CUDA_SHIM_REDUCE(type, name, kind) \
   inline type name(unsigned mask, type value) { return cuda_shim::reduce<type, kind>(#name, mask, value); }

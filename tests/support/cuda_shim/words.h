@@ -16,7 +16,8 @@
 #define __align__(bytes) alignas(bytes)
 // __shared__ stays unknown: a static array could not be fenced. Kernels ask for dynamic_shared.
 
-// name, component type, alignment in bytes: CUDA C++ programming guide, "Built-in vector types". UBSan checks each access's alignment.
+// name, component type, alignment in bytes: CUDA C++ programming guide, "Built-in vector types". UBSan checks each
+// access's alignment.
 #define CUDA_SHIM_VECTOR2(name, type, alignment) \
   struct alignas(alignment) name {               \
     type x, y;                                   \

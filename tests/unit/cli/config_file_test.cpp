@@ -16,8 +16,9 @@ struct Values {
   std::vector<std::string> targets = {"a", "b"};
 
   std::vector<Key> keys() {
-    return {{"steps", &steps, "steps", "One"},       {"learning_rate", &rate, "rate", "One"}, {"packing", &packing, "packing", "One"},
-            {"shuffle", &shuffle, "shuffle", "Two"}, {"data", &data, "data", "Two"},          {"targets", &targets, "targets", "Two"}};
+    return {{"steps", &steps, "steps", "One"},       {"learning_rate", &rate, "rate", "One"},
+            {"packing", &packing, "packing", "One"}, {"shuffle", &shuffle, "shuffle", "Two"},
+            {"data", &data, "data", "Two"},          {"targets", &targets, "targets", "Two"}};
   }
 };
 
@@ -48,8 +49,9 @@ class ConfigFile : public testing::Test {
 };
 
 TEST_F(ConfigFile, ReadsEveryType) {
-  const Values values = load({}, "steps = 7\nlearning_rate = 1e-4\npacking = true\n"
-                                 "[finetune]\ndata = \"d#1/x\\\\y\"\ntargets = [\"q\",\n\"v\"]\n");
+  const Values values = load({},
+                             "steps = 7\nlearning_rate = 1e-4\npacking = true\n"
+                             "[finetune]\ndata = \"d#1/x\\\\y\"\ntargets = [\"q\",\n\"v\"]\n");
   EXPECT_EQ(values.steps, 7);
   EXPECT_EQ(values.rate, 1e-4);
   EXPECT_TRUE(values.packing);
@@ -96,7 +98,8 @@ TEST_F(ConfigFile, ErrorsNameFileLineAndKey) {
       {"data = 5\n", "expected text in quotes"},
       {"targets = \"q\"\n", "expected a list of texts"},
   };
-  for (const auto& [text, part] : cases) EXPECT_NE(error_of({}, text).find(part), std::string::npos) << text << "\n" << error_of({}, text);
+  for (const auto& [text, part] : cases)
+    EXPECT_NE(error_of({}, text).find(part), std::string::npos) << text << "\n" << error_of({}, text);
 }
 
 TEST_F(ConfigFile, BareFlagsMeanTrue) {
@@ -110,7 +113,8 @@ TEST_F(ConfigFile, BareFlagsMeanTrue) {
 
 TEST_F(ConfigFile, NumbersThatDoNotFitAreRefused) {
   EXPECT_EQ(load({"--steps", "9223372036854775807"}, "").steps, INT64_MAX);
-  for (const char* bad : {"99999999999999999999", "1.5", "x", ""}) EXPECT_THROW(load({"--steps", bad}, ""), CLI::ParseError) << bad;
+  for (const char* bad : {"99999999999999999999", "1.5", "x", ""})
+    EXPECT_THROW(load({"--steps", bad}, ""), CLI::ParseError) << bad;
 }
 
 }  // namespace

@@ -15,7 +15,9 @@ TEST(InspectGguf, NumbersThatNoReaderTakesAreShown) {
   const test::TempDir dir;
   test::GgufBytes file;
   file.text("general.architecture", "none").f32("a.nan", NAN).f32("a.half", 0.5F);
-  file.entry("a.large", 10, test::raw(UINT64_MAX)).entry("a.endless", 12, test::raw(HUGE_VAL)).entry("a.small", 11, test::raw(int64_t{-7}));
+  file.entry("a.large", 10, test::raw(UINT64_MAX))
+      .entry("a.endless", 12, test::raw(HUGE_VAL))
+      .entry("a.small", 11, test::raw(int64_t{-7}));
   test::write_file(dir / "m.gguf", file.bytes());
   const nlohmann::json metadata = inspect_gguf(dir / "m.gguf")["metadata"];
   EXPECT_EQ(metadata["a.nan"], "nan");

@@ -56,7 +56,10 @@ TEST(Toml, ListsOverLinesWithComments) {
 }
 
 TEST(Toml, SectionsLineEndsAndByteOrderMark) {
-  const auto entries = parse_toml("\xEF\xBB\xBF" "a = 1\r\n[finetune] # ours\r\nb = 2", "run.toml");
+  const auto entries = parse_toml(
+      "\xEF\xBB\xBF"
+      "a = 1\r\n[finetune] # ours\r\nb = 2",
+      "run.toml");
   ASSERT_EQ(entries.size(), 2u);
   EXPECT_EQ(entries[0].section, "");
   EXPECT_EQ(entries[1].section, "finetune");
@@ -84,7 +87,8 @@ TEST(Toml, ErrorsNameFileAndLine) {
       {"[[a]]\n", "expected the name of a section"},
       {"a = {b = 1}\n", "expected text in quotes"},
   };
-  for (const auto& [text, part] : cases) EXPECT_NE(error_of(text).find(part), std::string::npos) << text << "\n" << error_of(text);
+  for (const auto& [text, part] : cases)
+    EXPECT_NE(error_of(text).find(part), std::string::npos) << text << "\n" << error_of(text);
 }
 
 TEST(Toml, QuotedTextComesBack) {

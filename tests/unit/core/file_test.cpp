@@ -24,7 +24,9 @@ using test::read_file;
 using test::TempDir;
 using test::write_file;
 
-std::string text_of(std::span<const std::byte> bytes) { return {reinterpret_cast<const char*>(bytes.data()), bytes.size()}; }
+std::string text_of(std::span<const std::byte> bytes) {
+  return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
+}
 
 // Runs `action`, expects it to throw `Type`, and returns what it said.
 template <typename Type>
@@ -112,7 +114,8 @@ TEST(MappedFile, EmptyFileIsAnEmptySpan) {
 TEST(MappedFile, SaysWhatIsWrong) {
   const TempDir dir;
   write_file(dir / "file", "x");
-  EXPECT_CONTAINS(error_of<UserError>([&] { MappedFile(dir / "missing"); }), (dir / "missing").string() + ": no such file");
+  EXPECT_CONTAINS(error_of<UserError>([&] { MappedFile(dir / "missing"); }),
+                  (dir / "missing").string() + ": no such file");
   EXPECT_CONTAINS(error_of<UserError>([&] { MappedFile(dir / "file" / "below"); }), "no such file");
   EXPECT_CONTAINS(error_of<DataError>([&] { MappedFile(dir.path()); }), dir.path().string() + ": is a folder");
   EXPECT_CONTAINS(error_of<DataError>([&] { MappedFile("/dev/null"); }), "/dev/null: is a pipe or a device");
@@ -204,9 +207,12 @@ TEST(AtomicFile, ReadOnlyFolder) {
   const TempDir dir;
   write_file(dir / "out", "old");
   ::chmod(dir.path().c_str(), 0555);
-  EXPECT_CONTAINS(said_by_nobody([&] { return error_of<IoError>([&] { AtomicFile(dir / "out"); }); }), "Permission denied");
-  EXPECT_CONTAINS(said_by_nobody([&] { return error_of<IoError>([&] { AtomicFolder(dir / "new", false, 1); }); }), "Permission denied");
-  EXPECT_CONTAINS(said_by_nobody([&] { return error_of<IoError>([&] { AtomicFolder(dir / "a/new", false, 1); }); }), "Permission denied");
+  EXPECT_CONTAINS(said_by_nobody([&] { return error_of<IoError>([&] { AtomicFile(dir / "out"); }); }),
+                  "Permission denied");
+  EXPECT_CONTAINS(said_by_nobody([&] { return error_of<IoError>([&] { AtomicFolder(dir / "new", false, 1); }); }),
+                  "Permission denied");
+  EXPECT_CONTAINS(said_by_nobody([&] { return error_of<IoError>([&] { AtomicFolder(dir / "a/new", false, 1); }); }),
+                  "Permission denied");
   ::chmod(dir.path().c_str(), 0700);
   EXPECT_EQ(read_file(dir / "out"), "old");
 }
@@ -242,7 +248,8 @@ TEST(AtomicFolder, AppearsWhole) {
 TEST(AtomicFolder, ReplacesOnlyWhenTold) {
   const TempDir dir;
   write_file(dir / "out" / "old", "1");
-  EXPECT_CONTAINS(error_of<UserError>([&] { AtomicFolder(dir / "out", false); }), (dir / "out").string() + ": exists already");
+  EXPECT_CONTAINS(error_of<UserError>([&] { AtomicFolder(dir / "out", false); }),
+                  (dir / "out").string() + ": exists already");
   {
     AtomicFolder abandoned(dir / "out", true);
     write_file(abandoned.staging() / "new", "2");
@@ -374,7 +381,8 @@ TEST(TextFile, ReadsWithALimit) {
   EXPECT_EQ(read_text_file(dir / "a"), "12345");
   EXPECT_EQ(read_text_file(dir / "a", 5), "12345");
   EXPECT_CONTAINS(error_of<DataError>([&] { read_text_file(dir / "a", 4); }), "larger than the 4 bytes");
-  EXPECT_CONTAINS(error_of<DataError>([&] { read_text_file("/dev/zero", 1000); }), "/dev/zero: is larger than the 1000 bytes");
+  EXPECT_CONTAINS(error_of<DataError>([&] { read_text_file("/dev/zero", 1000); }),
+                  "/dev/zero: is larger than the 1000 bytes");
   EXPECT_CONTAINS(error_of<UserError>([&] { read_text_file(dir / "missing"); }), "no such file");
   EXPECT_CONTAINS(error_of<DataError>([&] { read_text_file(dir.path()); }), "is a folder");
   EXPECT_FALSE(read_text_file("/proc/self/status").empty()) << "files that say they are empty are read to their end";
@@ -386,9 +394,11 @@ TEST(CopyFile, CopiesOrSaysWhichSideFailed) {
   write_file(dir / "from", content);
   copy_file_synced(dir / "from", dir / "to");
   EXPECT_EQ(read_file(dir / "to"), content);
-  EXPECT_CONTAINS(error_of<UserError>([&] { copy_file_synced(dir / "missing", dir / "to"); }), (dir / "missing").string());
+  EXPECT_CONTAINS(error_of<UserError>([&] { copy_file_synced(dir / "missing", dir / "to"); }),
+                  (dir / "missing").string());
   EXPECT_EQ(read_file(dir / "to"), content);
-  EXPECT_CONTAINS(error_of<IoError>([&] { copy_file_synced(dir / "from", dir / "no" / "to"); }), (dir / "no" / "to").string());
+  EXPECT_CONTAINS(error_of<IoError>([&] { copy_file_synced(dir / "from", dir / "no" / "to"); }),
+                  (dir / "no" / "to").string());
 }
 
 TEST(Pipes, AreNoFilesAndTheirWriterMayComeLater) {

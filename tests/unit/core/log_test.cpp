@@ -148,7 +148,12 @@ TEST_F(Log, FileThatCannotBeOpened) {
 
 TEST_F(Log, WhatNamesHoldCannotCommandTheTerminal) {
   EXPECT_EQ(printed([] { log::error("tensor 'a\033[2Jb\rc\x7f'"); }), "error: tensor 'a\\x1b[2Jb\\x0dc\\x7f'\n");
-  EXPECT_EQ(printed([] { log::error("a\xc2\x9b""2Jb"); }), "error: a\\x9b2Jb\n");
+  EXPECT_EQ(printed([] {
+              log::error(
+                  "a\xc2\x9b"
+                  "2Jb");
+            }),
+            "error: a\\x9b2Jb\n");
   EXPECT_EQ(printed([] { log::error("one\nerror: two"); }), "error: one\n  error: two\n");
   EXPECT_EQ(printed([] { log::error("\xc3\xa4 \xe2\x82\xac\t"); }), "error: \xc3\xa4 \xe2\x82\xac\t\n");
 }

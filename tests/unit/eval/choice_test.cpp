@@ -106,7 +106,8 @@ TEST_F(Choices, BatchDoesNotMatter) {
                          i % 3,
                          "here"});
   }
-  const auto small = run_choices(model_, *tokenizer_, questions, 1), large = run_choices(model_, *tokenizer_, questions, 100000);
+  const auto small = run_choices(model_, *tokenizer_, questions, 1),
+             large = run_choices(model_, *tokenizer_, questions, 100000);
   for (size_t i = 0; i < questions.size(); ++i) EXPECT_EQ(small.answers[i].scores, large.answers[i].scores);
   EXPECT_EQ(small.correct, large.correct);
   const auto json = to_json(small);

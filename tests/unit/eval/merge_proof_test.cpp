@@ -43,7 +43,8 @@ struct ProofCase {
 };
 
 void PrintTo(const ProofCase& c, std::ostream* out) {
-  *out << c.bits << " bits, groups of " << c.group_size << ", " << io::pooling_name(c.pooling) << " pooling, B " << c.deviation;
+  *out << c.bits << " bits, groups of " << c.group_size << ", " << io::pooling_name(c.pooling) << " pooling, B "
+       << c.deviation;
 }
 
 class MergeProofTest : public ::testing::TestWithParam<ProofCase> {};
@@ -90,14 +91,17 @@ TEST_P(MergeProofTest, TheMergePassesAndEverythingElseIsFarOutside) {
   wrong("factor off by the group size", [&](const at::Tensor& base, const at::Tensor& merged) {
     return base + (merged - base) / static_cast<double>(c.group_size == quant::kWholeRow ? 64 : c.group_size);
   });
-  wrong("factor off by five per cent", [](const at::Tensor& base, const at::Tensor& merged) { return base + (merged - base) * 1.05; });
+  wrong("factor off by five per cent",
+        [](const at::Tensor& base, const at::Tensor& merged) { return base + (merged - base) * 1.05; });
   wrong("offsets in bf16", [](const at::Tensor&, const at::Tensor& merged) { return merged.to(at::kBFloat16); });
   wrong("offsets in f16", [](const at::Tensor&, const at::Tensor& merged) { return merged.to(at::kHalf); });
 }
 
 INSTANTIATE_TEST_SUITE_P(All, MergeProofTest,
-                         ::testing::Values(ProofCase{4, 32, io::Pooling::kSum, 0.02}, ProofCase{4, 32, io::Pooling::kSum, 0.001},
-                                           ProofCase{3, 64, io::Pooling::kMean, 0.2}, ProofCase{2, 32, io::Pooling::kMean, 0.05},
+                         ::testing::Values(ProofCase{4, 32, io::Pooling::kSum, 0.02},
+                                           ProofCase{4, 32, io::Pooling::kSum, 0.001},
+                                           ProofCase{3, 64, io::Pooling::kMean, 0.2},
+                                           ProofCase{2, 32, io::Pooling::kMean, 0.05},
                                            ProofCase{4, quant::kWholeRow, io::Pooling::kSum, 0.02}));
 
 TEST(MergeProof, AnAdapterOnOneLayerPassesAndAMissingOneDoesNot) {
@@ -115,7 +119,8 @@ TEST(MergeProof, AnAdapterOnOneLayerPassesAndAMissingOneDoesNot) {
   EXPECT_FALSE(prove_merge(dir / "base", adapter, dir / "base", tokens).verified());
 }
 
-// Where logits cannot tell, offsets can: an adapter that was hardly trained, one whose parts cancel, one that is very large.
+// Where logits cannot tell, offsets can: an adapter that was hardly trained, one whose parts cancel, one that is very
+// large.
 class BeyondLogits : public ::testing::Test {
  protected:
   BeyondLogits() {
@@ -132,7 +137,8 @@ class BeyondLogits : public ::testing::Test {
   }
 
   MergeProof prove(const io::AdapterFile& adapter, const fs::path& merged) {
-    return prove_merge(dir_ / "base", adapter, merged, proof_tokens(dir_ / "base", model::read_config(dir_ / "base"), ""));
+    return prove_merge(dir_ / "base", adapter, merged,
+                       proof_tokens(dir_ / "base", model::read_config(dir_ / "base"), ""));
   }
 
   // The error of a merge that left the adapter out.
@@ -213,9 +219,11 @@ TEST(ProofTokens, ComeFromTheTrainingDataWhereItCanBeRead) {
   TempDir dir;
   test::write_random_dense(dir / "dense");
   const model::LlamaConfig config = model::read_config(dir / "dense");
-  test::write_file(dir / "tokens.jsonl", "{\"input_ids\": [1, 2, 3]}\n{\"input_ids\": [1, 2, 399]}\n{\"input_ids\": [1, 2, 400]}\n");
+  test::write_file(dir / "tokens.jsonl",
+                   "{\"input_ids\": [1, 2, 3]}\n{\"input_ids\": [1, 2, 399]}\n{\"input_ids\": [1, 2, 400]}\n");
   const ProofTokens ids = proof_tokens(dir / "dense", config, (dir / "tokens.jsonl").string());
-  EXPECT_EQ(ids.sequences, (std::vector<std::vector<int64_t>>{{1, 2, 3}, {1, 2, 399}}));  // 400 is outside the vocabulary
+  EXPECT_EQ(ids.sequences,
+            (std::vector<std::vector<int64_t>>{{1, 2, 3}, {1, 2, 399}}));  // 400 is outside the vocabulary
   EXPECT_NE(ids.source.find("2 records of"), std::string::npos);
 
   const fs::path alpaca = dir / "alpaca.json";

@@ -82,12 +82,14 @@ TEST(MmluData, SplitIsAnotherFolder) {
   EXPECT_EQ(val[0].examples.size(), 1u);
   EXPECT_EQ(read_mmlu({.data = dir.path(), .shots = 1})[0].questions[0].text.substr(0, 5), "bone?");
   fs::remove_all(dir / "val");
-  EXPECT_NE(error_of<DataError>({.data = dir.path(), .shots = 1, .split = "val"}).find("no folder val/"), std::string::npos);
+  EXPECT_NE(error_of<DataError>({.data = dir.path(), .shots = 1, .split = "val"}).find("no folder val/"),
+            std::string::npos);
 }
 
 TEST(MmluData, PathsThatTheSystemRefuses) {
   const fs::path longest = std::string(300, 'x');
-  EXPECT_NE(error_of<UserError>({.data = longest}).find("too long"), std::string::npos) << error_of<UserError>({.data = longest});
+  EXPECT_NE(error_of<UserError>({.data = longest}).find("too long"), std::string::npos)
+      << error_of<UserError>({.data = longest});
   EXPECT_NE(error_of<UserError>({.data = "nowhere"}).find("does not exist"), std::string::npos);
 }
 
@@ -104,11 +106,13 @@ TEST(MmluData, BadFilesAreNamed) {
   write_folder(dir);
   EXPECT_NE(error_of<DataError>({.data = dir.path()}).find("anatomy_dev.csv: --shots 5 needs 5"), std::string::npos);
   write_file(dir / "test/broken_test.csv", "a,b,c,d,e,A\nq,a,b,c,A\n");
-  EXPECT_NE(error_of<DataError>({.data = dir.path(), .shots = 0}).find("broken_test.csv:2: expected 6 cells"), std::string::npos);
+  EXPECT_NE(error_of<DataError>({.data = dir.path(), .shots = 0}).find("broken_test.csv:2: expected 6 cells"),
+            std::string::npos);
   write_file(dir / "test/broken_test.csv", "q,a,b,c,d,E\n");
   EXPECT_NE(error_of<DataError>({.data = dir.path(), .shots = 0}).find("got 'E'"), std::string::npos);
   write_file(dir / "test/broken_test.csv", "");
-  EXPECT_NE(error_of<DataError>({.data = dir.path(), .shots = 0}).find("broken_test.csv: no questions"), std::string::npos);
+  EXPECT_NE(error_of<DataError>({.data = dir.path(), .shots = 0}).find("broken_test.csv: no questions"),
+            std::string::npos);
   write_file(dir / "test/broken_test.csv", "q,a,b,c,d,A\n");
   EXPECT_NE(error_of<DataError>({.data = dir.path(), .shots = 1}).find("broken_dev.csv: missing"), std::string::npos);
   EXPECT_NE(error_of<DataError>({.data = dir.path() / "dev"}).find("test/"), std::string::npos);
@@ -139,7 +143,8 @@ TEST(MmluData, QloraFileWithItsOwnShotsOrOurs) {
             std::string::npos);
   EXPECT_NE(error_of<UserError>({.data = dir / "zero.json"}).find("--protocol qlora"), std::string::npos);
   write_file(dir / "bad.json", R"({"subject":"anatomy","input":"x","output":"AB"})");
-  EXPECT_NE(error_of<DataError>({.data = dir / "bad.json", .protocol = Protocol::kQlora}).find("bad.json:1"), std::string::npos);
+  EXPECT_NE(error_of<DataError>({.data = dir / "bad.json", .protocol = Protocol::kQlora}).find("bad.json:1"),
+            std::string::npos);
 }
 
 TEST(MmluData, CategoriesAreThoseOfTheOriginal) {

@@ -33,8 +33,8 @@ MmluResult result_of(const std::vector<std::pair<std::string, std::vector<bool>>
 }
 
 TEST(MmluSummary, MicroMacroAndCategories) {
-  const auto result =
-      result_of({{"anatomy", {true, false, true, true}}, {"virology", {false, false}}, {"astronomy", {true}}, {"mine", {false}}});
+  const auto result = result_of(
+      {{"anatomy", {true, false, true, true}}, {"virology", {false, false}}, {"astronomy", {true}}, {"mine", {false}}});
   const MmluSummary summary = summarise(result);
   EXPECT_DOUBLE_EQ(summary.micro.value(), 4.0 / 8);
   EXPECT_DOUBLE_EQ(summary.macro_subjects, (0.75 + 0 + 1 + 0) / 4);
@@ -75,7 +75,8 @@ class MmluRun : public testing::Test {
     model_ = model::load_model(folder_, {});
     write_file(dir_ / "test/anatomy_test.csv",
                "Which bone is long?,rib,femur,skull,toe,B\nWhich is short?,rib,femur,skull,toe,D\n");
-    write_file(dir_ / "dev/anatomy_dev.csv", "One plus one?,1,2,3,4,B\nTwo plus one?,1,2,3,4,C\nTwo plus two?,1,2,3,4,D\n");
+    write_file(dir_ / "dev/anatomy_dev.csv",
+               "One plus one?,1,2,3,4,B\nTwo plus one?,1,2,3,4,C\nTwo plus two?,1,2,3,4,D\n");
   }
   MmluSource source(Protocol protocol, int64_t shots) const {
     return {.data = dir_.path(), .protocol = protocol, .shots = shots, .subjects = {}};
@@ -117,13 +118,14 @@ TEST_F(MmluRun, ScoresDoNotDependOnTheBatchButOnTheModel) {
 // The largest difference between two answers' scores once each is measured from its own first letter.
 double shape_distance(const MmluAnswer& a, const MmluAnswer& b) {
   double largest = 0;
-  for (size_t i = 1; i < 4; ++i) largest = std::max(largest, std::abs((a.scores[i] - a.scores[0]) - (b.scores[i] - b.scores[0])));
+  for (size_t i = 1; i < 4; ++i)
+    largest = std::max(largest, std::abs((a.scores[i] - a.scores[0]) - (b.scores[i] - b.scores[0])));
   return largest;
 }
 
 TEST_F(MmluRun, LettersLogitsAndLikelihoodsAgreeUpToAConstant) {
-  // The same prompts under both scores: log-likelihoods are the letters' logits less one log of a sum. Logits of some 10 in f32,
-  // and a log-softmax that rounds twice more: 4 x 10 x 2^-24.
+  // The same prompts under both scores: log-likelihoods are the letters' logits less one log of a sum. Logits of some
+  // 10 in f32, and a log-softmax that rounds twice more: 4 x 10 x 2^-24.
   const auto subjects = read_mmlu(source(Protocol::kLmEval, 1));
   const auto logits = run_mmlu(model_, *tokenizer_, subjects, Protocol::kQlora, 512);
   const auto likelihoods = run_mmlu(model_, *tokenizer_, subjects, Protocol::kLmEval, 512);
@@ -181,7 +183,9 @@ TEST_F(MmluRun, QloraCutsTheRightAndTheHarnessTheLeft) {
 
 // `shots` counts the worked examples that a cut leaves whole: one token less of context costs one of them.
 TEST_F(MmluRun, ShotsAreThoseThatTheModelSeesWhole) {
-  const auto tokens = [&](const std::string& text) { return static_cast<int64_t>(tokenizer_->encode(text, {.add_bos = true}).size()); };
+  const auto tokens = [&](const std::string& text) {
+    return static_cast<int64_t>(tokenizer_->encode(text, {.add_bos = true}).size());
+  };
   const auto shots = [&](Protocol protocol, int64_t context_length) {
     model_.config.context_length = context_length;
     const auto answer = run(protocol, 3).answers[0];
@@ -189,10 +193,12 @@ TEST_F(MmluRun, ShotsAreThoseThatTheModelSeesWhole) {
     return answer.shots;
   };
   const auto callback = read_mmlu(source(Protocol::kQlora, 3))[0], harness = read_mmlu(source(Protocol::kLmEval, 3))[0];
-  const std::string two = callback.header + callback.examples[0] + callback.examples[1].substr(0, callback.examples[1].size() - 2);
+  const std::string two =
+      callback.header + callback.examples[0] + callback.examples[1].substr(0, callback.examples[1].size() - 2);
   EXPECT_EQ(shots(Protocol::kQlora, tokens(two)), 2);
   EXPECT_EQ(shots(Protocol::kQlora, tokens(two) - 1), 1);
-  const int64_t whole = tokens(mmlu_prompt(harness, harness.questions[0], 3)), before_second = tokens(harness.header + harness.examples[0]);
+  const int64_t whole = tokens(mmlu_prompt(harness, harness.questions[0], 3)),
+                before_second = tokens(harness.header + harness.examples[0]);
   EXPECT_EQ(shots(Protocol::kLmEval, whole - before_second), 2);
   EXPECT_EQ(shots(Protocol::kLmEval, whole - before_second - 1), 1);
   model_.config.context_length = 1024;
@@ -236,15 +242,16 @@ TEST_F(MmluRun, DetailsInTheOrderOfTheFile) {
   EXPECT_EQ(line["shots"], 0);
   EXPECT_EQ(line["scores"].size(), 4u);
   EXPECT_EQ(line["scores"][0].get<double>(), result.answers[1].scores[0]);
-  const size_t best =
-      std::max_element(result.answers[1].scores.begin(), result.answers[1].scores.end()) - result.answers[1].scores.begin();
+  const size_t best = std::max_element(result.answers[1].scores.begin(), result.answers[1].scores.end()) -
+                      result.answers[1].scores.begin();
   EXPECT_EQ(line["prediction"], std::string(1, static_cast<char>('A' + best)));
 }
 
 TEST_F(MmluRun, EqualScoresGoToTheFirstLetter) {
   at::NoGradGuard no_grad;
   model_.head = at::zeros_like(model_.head);
-  for (Protocol protocol : {Protocol::kHendrycks, Protocol::kLmEval}) EXPECT_EQ(run(protocol, 0).answers[1].prediction, 0);
+  for (Protocol protocol : {Protocol::kHendrycks, Protocol::kLmEval})
+    EXPECT_EQ(run(protocol, 0).answers[1].prediction, 0);
 }
 
 TEST_F(MmluRun, NonFiniteScoresAreAnError) {

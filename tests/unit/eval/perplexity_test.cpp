@@ -111,8 +111,8 @@ TEST(SaveLogits, WritesWhatTheModelComputes) {
   at::NoGradGuard no_grad;
   for (int64_t row = 0; row < 2; ++row) {
     model::KvCache cache;
-    const at::Tensor expected =
-        model.logits(model.forward_cached(at::tensor(at::IntArrayRef(rows.blocks[static_cast<size_t>(row)]), at::kLong), cache));
+    const at::Tensor expected = model.logits(
+        model.forward_cached(at::tensor(at::IntArrayRef(rows.blocks[static_cast<size_t>(row)]), at::kLong), cache));
     EXPECT_TRUE(at::allclose(logits[row], expected, 0, 1e-4));       // f32, another order of summation
     EXPECT_FALSE(at::allclose(logits[1 - row], expected, 0, 1e-1));  // rows are not swapped
   }
@@ -178,7 +178,8 @@ TEST_F(Texts, BadFiles) {
     read_blocks(dir_ / "t.jsonl", *tokenizer_, 100, 0);
     FAIL();
   } catch (const DataError& error) {
-    EXPECT_NE(std::string(error.what()).find("t.jsonl:2: the key \"text\" is missing"), std::string::npos) << error.what();
+    EXPECT_NE(std::string(error.what()).find("t.jsonl:2: the key \"text\" is missing"), std::string::npos)
+        << error.what();
   }
   write_file(dir_ / "empty.txt", "");
   EXPECT_THROW(read_blocks(dir_ / "empty.txt", *tokenizer_, 100, 0), DataError);

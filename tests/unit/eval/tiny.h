@@ -31,7 +31,8 @@ inline model::LlamaConfig tiny_config(int64_t context_length = 128, int64_t voca
 inline std::vector<int64_t> random_ids(uint64_t index, int64_t length, int64_t vocab_size = 97) {
   tensor::RandomStream random(7, "test ids", index);
   std::vector<int64_t> ids;
-  for (int64_t i = 0; i < length; ++i) ids.push_back(static_cast<int64_t>(random.below(static_cast<uint64_t>(vocab_size))));
+  for (int64_t i = 0; i < length; ++i)
+    ids.push_back(static_cast<int64_t>(random.below(static_cast<uint64_t>(vocab_size))));
   return ids;
 }
 

@@ -28,7 +28,8 @@ TEST_F(ExportTest, DenseTakesAnAdapterIntoItsWeights) {
   test::write_adapter_to(dir_ / "lora", lora);
   run("safetensors", dir_ / "dense", dir_ / "lora", "out", kWide);
   EXPECT_LE(distance(logits(dir_ / "out"), logits(dir_ / "dense", dir_ / "lora")), 1e-4);
-  const std::string twice = test::refusal<UserError>([&] { run("safetensors", dir_ / "out", dir_ / "lora", "twice", kWide); });
+  const std::string twice =
+      test::refusal<UserError>([&] { run("safetensors", dir_ / "out", dir_ / "lora", "twice", kWide); });
   test::expect_part(twice, "contains the adapter");
 }
 
@@ -73,7 +74,8 @@ TEST_F(ExportTest, ADenseModelInItsOwnDtypeIsCopied) {
   const auto reports = run("safetensors", dir_ / "dense", {}, "out");
   EXPECT_EQ(totals(reports).largest_error, 0);
   const io::Checkpoint before(dir_ / "dense"), after(dir_ / "out");
-  for (const auto& name : before.names()) EXPECT_TRUE(std::ranges::equal(before.bytes(name).span, after.bytes(name).span)) << name;
+  for (const auto& name : before.names())
+    EXPECT_TRUE(std::ranges::equal(before.bytes(name).span, after.bytes(name).span)) << name;
 }
 
 TEST(Report, CountsWhatFloat16Does) {

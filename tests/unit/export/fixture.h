@@ -16,7 +16,8 @@ inline at::Tensor logits_of(model::Llama model, const at::Tensor& ids) {
   text::Batch batch;
   batch.input_ids = ids;
   batch.positions = at::arange(ids.size(1), at::kLong).unsqueeze(0).expand_as(ids).contiguous();
-  for (int64_t row = 0; row < ids.size(0); ++row) batch.segments.push_back({row * ids.size(1), (row + 1) * ids.size(1)});
+  for (int64_t row = 0; row < ids.size(0); ++row)
+    batch.segments.push_back({row * ids.size(1), (row + 1) * ids.size(1)});
   return model.logits(model.forward(batch));
 }
 
@@ -51,7 +52,8 @@ class ExportTest : public ::testing::Test {
     return dir_ / name;
   }
 
-  std::vector<TensorReport> run(const char* format, const fs::path& model, const fs::path& with, const std::string& out, const Options& options = {}) {
+  std::vector<TensorReport> run(const char* format, const fs::path& model, const fs::path& with, const std::string& out,
+                                const Options& options = {}) {
     const Source source(model, with);
     format_named(format).plan(source, options);
     return format_named(format).write(source, options, dir_ / out, /*replace=*/false);

@@ -45,7 +45,8 @@ class GgufExport : public ::testing::Test {
     return folder;
   }
 
-  std::vector<TensorReport> write(const fs::path& model, const fs::path& out, const Options& options = {}, const fs::path& adapter = {}) {
+  std::vector<TensorReport> write(const fs::path& model, const fs::path& out, const Options& options = {},
+                                  const fs::path& adapter = {}) {
     const Source source(model, adapter);
     const Format& format = format_named("gguf");
     const Plan plan = format.plan(source, options);
@@ -79,7 +80,8 @@ class GgufExport : public ::testing::Test {
 
 at::Tensor dense_weight(const fs::path& model, const std::string& module, int64_t rows, int64_t columns) {
   const io::Checkpoint checkpoint(model);
-  return model::read_packed(checkpoint, module, rows, columns, *model::read_config(checkpoint).quantization).dequantize(at::kFloat);
+  return model::read_packed(checkpoint, module, rows, columns, *model::read_config(checkpoint).quantization)
+      .dequantize(at::kFloat);
 }
 
 TEST_F(GgufExport, WeightsAreThoseOfTheModelUpToSixteenBits) {
@@ -91,12 +93,13 @@ TEST_F(GgufExport, WeightsAreThoseOfTheModelUpToSixteenBits) {
     for (const auto& report : reports) worst = std::max(worst, report.largest_error);
     EXPECT_GT(worst, 0) << bits;
     EXPECT_LT(worst, 0.02) << bits;  // 2^-11 * (code + zero point) steps, with zero points up to twice the range
-    for (const auto& [there, here] : {std::pair{"blk.1.attn_q", "self_attn.q_proj"}, {"blk.1.ffn_down", "mlp.down_proj"}}) {
+    for (const auto& [there, here] :
+         {std::pair{"blk.1.attn_q", "self_attn.q_proj"}, {"blk.1.ffn_down", "mlp.down_proj"}}) {
       const test::PlainGguf::Tensor& tensor = file.tensors.at(std::string(there) + ".weight");
       EXPECT_EQ(tensor.type, 3u);
       const bool permuted = std::string(there).ends_with("attn_q");
-      const at::Tensor exact = dense_weight(model, std::string("model.layers.1.") + here, static_cast<int64_t>(tensor.dims[1]),
-          static_cast<int64_t>(tensor.dims[0]));
+      const at::Tensor exact = dense_weight(model, std::string("model.layers.1.") + here,
+                                            static_cast<int64_t>(tensor.dims[1]), static_cast<int64_t>(tensor.dims[0]));
       const double size = exact.abs().max().item<double>();
       EXPECT_LT((weights(tensor, permuted) - exact).abs().max().item<double>(), 2e-3 * size);
       // Must differ: the permutation left out (and, of a matrix that is not permuted, put in).
@@ -105,7 +108,8 @@ TEST_F(GgufExport, WeightsAreThoseOfTheModelUpToSixteenBits) {
   }
 }
 
-// Stored in the file's own type, and rounded to it; of rows that move and of others; at the front, the end and in between.
+// Stored in the file's own type, and rounded to it; of rows that move and of others; at the front, the end and in
+// between.
 TEST_F(GgufExport, AnyDenseValueThatIsNotFiniteIsRefused) {
   const double infinity = std::numeric_limits<double>::infinity();
   for (const at::ScalarType dtype : {at::kFloat, at::kHalf, at::kBFloat16}) {
@@ -113,7 +117,8 @@ TEST_F(GgufExport, AnyDenseValueThatIsNotFiniteIsRefused) {
       const std::string name = std::string(module) + ".weight";
       const at::Tensor sound = io::Checkpoint(dir_ / "dense").read(name).to(dtype);
       const int64_t last = sound.numel() - 1;
-      for (const auto& [place, value] : {std::pair{int64_t{0}, infinity}, {last, -infinity}, {last / 2 + 1, std::nan("")}}) {
+      for (const auto& [place, value] :
+           {std::pair{int64_t{0}, infinity}, {last, -infinity}, {last / 2 + 1, std::nan("")}}) {
         at::Tensor broken = sound.clone();
         broken.view(-1)[place] = value;
         test::rewrite(dir_ / "dense", name, broken);
@@ -134,16 +139,29 @@ TEST_F(GgufExport, AnyDenseValueThatIsNotFiniteIsRefused) {
 TEST_F(GgufExport, MetadataHasTheTypesThatTheEngineAsksFor) {
   write(quantised(4, 32), dir_ / "m.gguf");
   const test::PlainGguf file = plain(dir_ / "m.gguf");
-  const std::map<std::string, std::string> expected = {
-      {"general.architecture", "string:llama"}, {"general.file_type", "u32:3"}, {"general.quantization_version", "u32:2"},
-      {"llama.context_length", "u32:128"}, {"llama.embedding_length", "u32:64"}, {"llama.block_count", "u32:2"},
-      {"llama.feed_forward_length", "u32:160"}, {"llama.attention.head_count", "u32:4"}, {"llama.attention.head_count_kv", "u32:2"},
-      {"llama.attention.key_length", "u32:16"}, {"llama.attention.value_length", "u32:16"}, {"llama.rope.dimension_count", "u32:16"},
-      {"llama.rope.freq_base", "f32:10000.000000"}, {"llama.attention.layer_norm_rms_epsilon", "f32:0.000010"}, {"llama.vocab_size",
-          "u32:400"},
-      {"tokenizer.ggml.model", "string:llama"}, {"tokenizer.ggml.tokens", "array:8:400"}, {"tokenizer.ggml.scores", "array:6:400"},
-      {"tokenizer.ggml.token_type", "array:5:400"}, {"tokenizer.ggml.bos_token_id", "u32:1"}, {"tokenizer.ggml.add_bos_token", "bool:1"}};
-  for (const auto& [key, value] : expected) EXPECT_EQ(file.scalars.count(key) ? file.scalars.at(key) : "absent", value) << key;
+  const std::map<std::string, std::string> expected = {{"general.architecture", "string:llama"},
+                                                       {"general.file_type", "u32:3"},
+                                                       {"general.quantization_version", "u32:2"},
+                                                       {"llama.context_length", "u32:128"},
+                                                       {"llama.embedding_length", "u32:64"},
+                                                       {"llama.block_count", "u32:2"},
+                                                       {"llama.feed_forward_length", "u32:160"},
+                                                       {"llama.attention.head_count", "u32:4"},
+                                                       {"llama.attention.head_count_kv", "u32:2"},
+                                                       {"llama.attention.key_length", "u32:16"},
+                                                       {"llama.attention.value_length", "u32:16"},
+                                                       {"llama.rope.dimension_count", "u32:16"},
+                                                       {"llama.rope.freq_base", "f32:10000.000000"},
+                                                       {"llama.attention.layer_norm_rms_epsilon", "f32:0.000010"},
+                                                       {"llama.vocab_size", "u32:400"},
+                                                       {"tokenizer.ggml.model", "string:llama"},
+                                                       {"tokenizer.ggml.tokens", "array:8:400"},
+                                                       {"tokenizer.ggml.scores", "array:6:400"},
+                                                       {"tokenizer.ggml.token_type", "array:5:400"},
+                                                       {"tokenizer.ggml.bos_token_id", "u32:1"},
+                                                       {"tokenizer.ggml.add_bos_token", "bool:1"}};
+  for (const auto& [key, value] : expected)
+    EXPECT_EQ(file.scalars.count(key) ? file.scalars.at(key) : "absent", value) << key;
   EXPECT_EQ(file.tensors.at("blk.0.attn_norm.weight").type, 0u);
   EXPECT_EQ(file.tensors.at("token_embd.weight").type, 1u);  // stored as F16
   EXPECT_EQ(file.tensors.at("token_embd.weight").dims, (std::vector<uint64_t>{64, 400}));
@@ -163,12 +181,15 @@ TEST_F(GgufExport, ComesBackWithTheSameCodes) {
     for (const char* name : {"self_attn.k_proj", "self_attn.v_proj", "mlp.up_proj"}) {
       const std::string module = std::string("model.layers.0.") + name;
       const int64_t rows = before.info(module + ".weight").shape[0];
-      const quant::PackedWeight a = model::read_packed(before, module, rows, 64, *model::read_config(model).quantization);
+      const quant::PackedWeight a =
+          model::read_packed(before, module, rows, 64, *model::read_config(model).quantization);
       const quant::PackedWeight b = model::read_packed(after, module, rows, 64, *config.quantization);
       std::vector<uint8_t> here(64), there(64);
       for (int64_t row = 0; row < rows; ++row) {
-        kernels::unpack_row(reinterpret_cast<const uint32_t*>(a.codes[row].const_data_ptr<int32_t>()), 64, bits, here.data());
-        kernels::unpack_row(reinterpret_cast<const uint32_t*>(b.codes[row].const_data_ptr<int32_t>()), 64, 4, there.data());
+        kernels::unpack_row(reinterpret_cast<const uint32_t*>(a.codes[row].const_data_ptr<int32_t>()), 64, bits,
+                            here.data());
+        kernels::unpack_row(reinterpret_cast<const uint32_t*>(b.codes[row].const_data_ptr<int32_t>()), 64, 4,
+                            there.data());
         ASSERT_EQ(here, there) << module << " " << row;
       }
       EXPECT_TRUE(at::equal(b.scales, a.scales.to(at::kHalf).to(at::kFloat).repeat_interleave(2, 1)));
@@ -186,8 +207,9 @@ TEST_F(GgufExport, Q4_1BlocksGoInAndOutByteForByte) {
 }
 
 TEST_F(GgufExport, DenseModelsInTheTypeThatIsAskedFor) {
-  for (const auto& [dtype, type, file_type, error] : {std::tuple{"float32", 0u, "u32:0", 0.0}, {"float16", 1u, "u32:1", 0.0}, {"bfloat16",
-      30u, "u32:32", 0.004},
+  for (const auto& [dtype, type, file_type, error] : {std::tuple{"float32", 0u, "u32:0", 0.0},
+                                                      {"float16", 1u, "u32:1", 0.0},
+                                                      {"bfloat16", 30u, "u32:32", 0.004},
                                                       {"q8_0", 8u, "u32:7", 0.005}}) {
     const fs::path out = dir_ / (std::string(dtype) + ".gguf");
     const auto reports = write(dir_ / "dense", out, {.weights_dtype = dtype, .offsets_dtype = ""});
@@ -243,12 +265,15 @@ TEST_F(GgufExport, AnAdapterLiesBesideItsBase) {
       std::memcpy(result.data_ptr(), stored.bytes.data(), stored.bytes.size());
       return result.to(at::kDouble);
     };
-    for (const auto& [there, here] : {std::pair{"blk.0.attn_q.weight", "self_attn.q_proj"}, {"blk.1.ffn_down.weight", "mlp.down_proj"}}) {
+    for (const auto& [there, here] :
+         {std::pair{"blk.0.attn_q.weight", "self_attn.q_proj"}, {"blk.1.ffn_down.weight", "mlp.down_proj"}}) {
       const at::Tensor a = matrix(std::string(there) + ".lora_a"), b = matrix(std::string(there) + ".lora_b");
       const at::Tensor added = b.mm(a) * (alpha / static_cast<double>(a.size(0)));
-      const io::AdapterWeights& weights = adapter.modules.at((there[4] == '0' ? "model.layers.0." : "model.layers.1.") + std::string(here));
+      const io::AdapterWeights& weights =
+          adapter.modules.at((there[4] == '0' ? "model.layers.0." : "model.layers.1.") + std::string(here));
       const double factor = adapter.config.scaling / (pooling == io::Pooling::kMean ? 32 : 1);
-      const at::Tensor exact = weights.b.to(at::kDouble).mm(weights.a.to(at::kDouble)).mul(factor).repeat_interleave(32, 1);
+      const at::Tensor exact =
+          weights.b.to(at::kDouble).mm(weights.a.to(at::kDouble)).mul(factor).repeat_interleave(32, 1);
       const bool permuted = there[4] == '0';
       at::Tensor sorted = at::empty_like(added);
       for (int64_t row = 0; row < added.size(0); ++row) sorted[row] = added[permuted ? row_there(row, 16) : row];
@@ -274,7 +299,8 @@ TEST_F(GgufExport, ModelAndAdapterAppearTogetherOrNotAtAll) {
   test::rewrite(model, offsets, good);
   write(model, dir_ / "v1.1", {}, dir_ / "adapter");
   write(model, dir_ / "v1.2", {}, dir_ / "adapter");  // not refused: a name of its own
-  for (const char* name : {"v1.1", "v1.1.lora.gguf", "v1.2", "v1.2.lora.gguf"}) EXPECT_TRUE(fs::exists(dir_ / name)) << name;
+  for (const char* name : {"v1.1", "v1.1.lora.gguf", "v1.2", "v1.2.lora.gguf"})
+    EXPECT_TRUE(fs::exists(dir_ / name)) << name;
   adapter.config.alpha = 4e300, adapter.config.scaling = 1e300;  // of rank 4
   test::write_adapter_to(dir_ / "infinite", adapter);
   expect_part(refusal<DataError>([&] { write(model, dir_ / "v1.3", {}, dir_ / "infinite"); }), "not finite");
@@ -284,8 +310,11 @@ TEST_F(GgufExport, ModelAndAdapterAppearTogetherOrNotAtAll) {
 TEST_F(GgufExport, ScaledRopeComesBack) {
   nlohmann::json json = test::random_config_json();
   json["rope_theta"] = 500000.0;
-  json["rope_scaling"] = {{"rope_type", "llama3"}, {"factor", 8.0}, {"low_freq_factor", 1.0}, {"high_freq_factor", 4.0},
-      {"original_max_position_embeddings", 64}};
+  json["rope_scaling"] = {{"rope_type", "llama3"},
+                          {"factor", 8.0},
+                          {"low_freq_factor", 1.0},
+                          {"high_freq_factor", 4.0},
+                          {"original_max_position_embeddings", 64}};
   json["tie_word_embeddings"] = true;
   test::write_random_dense(dir_ / "scaled", json);
   write(dir_ / "scaled", dir_ / "scaled.gguf");
@@ -298,7 +327,8 @@ TEST_F(GgufExport, ScaledRopeComesBack) {
   EXPECT_EQ(plain(dir_ / "scaled.gguf").tensors.count("output.weight"), 0u);
   json["rope_scaling"] = {{"rope_type", "dynamic"}, {"factor", 2.0}};
   test::write_random_dense(dir_ / "dynamic", json);
-  expect_part(refusal<UserError>([&] { format_named("gguf").plan(Source(dir_ / "dynamic", {}), {}); }), "--to safetensors");
+  expect_part(refusal<UserError>([&] { format_named("gguf").plan(Source(dir_ / "dynamic", {}), {}); }),
+              "--to safetensors");
 }
 
 }  // namespace

@@ -24,7 +24,8 @@ TEST_P(LoraExport, ComputesWhatThePooledAdapterDoes) {
   EXPECT_GT(distance(logits(dir_ / "base", dir_ / "wrong"), expected), 1e-3);
 }
 
-INSTANTIATE_TEST_SUITE_P(Poolings, LoraExport, ::testing::Values(io::Pooling::kSum, io::Pooling::kMean, io::Pooling::kNone),
+INSTANTIATE_TEST_SUITE_P(Poolings, LoraExport,
+                         ::testing::Values(io::Pooling::kSum, io::Pooling::kMean, io::Pooling::kNone),
                          [](const auto& info) { return io::pooling_name(info.param); });
 
 TEST_F(ExportTest, LoraOfSeveralRanksIsPaddedToOne) {
@@ -40,7 +41,9 @@ TEST_F(ExportTest, LoraOfSeveralRanksIsPaddedToOne) {
 TEST_F(ExportTest, LoraInFloat16ReportsItsRounding) {
   const fs::path with = adapter(io::Pooling::kMean, "adapter");
   const double exact = totals(run("lora", dir_ / "base", with, "wide")).largest_error;
-  const double rounded = totals(run("lora", dir_ / "base", with, "narrow", {.weights_dtype = "float16", .offsets_dtype = ""})).largest_error;
+  const double rounded =
+      totals(run("lora", dir_ / "base", with, "narrow", {.weights_dtype = "float16", .offsets_dtype = ""}))
+          .largest_error;
   EXPECT_LT(exact, 1e-5);
   EXPECT_GT(rounded, 20 * exact);
   EXPECT_EQ(io::open_adapter_tensors(dir_ / "narrow")->tensors().begin()->second.dtype, io::Dtype::kF16);

@@ -38,7 +38,8 @@ TEST_P(Greedy, EqualsTransformers) {
   REQUIRE_SHARED(relative);
   const fs::path folder = test::shared_dir() / relative;
   model::Llama model = model::load_model(folder, {});
-  const at::Tensor golden = io::SafetensorsFile(folder / "expected.safetensors").read("greedy_ids");  // [rows, tokens] i64
+  const at::Tensor golden =
+      io::SafetensorsFile(folder / "expected.safetensors").read("greedy_ids");  // [rows, tokens] i64
   for (int64_t row = 0; row < golden.size(0); ++row) {
     const int64_t* data = golden.data_ptr<int64_t>() + row * golden.size(1);
     const std::vector<int64_t> all(data, data + golden.size(1));
@@ -133,7 +134,8 @@ TEST(TextStream, PiecesJoinToTheDecodedText) {
   EXPECT_EQ(shown, text);
   EXPECT_EQ(stream.text(), text);
   // What continues a prompt is spelt as it stands there, with its blank; alone it begins without.
-  const std::vector<int64_t> prompt(ids.begin(), ids.begin() + static_cast<int64_t>(tokenizer.encode("Caf\xC3\xA9 \xF0\x9F\xA6\x99", {}).size()));
+  const std::vector<int64_t> prompt(
+      ids.begin(), ids.begin() + static_cast<int64_t>(tokenizer.encode("Caf\xC3\xA9 \xF0\x9F\xA6\x99", {}).size()));
   const std::vector<int64_t> rest(ids.begin() + static_cast<int64_t>(prompt.size()), ids.end());
   const auto streamed = [&](TextStream out) {
     for (int64_t id : rest) out.push(id);

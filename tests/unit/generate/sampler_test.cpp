@@ -39,7 +39,8 @@ TEST(Sampler, DrawsFromTheDistribution) {
   expect_shares({.temperature = 1}, {0.125, 0.5, 0.0625, 0.25, 0.0625});
   // At temperature 1/2 probabilities are squared: 16, 64, ... over their sum.
   const double total = 0.015625 + 0.25 + 2 * 0.00390625 + 0.0625;
-  expect_shares({.temperature = 0.5}, {0.015625 / total, 0.25 / total, 0.00390625 / total, 0.0625 / total, 0.00390625 / total});
+  expect_shares({.temperature = 0.5},
+                {0.015625 / total, 0.25 / total, 0.00390625 / total, 0.0625 / total, 0.00390625 / total});
 }
 
 TEST(Sampler, TopPKeepsTheSmallestSetThatReachesIt) {

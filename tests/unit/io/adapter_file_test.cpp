@@ -31,7 +31,8 @@ AdapterFile small_adapter() {
   adapter.config.base_state_fingerprint = std::string(64, 'b');
   adapter.config.base_model = "some/base";
   adapter.config.training_data = "data.json";
-  adapter.modules[kModule] = {at::arange(0, 6, at::kFloat).reshape({2, 3}), at::arange(0, 8, at::kFloat).reshape({4, 2}) / 3};
+  adapter.modules[kModule] = {at::arange(0, 6, at::kFloat).reshape({2, 3}),
+                              at::arange(0, 8, at::kFloat).reshape({4, 2}) / 3};
   return adapter;
 }
 
@@ -150,7 +151,8 @@ TEST(AdapterFile, PeftsQaLoraHasAScalingForEveryWidth) {
   write_adapter(one.path(), read);
   const AdapterFile again = read_adapter(one.path());
   EXPECT_EQ(again.config.origin, AdapterOrigin::kOwn);
-  for (const auto& [module, weights] : read.modules) EXPECT_EQ(again.modules.at(module).scaling(again.config), scaling(module)) << module;
+  for (const auto& [module, weights] : read.modules)
+    EXPECT_EQ(again.modules.at(module).scaling(again.config), scaling(module)) << module;
   write_adapter(two.path(), again);
   EXPECT_EQ(test::read_file(one / "adapter_config.json"), test::read_file(two / "adapter_config.json"));
 }
@@ -161,10 +163,12 @@ TEST(AdapterFile, PatternsGiveModulesTheirOwnRankAndAlpha) {
   EXPECT_DOUBLE_EQ(read_adapter(dir.path()).modules.at(kModule).scaling(read_adapter(dir.path()).config), 4);
   write_changed(dir.path(), {{"qalora", nullptr}, {"alpha_pattern", {{"k_proj", 8}}}});
   EXPECT_FALSE(read_adapter(dir.path()).modules.at(kModule).own_scaling.has_value());
-  write_changed(dir.path(), {{"qalora", nullptr}, {"r", 4}, {"rank_pattern", {{"layers\\.0\\.self_attn\\.[qk]_proj", 2}}}});
+  write_changed(dir.path(),
+                {{"qalora", nullptr}, {"r", 4}, {"rank_pattern", {{"layers\\.0\\.self_attn\\.[qk]_proj", 2}}}});
   EXPECT_DOUBLE_EQ(read_adapter(dir.path()).modules.at(kModule).scaling(read_adapter(dir.path()).config), 1.5);
   write_changed(dir.path(), {{"qalora", nullptr}, {"r", 4}, {"use_rslora", true}, {"rank_pattern", {{"q_proj", 2}}}});
-  EXPECT_DOUBLE_EQ(read_adapter(dir.path()).modules.at(kModule).scaling(read_adapter(dir.path()).config), 3 / std::sqrt(2.0));
+  EXPECT_DOUBLE_EQ(read_adapter(dir.path()).modules.at(kModule).scaling(read_adapter(dir.path()).config),
+                   3 / std::sqrt(2.0));
   // Must differ: a pattern that ends in the middle of a name, and two that disagree.
   expect_part(refusal_of_change({{"rank_pattern", {{"q_pro", 4}}}, {"r", 4}, {"lora_alpha", 6}}), "the rank is 4");
   expect_part(refusal_of_change({{"rank_pattern", {{"q_proj", 2}, {".*_proj", 4}}}}), "depends on their order");
@@ -182,7 +186,8 @@ TEST(AdapterFile, ARankStabilisedAdapterIsWrittenSoThatItReadsBack) {
 
 TEST(AdapterFile, NumbersThatDoNotFitAreNotOthers) {
   const uint64_t large = 18446744073709551615u;  // as a signed number it would be -1: whole rows
-  expect_part(refusal_of_change({{"qalora", {{"group_size", large}}}}), "'group_size' must be a whole number, got 18446744073709551615");
+  expect_part(refusal_of_change({{"qalora", {{"group_size", large}}}}),
+              "'group_size' must be a whole number, got 18446744073709551615");
   expect_part(refusal_of_change({{"r", large}}), "'r' must be a whole number");
   expect_part(refusal_of_change({{"qalora", {{"group_size", -2}}}}), "'group_size' is -2");
   TempDir dir;
@@ -210,12 +215,14 @@ TEST(AdapterFile, RefusesWhatItCannotHonourByName) {
   expect_part(refusal_of_change({{"layer_replication", {{0, 1}}}}), "'layer_replication'");
   expect_part(refusal_of_change({{"modules_to_save", {"lm_head"}}}), "'modules_to_save'");
   expect_part(refusal_of_change({{"rank_pattern", {{"q_proj", 4}}}}), "the rank is 4");
-  expect_part(refusal_of_change({{"qalora", {{"scalings", {{kModule, 7}}}}}}), "'scalings' gives module '" + kModule + "' 7");
+  expect_part(refusal_of_change({{"qalora", {{"scalings", {{kModule, 7}}}}}}),
+              "'scalings' gives module '" + kModule + "' 7");
   expect_part(refusal_of_change({{"fan_in_fan_out", true}}), "'fan_in_fan_out'");
   expect_part(refusal_of_change({{"bias", "all"}}), "\"all\"");
   expect_part(refusal_of_change({{"peft_type", "IA3"}}), "\"IA3\"");
   expect_part(refusal_of_change({{"init_lora_weights", "pissa"}}), "\"pissa\"");
-  expect_part(refusal_of_change({{"qalora", nullptr}, {"use_qalora", true}, {"qalora_group_size", 0}}), "'qalora_group_size' is 0");
+  expect_part(refusal_of_change({{"qalora", nullptr}, {"use_qalora", true}, {"qalora_group_size", 0}}),
+              "'qalora_group_size' is 0");
 }
 
 TEST(AdapterFile, RefusesWrongNumbers) {
@@ -231,7 +238,8 @@ TEST(AdapterFile, RefusesWrongNumbers) {
 }
 
 TEST(AdapterFile, RefusesWrongTensors) {
-  const std::string a = "base_model.model." + kModule + ".lora_A.weight", b = "base_model.model." + kModule + ".lora_B.weight";
+  const std::string a = "base_model.model." + kModule + ".lora_A.weight",
+                    b = "base_model.model." + kModule + ".lora_B.weight";
   const at::Tensor good_a = at::ones({2, 3}), good_b = at::ones({4, 2});
   expect_part(refusal_of_tensors({{a, good_a}}), "lora_A but no lora_B");
   expect_part(refusal_of_tensors({{b, good_b}}), "lora_B but no lora_A");
@@ -239,12 +247,15 @@ TEST(AdapterFile, RefusesWrongTensors) {
   expect_part(refusal_of_tensors({{a, good_a}, {b, at::ones({4, 5})}}), "[4, 5]");
   expect_part(refusal_of_tensors({{a, good_a}, {b, at::ones({8})}}), "expected a matrix");
   expect_part(refusal_of_tensors({{a, good_a}, {b, at::ones({4, 2}, at::kInt)}}), "is I32");
-  expect_part(refusal_of_tensors({{a, good_a}, {b, at::full({4, 2}, std::numeric_limits<float>::quiet_NaN())}}), "not finite");
-  expect_part(refusal_of_tensors({{a, good_a}, {b, good_b}, {"lm_head.weight", good_a}}), "'lm_head.weight' is not known");
+  expect_part(refusal_of_tensors({{a, good_a}, {b, at::full({4, 2}, std::numeric_limits<float>::quiet_NaN())}}),
+              "not finite");
+  expect_part(refusal_of_tensors({{a, good_a}, {b, good_b}, {"lm_head.weight", good_a}}),
+              "'lm_head.weight' is not known");
   expect_part(refusal_of_tensors({}), "no tensor");
 }
 
-// Saved by torch itself: A = 0, 1, 2, .. / 8 of [2, 3] and B = 0, 1, .. / 4 of [4, 2], with the adapter's name in the keys.
+// Saved by torch itself: A = 0, 1, 2, .. / 8 of [2, 3] and B = 0, 1, .. / 4 of [4, 2], with the adapter's name in the
+// keys.
 TEST(AdapterFile, ReadsATorchFile) {
   TempDir dir;
   write_changed(dir.path(), {{"qalora", nullptr}});

@@ -33,7 +33,8 @@ void expect_part(const std::string& text, const std::string& part) {
 }
 
 void write_index(const fs::path& folder, const Json& weight_map) {
-  test::write_file(folder / "model.safetensors.index.json", Json{{"metadata", Json::object()}, {"weight_map", weight_map}}.dump());
+  test::write_file(folder / "model.safetensors.index.json",
+                   Json{{"metadata", Json::object()}, {"weight_map", weight_map}}.dump());
 }
 
 // Two shards with one tensor each and their index.
@@ -82,7 +83,8 @@ TEST(Checkpoint, AMissingShardIsNamed) {
 }
 
 TEST(Checkpoint, AnIndexWithPathsIsRefused) {
-  for (const char* name : {"../s1.safetensors", "/etc/s1.safetensors", "sub/s1.safetensors", "sub\\s1.safetensors", "", "s1.bin", "..safetensors"}) {
+  for (const char* name : {"../s1.safetensors", "/etc/s1.safetensors", "sub/s1.safetensors", "sub\\s1.safetensors", "",
+                           "s1.bin", "..safetensors"}) {
     TempDir dir;
     write_two_shards(dir.path());
     write_index(dir.path(), {{"a", name}, {"b", "s2.safetensors"}});
@@ -178,7 +180,8 @@ TEST(CheckpointWriter, SplitsIntoShardsThatReadBack) {
   const Checkpoint checkpoint(dir.path());
   EXPECT_EQ(checkpoint.files().size(), 4u);
   EXPECT_EQ(checkpoint.files()[0].filename(), "model-00001-of-00004.safetensors");
-  for (int i = 0; i < 5; ++i) EXPECT_TRUE(at::equal(checkpoint.read("t" + std::to_string(i)), at::full({4}, i, at::kFloat)));
+  for (int i = 0; i < 5; ++i)
+    EXPECT_TRUE(at::equal(checkpoint.read("t" + std::to_string(i)), at::full({4}, i, at::kFloat)));
   EXPECT_EQ(read_json_file(dir / "model.safetensors.index.json")["metadata"]["total_size"], 5 * 16 + 256);
 }
 
@@ -205,9 +208,11 @@ TEST(CopySidecars, TakesTheTokenizerAndLeavesTheRest) {
 
 TEST(CopySidecars, TakesEveryTokenizersFiles) {
   TempDir from, to;
-  for (const char* name : {"vocab.json", "merges.txt", "added_tokens.json", "chat_template.jinja"}) test::write_file(from / name, name);
+  for (const char* name : {"vocab.json", "merges.txt", "added_tokens.json", "chat_template.jinja"})
+    test::write_file(from / name, name);
   copy_sidecars(from.path(), to.path());
-  for (const char* name : {"vocab.json", "merges.txt", "added_tokens.json", "chat_template.jinja"}) EXPECT_EQ(test::read_file(to / name), name);
+  for (const char* name : {"vocab.json", "merges.txt", "added_tokens.json", "chat_template.jinja"})
+    EXPECT_EQ(test::read_file(to / name), name);
   EXPECT_EQ(sidecar_bytes(from.path()) - sidecar_bytes(TempDir().path()), 10u + 10 + 17 + 19);
 }
 
@@ -223,8 +228,10 @@ TEST(CopySidecars, WhatIsThereAndCannotBeCopiedIsNamed) {
     }
     return std::string("accepted");
   };
-  EXPECT_NE(refused([](const fs::path& path) { fs::create_symlink("nowhere", path); }).find("leads nowhere"), std::string::npos);
-  EXPECT_NE(refused([](const fs::path& path) { fs::create_symlink(path, path); }).find("cannot be read"), std::string::npos);
+  EXPECT_NE(refused([](const fs::path& path) { fs::create_symlink("nowhere", path); }).find("leads nowhere"),
+            std::string::npos);
+  EXPECT_NE(refused([](const fs::path& path) { fs::create_symlink(path, path); }).find("cannot be read"),
+            std::string::npos);
   EXPECT_NE(refused([](const fs::path& path) { fs::create_directory(path); }).find("is a folder"), std::string::npos);
   EXPECT_NE(refused([](const fs::path& path) { ::mkfifo(path.c_str(), 0600); }).find("is a pipe"), std::string::npos);
   EXPECT_EQ(refused([](const fs::path& path) { test::write_file(path, "x"); }), "accepted");
@@ -249,9 +256,11 @@ TEST(CheckpointWriter, RefusesATensorOfAnotherDtypeOrShapeThanPlanned) {
 
 TEST(WriteSafetensors, EveryTensorIsAligned) {
   TempDir dir;
-  write_safetensors(dir / "model.safetensors", {{"a", at::ones({3}, at::kHalf)}, {"b", at::ones({2})}, {"c", at::ones({1}, at::kByte)}});
+  write_safetensors(dir / "model.safetensors",
+                    {{"a", at::ones({3}, at::kHalf)}, {"b", at::ones({2})}, {"c", at::ones({1}, at::kByte)}});
   const SafetensorsFile file(dir / "model.safetensors");
-  for (const auto& [name, info] : file.tensors()) EXPECT_EQ(info.begin % static_cast<uint64_t>(dtype_bytes(info.dtype)), 0u) << name;
+  for (const auto& [name, info] : file.tensors())
+    EXPECT_EQ(info.begin % static_cast<uint64_t>(dtype_bytes(info.dtype)), 0u) << name;
   EXPECT_EQ(file.info("b").begin, 0u);
 }
 
@@ -329,7 +338,8 @@ TEST(StateFingerprint, IsOfWhatTheFingerprintLeavesOut) {
 
 TEST(StateFingerprint, NumbersCountByValueWhateverTheirDtype) {
   auto base = quantised_tensors(), half = base;
-  base["dense.weight"] = at::arange(0, 1500000, at::kFloat).remainder(1021).reshape({2, 750000});  // more than one piece, exact in 16 bits
+  base["dense.weight"] =
+      at::arange(0, 1500000, at::kFloat).remainder(1021).reshape({2, 750000});  // more than one piece, exact in 16 bits
   half["dense.weight"] = base["dense.weight"].to(at::kHalf);
   half["p.biases"] = half["p.biases"].to(at::kBFloat16);
   EXPECT_EQ(state_of(half), state_of(base));

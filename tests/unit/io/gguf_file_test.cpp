@@ -10,8 +10,8 @@
 namespace qalora::io {
 namespace {
 
-using test::GgufBytes;
 using test::gguf_string;
+using test::GgufBytes;
 using test::raw;
 
 GgufContents parse(const std::string& bytes) { return parse_gguf(std::as_bytes(std::span(bytes)), "f.gguf"); }
@@ -27,7 +27,9 @@ std::string refusal(const std::string& bytes) {
   return "";
 }
 std::string refusal(const GgufBytes& file) { return refusal(file.bytes()); }
-#define EXPECT_REFUSED(file, part) EXPECT_PRED2([](const std::string& text, const char* p) { return text.find(p) != std::string::npos; }, refusal(file), part)
+#define EXPECT_REFUSED(file, part)                                                                       \
+  EXPECT_PRED2([](const std::string& text, const char* p) { return text.find(p) != std::string::npos; }, \
+               refusal(file), part)
 
 // One array entry of so many elements.
 GgufBytes with_array(uint32_t type, uint64_t count, const std::string& bytes) {
@@ -38,10 +40,14 @@ const std::string kFloats(64, '\1');  // 16 of f32
 
 TEST(GgufFile, ReadsEveryKindOfValue) {
   GgufBytes file;
-  file.u32("count", 7).f32("half", 0.5f).text("name", "model").entry("yes", 7, "\1").entry("long", 10, raw(uint64_t{1} << 40));
+  file.u32("count", 7)
+      .f32("half", 0.5f)
+      .text("name", "model")
+      .entry("yes", 7, "\1")
+      .entry("long", 10, raw(uint64_t{1} << 40));
   file.entry("minus", 5, raw(int32_t{-3})).entry("double", 12, raw(0.25)).entry("byte", 0, "\7");
-  file.entry("words", 9, raw(uint32_t{8}) + raw(uint64_t{2}) + gguf_string("a") + gguf_string("")).entry("nums", 9, raw(uint32_t{6}) +
-      raw(uint64_t{1}) + raw(2.f));
+  file.entry("words", 9, raw(uint32_t{8}) + raw(uint64_t{2}) + gguf_string("a") + gguf_string(""))
+      .entry("nums", 9, raw(uint32_t{6}) + raw(uint64_t{1}) + raw(2.f));
   file.tensor("t", {4, 2}, 0, std::string(32, '\2')).tensor("u", {32}, 8, std::string(34, '\3'));
   const std::string bytes = file.bytes();
   const GgufContents contents = parse(bytes);
@@ -77,7 +83,9 @@ TEST(GgufFile, RefusesOtherFilesAndVersions) {
 
 TEST(GgufFile, EveryTruncationIsRefused) {
   GgufBytes file;
-  file.u32("count", 7).text("name", "model").entry("w", 9, raw(uint32_t{8}) + raw(uint64_t{2}) + gguf_string("ab") + gguf_string("c"));
+  file.u32("count", 7)
+      .text("name", "model")
+      .entry("w", 9, raw(uint32_t{8}) + raw(uint64_t{2}) + gguf_string("ab") + gguf_string("c"));
   file.tensor("t", {16}, 0, kFloats);
   const std::string bytes = file.bytes();
   parse(bytes);
@@ -105,15 +113,17 @@ TEST(GgufFile, CountsBeyondTheFileAreRefused) {
   }
 }
 
-TEST(GgufFile, ArraysOfArraysAreRefused) { EXPECT_REFUSED(with_array(9, 1, raw(uint32_t{0}) + raw(uint64_t{0})), "array of arrays"); }
+TEST(GgufFile, ArraysOfArraysAreRefused) {
+  EXPECT_REFUSED(with_array(9, 1, raw(uint32_t{0}) + raw(uint64_t{0})), "array of arrays");
+}
 
 TEST(GgufFile, UnknownTypesAreRefused) {
   EXPECT_REFUSED(GgufBytes().entry("a", 13, "x"), "value type 13");
   EXPECT_REFUSED(GgufBytes().entry("a", UINT32_MAX, "x"), "value type");
   EXPECT_REFUSED(with_array(13, 0, ""), "value type 13");
   EXPECT_REFUSED(GgufBytes().entry("a", 7, "\2"), "bool");
-  for (const uint32_t type : {4u, 5u, 31u, 1000u, 0x80000000u, UINT32_MAX}) EXPECT_REFUSED(GgufBytes().tensor("t", {32}, type, kFloats),
-      "not known");
+  for (const uint32_t type : {4u, 5u, 31u, 1000u, 0x80000000u, UINT32_MAX})
+    EXPECT_REFUSED(GgufBytes().tensor("t", {32}, type, kFloats), "not known");
 }
 
 TEST(GgufFile, DuplicatesAndNamesThatAreNoneAreRefused) {
@@ -138,8 +148,10 @@ TEST(GgufFile, ShapesAreChecked) {
   EXPECT_REFUSED(GgufBytes().tensor("t", {UINT64_MAX}, 0, ""), "dimension of");
   EXPECT_REFUSED(GgufBytes().tensor("t", {INT64_MAX, 2}, 0, ""), "more elements than");
   EXPECT_REFUSED(GgufBytes().tensor("t", {uint64_t{1} << 32, uint64_t{1} << 32}, 0, ""), "more elements than");
-  EXPECT_REFUSED(GgufBytes().tensor("t", {uint64_t{1} << 62}, 0, ""), "more elements than");            // elements fit, bytes do not
-  EXPECT_REFUSED(GgufBytes().tensor("t", {uint64_t{1} << 61, 1, 1, 2}, 3, ""), "does not fit");  // and where both do, the file is too short
+  EXPECT_REFUSED(GgufBytes().tensor("t", {uint64_t{1} << 62}, 0, ""),
+                 "more elements than");  // elements fit, bytes do not
+  EXPECT_REFUSED(GgufBytes().tensor("t", {uint64_t{1} << 61, 1, 1, 2}, 3, ""),
+                 "does not fit");  // and where both do, the file is too short
   EXPECT_REFUSED(GgufBytes().tensor("t", {48}, 3, kFloats), "not a multiple of the 32");
   EXPECT_REFUSED(GgufBytes().tensor("t", {32}, 12, kFloats), "not a multiple of the 256");
 }
@@ -152,10 +164,10 @@ TEST(GgufFile, OffsetsAreTheRunningPaddedSum) {
     return file;
   };
   parse(two(0, 64).bytes());
-  EXPECT_REFUSED(two(0, 40), "expected 64");    // not padded
-  EXPECT_REFUSED(two(0, 0), "expected 64");     // the same bytes twice
-  EXPECT_REFUSED(two(0, 96), "expected 64");    // a hole
-  EXPECT_REFUSED(two(64, 0), "expected 0");     // another order
+  EXPECT_REFUSED(two(0, 40), "expected 64");  // not padded
+  EXPECT_REFUSED(two(0, 0), "expected 64");   // the same bytes twice
+  EXPECT_REFUSED(two(0, 96), "expected 64");  // a hole
+  EXPECT_REFUSED(two(64, 0), "expected 0");   // another order
   EXPECT_REFUSED(two(0, UINT64_MAX - 31), "expected 64");
   GgufBytes wraps;  // sizes whose sum, or whose padding, passes 2^64
   wraps.tensor_raw("t", {(uint64_t{1} << 61) - 1}, 24, 0).tensor_raw("u", {16}, 0, (uint64_t{1} << 61));

@@ -63,21 +63,32 @@ struct Layer {
 Layer random_layer(int bits, int64_t groups = kIn / kGroup) {
   at::manual_seed(bits);
   const int64_t top = int64_t{1} << bits;
-  return {at::randint(0, top, {kIn, kOut}, at::kLong), at::randint(0, top, {groups, kOut}, at::kLong), at::rand({groups, kOut}).to(at::kHalf)};
+  return {at::randint(0, top, {kIn, kOut}, at::kLong), at::randint(0, top, {groups, kOut}, at::kLong),
+          at::rand({groups, kOut}).to(at::kHalf)};
 }
 
 Tensors packed(const Layer& layer, ForeignLayout layout, int bits) {
   const bool awq = layout == ForeignLayout::kAwq;
-  const at::Tensor codes = awq ? rows_of(layer.codes, layout, bits) : rows_of(layer.codes.t(), layout, bits).t().contiguous();
-  return {{kModule + ".qweight", codes}, {kModule + ".qzeros", rows_of(layer.zeros, layout, bits)}, {kModule + ".scales", layer.scales}};
+  const at::Tensor codes =
+      awq ? rows_of(layer.codes, layout, bits) : rows_of(layer.codes.t(), layout, bits).t().contiguous();
+  return {{kModule + ".qweight", codes},
+          {kModule + ".qzeros", rows_of(layer.zeros, layout, bits)},
+          {kModule + ".scales", layer.scales}};
 }
 
 ForeignQuantization settings(ForeignLayout layout, int bits, int64_t group_size = kGroup) {
-  return {.layout = layout, .zeros = ZeroRule::kStored, .bits = bits, .group_size = group_size, .overrides = false, .act_order = false, .name = "quantize_config.json"};
+  return {.layout = layout,
+          .zeros = ZeroRule::kStored,
+          .bits = bits,
+          .group_size = group_size,
+          .overrides = false,
+          .act_order = false,
+          .name = "quantize_config.json"};
 }
 
 GptqView view_of(const Tensors& tensors, const ForeignQuantization& quantization, bool has_bias = false) {
-  return GptqView(std::make_unique<test::MemorySource>(tensors), quantization, [=](const std::string&) { return has_bias; });
+  return GptqView(std::make_unique<test::MemorySource>(tensors), quantization,
+                  [=](const std::string&) { return has_bias; });
 }
 
 std::string refusal(const Tensors& tensors, const ForeignQuantization& quantization) {
@@ -100,8 +111,9 @@ struct Case {
   ForeignLayout layout;
   int bits;
 };
-const Case kCases[] = {{ForeignLayout::kGptq, 2},   {ForeignLayout::kGptq, 3},   {ForeignLayout::kGptq, 4}, {ForeignLayout::kGptq, 8},
-                       {ForeignLayout::kPlanar, 3}, {ForeignLayout::kPlanar, 4}, {ForeignLayout::kAwq, 4}};
+const Case kCases[] = {{ForeignLayout::kGptq, 2}, {ForeignLayout::kGptq, 3},   {ForeignLayout::kGptq, 4},
+                       {ForeignLayout::kGptq, 8}, {ForeignLayout::kPlanar, 3}, {ForeignLayout::kPlanar, 4},
+                       {ForeignLayout::kAwq, 4}};
 
 TEST(GptqView, EveryLayoutBecomesTheCanonicalOne) {
   for (const auto& [layout, bits] : kCases) {
@@ -133,7 +145,8 @@ TEST(GptqView, SortedGroupsComeInOrder) {
     SCOPED_TRACE(message("layout ", static_cast<int>(layout), ", bits ", bits));
     const Layer layer = random_layer(bits);
     Tensors tensors = packed(layer, layout, bits);
-    const at::Tensor groups_of = at::arange(kIn, at::kInt).floor_divide(kGroup).index_select(0, at::randperm(kIn, at::kLong));
+    const at::Tensor groups_of =
+        at::arange(kIn, at::kInt).floor_divide(kGroup).index_select(0, at::randperm(kIn, at::kLong));
     tensors[kModule + ".g_idx"] = groups_of;
     const GptqView view = view_of(tensors, settings(layout, bits));
     const at::Tensor order = groups_of.argsort(/*stable=*/true, 0, /*descending=*/false);
@@ -149,7 +162,10 @@ TEST(GptqView, SortedGroupsComeInOrder) {
 
 TEST(GptqView, WholeRowsAndAShorterLastGroup) {
   const Layer whole = random_layer(4, 1);
-  EXPECT_EQ(view_of(packed(whole, ForeignLayout::kGptq, 4), settings(ForeignLayout::kGptq, 4, -1)).info(kModule + ".scales").shape[1], 1);
+  EXPECT_EQ(view_of(packed(whole, ForeignLayout::kGptq, 4), settings(ForeignLayout::kGptq, 4, -1))
+                .info(kModule + ".scales")
+                .shape[1],
+            1);
   const Layer three = random_layer(4, 3);  // 64, 64, 32
   Tensors tensors = packed(three, ForeignLayout::kGptq, 4);
   EXPECT_EQ(view_of(tensors, settings(ForeignLayout::kGptq, 4, 64)).info(kModule + ".biases").shape[1], 3);
@@ -175,7 +191,8 @@ TEST(GptqView, ModulesWithBitsOfTheirOwnSayThem) {
   expect_part(refusal(tensors, quantization), "4 bits");
   quantization.overrides = true;
   const GptqView view = view_of(tensors, quantization);
-  EXPECT_EQ(view.quantization(), (Json{{"bits", 4}, {"group_size", 64}, {"mode", "affine"}, {kModule, {{"bits", 8}, {"group_size", 32}}}}));
+  EXPECT_EQ(view.quantization(),
+            (Json{{"bits", 4}, {"group_size", 64}, {"mode", "affine"}, {kModule, {{"bits", 8}, {"group_size", 32}}}}));
   EXPECT_TRUE(view.read(kModule + ".weight").equal(canonical(random_layer(8, 5), 8)));
 }
 
@@ -256,7 +273,8 @@ TEST(GptqView, AConfigurationThatLiesIsRefused) {
   expect_part(refusal(four, settings(ForeignLayout::kGptq, 4, 64)), "5 groups, expected 3");
   expect_part(refusal(four, settings(ForeignLayout::kGptq, 4, -1)), "5 groups, expected 1");
   expect_part(refusal(four, settings(ForeignLayout::kAwq, 4)), "in AWQ's order");
-  expect_part(refusal(packed(random_layer(4), ForeignLayout::kAwq, 4), settings(ForeignLayout::kGptq, 4)), "in GPTQ's order");
+  expect_part(refusal(packed(random_layer(4), ForeignLayout::kAwq, 4), settings(ForeignLayout::kGptq, 4)),
+              "in GPTQ's order");
 }
 
 // ---- The zero points' rules, on one word each.
@@ -291,7 +309,8 @@ TEST(GptqView, ZeroPointsFollowTheirWriter) {
 
 class ForeignConfig : public ::testing::Test {
  protected:
-  ForeignQuantization read(const Json& own, const Json& in_config = nullptr, const std::string& file = "quantize_config.json") {
+  ForeignQuantization read(const Json& own, const Json& in_config = nullptr,
+                           const std::string& file = "quantize_config.json") {
     fs::remove_all(dir_.path());
     fs::create_directories(dir_.path());
     if (!own.is_null()) test::write_file(dir_ / file, own.dump());
@@ -322,14 +341,18 @@ TEST_F(ForeignConfig, EverySpellingIsUnderstood) {
   EXPECT_FALSE(v1.overrides);
   EXPECT_FALSE(v1.act_order);
   EXPECT_TRUE(read({{"bits", 4}, {"group_size", 128}, {"desc_act", true}}).act_order);
-  EXPECT_TRUE(read(nullptr, {{"quant_method", "gptq"}, {"bits", 4}, {"group_size", 128}, {"desc_act", true}}).act_order);
+  EXPECT_TRUE(
+      read(nullptr, {{"quant_method", "gptq"}, {"bits", 4}, {"group_size", 128}, {"desc_act", true}}).act_order);
   EXPECT_TRUE(is_foreign_quantised(dir_.path(), config_));
   const Json meta = {{"quantizer", {"optimum:1.23", "gptqmodel:7.6.0"}}};
-  EXPECT_EQ(read({{"bits", 3}, {"group_size", -1}, {"checkpoint_format", "gptq"}, {"meta", meta}}).zeros, ZeroRule::kWordPlusOne);
+  EXPECT_EQ(read({{"bits", 3}, {"group_size", -1}, {"checkpoint_format", "gptq"}, {"meta", meta}}).zeros,
+            ZeroRule::kWordPlusOne);
   EXPECT_EQ(read({{"bits", 3}, {"group_size", -1}, {"format", "gptq_v2"}, {"meta", meta}}).zeros, ZeroRule::kStored);
-  EXPECT_EQ(read({{"bits", 3}, {"group_size", 32}, {"format", "gptq_p"}, {"meta", meta}}).layout, ForeignLayout::kPlanar);
+  EXPECT_EQ(read({{"bits", 3}, {"group_size", 32}, {"format", "gptq_p"}, {"meta", meta}}).layout,
+            ForeignLayout::kPlanar);
   EXPECT_TRUE(read({{"bits", 4}, {"group_size", 32}, {"dynamic", {{"+:down", {{"bits", 8}}}}}}).overrides);
-  const auto awq = read({{"w_bit", 4}, {"q_group_size", 128}, {"zero_point", true}, {"version", "GEMM"}}, nullptr, "quant_config.json");
+  const auto awq = read({{"w_bit", 4}, {"q_group_size", 128}, {"zero_point", true}, {"version", "GEMM"}}, nullptr,
+                        "quant_config.json");
   EXPECT_EQ(awq.layout, ForeignLayout::kAwq);
   EXPECT_EQ(awq.zeros, ZeroRule::kStored);
   EXPECT_EQ(awq.group_size, 128);
@@ -338,7 +361,8 @@ TEST_F(ForeignConfig, EverySpellingIsUnderstood) {
   EXPECT_EQ(both.group_size, 64);
   EXPECT_EQ(read(nullptr, {{"quant_method", "gptq"}, {"bits", 2}, {"group_size", 64}}).bits, 2);
   EXPECT_TRUE(is_foreign_quantised(dir_.path(), config_));
-  EXPECT_FALSE(is_foreign_quantised(dir_.path(), {{"quantization_config", {{"bits", 4}, {"group_size", 64}}}}));  // MLX's
+  EXPECT_FALSE(
+      is_foreign_quantised(dir_.path(), {{"quantization_config", {{"bits", 4}, {"group_size", 64}}}}));  // MLX's
 }
 
 TEST_F(ForeignConfig, WhatIsNotReadSaysWhy) {
@@ -359,7 +383,8 @@ TEST_F(ForeignConfig, WhatIsNotReadSaysWhy) {
   expect_part(refusal(with("checkpoint_format", "marlin")), "format 'marlin' is not read");
   expect_part(refusal(with("is_marlin_format", true)), "Marlin's order");
   expect_part(refusal(with("pack_dtype", "int16")), "only int32");
-  expect_part(refusal({{"w_bit", 4}, {"q_group_size", 128}, {"version", "gemv_fast"}}), "AWQ's layout 'gemv_fast' is not read");
+  expect_part(refusal({{"w_bit", 4}, {"q_group_size", 128}, {"version", "gemv_fast"}}),
+              "AWQ's layout 'gemv_fast' is not read");
   expect_part(refusal({{"w_bit", 3}, {"q_group_size", 128}, {"version", "gemm"}}), "expected 4");
   expect_part(refusal(with("bits", 4), with("bits", 3)), "'bits' is 3, but");
   expect_part(refusal(Json::array()), "expected a JSON object");

@@ -26,7 +26,9 @@ void write_torch(const fs::path& path, const Tensors& tensors) {
   for (const auto& [name, tensor] : tensors) {
     const at::Tensor stored = tensor.contiguous();
     const std::string key = std::to_string(table.size());
-    table.push_back({name, {.key = key, .elements = stored.numel(), .shape = stored.sizes().vec(), .strides = stored.strides().vec()}});
+    table.push_back(
+        {name,
+         {.key = key, .elements = stored.numel(), .shape = stored.sizes().vec(), .strides = stored.strides().vec()}});
     const auto bytes = tensor_bytes(stored);
     entries.emplace_back("m/data/" + key, std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size()));
   }
@@ -71,33 +73,38 @@ std::vector<Tensors> meta_parts(int64_t parts, bool embedding_by_rows) {
   const std::string layer = "model.layers.0.";
   std::vector<Tensors> result;
   for (int64_t part = 0; part < parts; ++part) {
-    const auto slice = [&](const at::Tensor& tensor, int64_t dimension) { return tensor.chunk(parts, dimension)[part]; };
+    const auto slice = [&](const at::Tensor& tensor, int64_t dimension) {
+      return tensor.chunk(parts, dimension)[part];
+    };
     const auto at_layer = [&](const char* name) { return whole.at(layer + name); };
-    result.push_back({{"tok_embeddings.weight", slice(whole.at("model.embed_tokens.weight"), embedding_by_rows ? 0 : 1)},
-                      {"norm.weight", whole.at("model.norm.weight")},
-                      {"output.weight", slice(whole.at("lm_head.weight"), 0)},
-                      {"rope.freqs", numbers({2}, 0)},
-                      {"layers.0.attention_norm.weight", at_layer("input_layernorm.weight")},
-                      {"layers.0.ffn_norm.weight", at_layer("post_attention_layernorm.weight")},
-                      {"layers.0.attention.wq.weight", slice(interleaved(at_layer("self_attn.q_proj.weight"), kHeads), 0)},
-                      {"layers.0.attention.wk.weight", slice(interleaved(at_layer("self_attn.k_proj.weight"), kKvHeads), 0)},
-                      {"layers.0.attention.wv.weight", slice(at_layer("self_attn.v_proj.weight"), 0)},
-                      {"layers.0.attention.wo.weight", slice(at_layer("self_attn.o_proj.weight"), 1)},
-                      {"layers.0.feed_forward.w1.weight", slice(at_layer("mlp.gate_proj.weight"), 0)},
-                      {"layers.0.feed_forward.w2.weight", slice(at_layer("mlp.down_proj.weight"), 1)},
-                      {"layers.0.feed_forward.w3.weight", slice(at_layer("mlp.up_proj.weight"), 0)}});
+    result.push_back(
+        {{"tok_embeddings.weight", slice(whole.at("model.embed_tokens.weight"), embedding_by_rows ? 0 : 1)},
+         {"norm.weight", whole.at("model.norm.weight")},
+         {"output.weight", slice(whole.at("lm_head.weight"), 0)},
+         {"rope.freqs", numbers({2}, 0)},
+         {"layers.0.attention_norm.weight", at_layer("input_layernorm.weight")},
+         {"layers.0.ffn_norm.weight", at_layer("post_attention_layernorm.weight")},
+         {"layers.0.attention.wq.weight", slice(interleaved(at_layer("self_attn.q_proj.weight"), kHeads), 0)},
+         {"layers.0.attention.wk.weight", slice(interleaved(at_layer("self_attn.k_proj.weight"), kKvHeads), 0)},
+         {"layers.0.attention.wv.weight", slice(at_layer("self_attn.v_proj.weight"), 0)},
+         {"layers.0.attention.wo.weight", slice(at_layer("self_attn.o_proj.weight"), 1)},
+         {"layers.0.feed_forward.w1.weight", slice(at_layer("mlp.gate_proj.weight"), 0)},
+         {"layers.0.feed_forward.w2.weight", slice(at_layer("mlp.down_proj.weight"), 1)},
+         {"layers.0.feed_forward.w3.weight", slice(at_layer("mlp.up_proj.weight"), 0)}});
   }
   return result;
 }
 
 nlohmann::json params() {
-  return {{"dim", kDim}, {"n_layers", 1}, {"n_heads", kHeads}, {"n_kv_heads", kKvHeads}, {"norm_eps", 1e-5}, {"vocab_size", -1},
-          {"multiple_of", 4}};
+  return {{"dim", kDim},      {"n_layers", 1},    {"n_heads", kHeads}, {"n_kv_heads", kKvHeads},
+          {"norm_eps", 1e-5}, {"vocab_size", -1}, {"multiple_of", 4}};
 }
 
-void write_folder(const fs::path& folder, const std::vector<Tensors>& parts, const nlohmann::json& settings = params()) {
+void write_folder(const fs::path& folder, const std::vector<Tensors>& parts,
+                  const nlohmann::json& settings = params()) {
   write_json_file(folder / "params.json", settings);
-  for (size_t part = 0; part < parts.size(); ++part) write_torch(folder / ("consolidated.0" + std::to_string(part) + ".pth"), parts[part]);
+  for (size_t part = 0; part < parts.size(); ++part)
+    write_torch(folder / ("consolidated.0" + std::to_string(part) + ".pth"), parts[part]);
 }
 
 int count_different(const MetaFolder& folder) {
@@ -224,9 +231,12 @@ TEST(MetaFolder, DamageIsRefused) {
   EXPECT_EQ(refusal(nothing), "(taken)");
   expect_part(refusal([](auto& parts, auto&) { parts.pop_back(); }), "is a part missing?");
   expect_part(refusal([](auto& parts, auto&) { parts[1].erase("norm.weight"); }), "there is no tensor 'norm.weight'");
-  expect_part(refusal([](auto& parts, auto&) { parts[1]["extra"] = numbers({2}, 0); }), "'extra' is in this part, but not in");
+  expect_part(refusal([](auto& parts, auto&) { parts[1]["extra"] = numbers({2}, 0); }),
+              "'extra' is in this part, but not in");
   const auto everywhere = [](const char* name, at::IntArrayRef shape) {
-    return refusal([&](auto& parts, auto&) { for (auto& part : parts) part[name] = numbers(shape, 0); });
+    return refusal([&](auto& parts, auto&) {
+      for (auto& part : parts) part[name] = numbers(shape, 0);
+    });
   };
   expect_part(everywhere("extra", {2}), "'extra' is none of a LLaMA");
   expect_part(everywhere("layers.x.ffn_norm.weight", {2}), "is none of a LLaMA");
@@ -237,8 +247,10 @@ TEST(MetaFolder, DamageIsRefused) {
   expect_part(refusal([](auto&, auto& json) { json["n_heads"] = 3; }), "not a multiple of n_heads 3");
   expect_part(refusal([](auto&, auto& json) { json["n_heads"] = 8; }), "head_dim 1 is odd");
   expect_part(refusal([](auto&, auto& json) { json["n_heads"] = 4; }), "expected 1 heads of 2");
-  expect_part(refusal([](auto&, auto& json) { json["vocab_size"] = 11; }), "'vocab_size' is 11, but the embedding has 10 rows");
-  expect_part(refusal([](auto&, auto& json) { json["hidden_dim"] = 11; }), "'hidden_dim' is 11, but feed_forward.w1 has 12 rows");
+  expect_part(refusal([](auto&, auto& json) { json["vocab_size"] = 11; }),
+              "'vocab_size' is 11, but the embedding has 10 rows");
+  expect_part(refusal([](auto&, auto& json) { json["hidden_dim"] = 11; }),
+              "'hidden_dim' is 11, but feed_forward.w1 has 12 rows");
   expect_part(refusal([](auto&, auto& json) { json["norm_eps"] = "small"; }), "'norm_eps' is \"small\"");
   expect_part(refusal([](auto&, auto& json) { json["moe"] = {{"num_experts", 8}}; }), "key 'moe'");
   expect_part(refusal([](auto&, auto& json) { json = nlohmann::json::array(); }), "expected a JSON object");

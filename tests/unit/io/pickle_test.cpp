@@ -17,7 +17,9 @@ using test::raw;
 using test::TensorText;
 using Kind = Pickle::Kind;
 
-std::span<const std::byte> bytes_of(const std::string& text) { return {reinterpret_cast<const std::byte*>(text.data()), text.size()}; }
+std::span<const std::byte> bytes_of(const std::string& text) {
+  return {reinterpret_cast<const std::byte*>(text.data()), text.size()};
+}
 
 void expect_refused(const std::string& text, const std::string& part) {
   try {
@@ -50,7 +52,8 @@ TEST(Pickle, BuildsTheValuesThatPythonMeans) {
 
 TEST(Pickle, LongNumbersAreTwosComplement) {
   const auto integer = [](const std::string& digits) {
-    const std::string text = pickle(std::string("\x8a").append(raw(static_cast<uint8_t>(digits.size()))).append(digits));
+    const std::string text =
+        pickle(std::string("\x8a").append(raw(static_cast<uint8_t>(digits.size()))).append(digits));
     const Pickle parsed(bytes_of(text), "file");
     return parsed.integer(parsed.root());
   };
@@ -69,24 +72,26 @@ TEST(Pickle, ADictionaryKeepsTheLastOfEqualKeysAsPythonDoes) {
 
 // What an attacker would call, and what only looks like a name that is allowed.
 TEST(Pickle, EveryOtherNameIsRefusedByName) {
-  for (const auto& [module, name] : std::vector<std::pair<std::string, std::string>>{{"os", "system"},
-                                                                                      {"posix", "system"},
-                                                                                      {"builtins", "eval"},
-                                                                                      {"__builtin__", "exec"},
-                                                                                      {"subprocess", "Popen"},
-                                                                                      {"torch", "load"},
-                                                                                      {"torch.nn.modules.linear", "Linear"},
-                                                                                      {"argparse", "Namespace"},
-                                                                                      {"numpy.core.multiarray", "_reconstruct"},
-                                                                                      {"torch._utils", "_rebuild_tensor_v2.__globals__"},
-                                                                                      {"torch", "_utils._rebuild_tensor_v2"},
-                                                                                      {"torch._utils._rebuild_tensor_v2", ""},
-                                                                                      {"", "torch.Size"},
-                                                                                      {"collections", "OrderedDict "}}) {
+  for (const auto& [module, name] :
+       std::vector<std::pair<std::string, std::string>>{{"os", "system"},
+                                                        {"posix", "system"},
+                                                        {"builtins", "eval"},
+                                                        {"__builtin__", "exec"},
+                                                        {"subprocess", "Popen"},
+                                                        {"torch", "load"},
+                                                        {"torch.nn.modules.linear", "Linear"},
+                                                        {"argparse", "Namespace"},
+                                                        {"numpy.core.multiarray", "_reconstruct"},
+                                                        {"torch._utils", "_rebuild_tensor_v2.__globals__"},
+                                                        {"torch", "_utils._rebuild_tensor_v2"},
+                                                        {"torch._utils._rebuild_tensor_v2", ""},
+                                                        {"", "torch.Size"},
+                                                        {"collections", "OrderedDict "}}) {
     expect_refused(pickle(pickled_name(module, name) + ")R"), "asks for " + module + "." + name + ",");
     expect_refused(pickle(pickled(module) + pickled(name) + "\x93)R"), "asks for " + module + "." + name + ",");
   }
-  expect_refused(pickle(pickled_name("os\x1b[31m", "x")), "asks for os?[31m.x");  // nothing reaches the terminal as it is
+  expect_refused(pickle(pickled_name("os\x1b[31m", "x")),
+                 "asks for os?[31m.x");  // nothing reaches the terminal as it is
 }
 
 TEST(Pickle, EveryOtherOpcodeIsRefused) {
@@ -113,12 +118,15 @@ TEST(Pickle, DamageIsRefused) {
   expect_refused(pickle("N(N\x86"), "takes 2 values, there are 1");  // not through a mark
   expect_refused(pickle("h\x05"), "recalls value 5");
   expect_refused(pickle("j" + raw(uint32_t{1} << 31)), "recalls value 2147483648");
-  expect_refused(pickle("K\x01K\x02" "a"), "adds 1 values to the number 1");
+  expect_refused(pickle("K\x01K\x02"
+                        "a"),
+                 "adds 1 values to the number 1");
   expect_refused(pickle("](K\x01K\x02u"), "adds 2 values to a list of 0");
   expect_refused(pickle("}(K\x01u"), "adds 1 values to a dictionary of 0");
   expect_refused(pickle("NNR"), "expected a name, got None");
   expect_refused(pickle(pickled_name("torch", "Size") + "NR"), "torch.Size is called with None");
-  expect_refused(pickle(pickled_name("torch", "FloatStorage") + ")R"), "torch.FloatStorage is called with a tuple of 0");
+  expect_refused(pickle(pickled_name("torch", "FloatStorage") + ")R"),
+                 "torch.FloatStorage is called with a tuple of 0");
   expect_refused(pickle(pickled_name("torch._utils", "_rebuild_parameter") + "K\x01\x85R"),
                  "_rebuild_parameter is called with a tuple of 1");
   expect_refused(pickle("N}b"), "gives attributes to None");
@@ -143,7 +151,8 @@ TEST(Pickle, BombsAreHarmless) {
     for (int i = 0; i < 10; ++i) laughs.append("h").append(raw(static_cast<uint8_t>(level - 1)));
     laughs += "eq" + raw(static_cast<uint8_t>(level));
   }
-  for (int level = 0; level < 99; ++level) laughs += "\x86";  // the hundred lists that are left on the stack, as pairs of pairs
+  for (int level = 0; level < 99; ++level)
+    laughs += "\x86";  // the hundred lists that are left on the stack, as pairs of pairs
   const std::string laugh = pickle(laughs);
   const Pickle laughing(bytes_of(laugh), "file");
   EXPECT_EQ(laughing.describe(laughing.root()), "a tuple of 2");
@@ -181,8 +190,10 @@ TEST(Pickle, TensorsAreChecked) {
   expect_refused(one({.strides = {1}}), "2 dimensions and 1 strides");
   const std::vector<int64_t> many(17, 1);
   expect_refused(one({.shape = many, .strides = many}), "a tuple of 17; expected a tuple of at most 16");
-  expect_refused(pickle(pickled(TensorText{}) + pickled(TensorText{.elements = 5}) + "\x86"), "once 4 x F32 and once 5 x F32");
-  expect_refused(pickle(pickled(TensorText{}) + pickled(TensorText{.storage = "IntStorage"}) + "\x86"), "once 4 x F32 and once 4 x I32");
+  expect_refused(pickle(pickled(TensorText{}) + pickled(TensorText{.elements = 5}) + "\x86"),
+                 "once 4 x F32 and once 5 x F32");
+  expect_refused(pickle(pickled(TensorText{}) + pickled(TensorText{.storage = "IntStorage"}) + "\x86"),
+                 "once 4 x F32 and once 4 x I32");
 }
 
 TEST(Pickle, EveryTruncationIsRefused) {

@@ -91,7 +91,8 @@ TEST(Safetensors, RefusesDuplicates) {
   expect_refused(file_of("{\"same\":" + entry + ",\"same\":" + entry + "}", 8), "'same' stands twice");
   expect_refused(file_of(R"({"__metadata__":{"k":"a","k":"b"}})"), "'k' stands twice");
   expect_refused(file_of(R"({"__metadata__":{},"__metadata__":{}})"), "'__metadata__' stands twice");
-  expect_refused(file_of(R"({"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 8), "'dtype' stands twice");
+  expect_refused(file_of(R"({"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}})", 8),
+                 "'dtype' stands twice");
 }
 
 TEST(Safetensors, RefusesMetadataThatIsNotText) {
@@ -103,7 +104,8 @@ TEST(Safetensors, RefusesMetadataThatIsNotText) {
 
 TEST(Safetensors, RefusesUnknownDtypesByName) {
   expect_refused(file_of(R"({"a":{"dtype":"X99","shape":[2],"data_offsets":[0,8]}})", 8), "'X99' is not known");
-  expect_refused(file_of(R"({"a":{"dtype":"F8_E4M3","shape":[8],"data_offsets":[0,8]}})", 8), "'F8_E4M3' is not supported");
+  expect_refused(file_of(R"({"a":{"dtype":"F8_E4M3","shape":[8],"data_offsets":[0,8]}})", 8),
+                 "'F8_E4M3' is not supported");
   expect_refused(file_of(R"({"a":{"dtype":"C64","shape":[1],"data_offsets":[0,8]}})", 8), "'C64' is not supported");
   expect_refused(file_of(R"({"a":{"dtype":7,"shape":[2],"data_offsets":[0,8]}})", 8), "the number 7");
 }
@@ -115,14 +117,16 @@ TEST(Safetensors, RefusesMissingOrWrongFields) {
   expect_refused(file_of(R"({"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8,9]}})", 8), "two numbers, got 3");
   expect_refused(file_of(R"({"a":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}})", 8), "negative number -2");
   expect_refused(file_of(R"({"a":{"dtype":"F32","shape":[2.0],"data_offsets":[0,8]}})", 8), "the number 2.0");
-  expect_refused(file_of(R"({"a":{"dtype":"F32","shape":[[2]],"data_offsets":[0,8]}})", 8), "a list where none belongs");
+  expect_refused(file_of(R"({"a":{"dtype":"F32","shape":[[2]],"data_offsets":[0,8]}})", 8),
+                 "a list where none belongs");
   expect_refused(file_of(R"({"a":[1]})", 8), "a list where none belongs");
   expect_refused(file_of(R"({"a":null})", 8), "the entry is null");
 }
 
 TEST(Safetensors, RefusesGapsOverlapsAndReversedOffsets) {
   const auto two = [](const std::string& first, const std::string& second) {
-    return R"({"a":{"dtype":"U8","shape":[4],"data_offsets":)" + first + R"(},"b":{"dtype":"U8","shape":[4],"data_offsets":)" + second + "}}";
+    return R"({"a":{"dtype":"U8","shape":[4],"data_offsets":)" + first +
+           R"(},"b":{"dtype":"U8","shape":[4],"data_offsets":)" + second + "}}";
   };
   expect_accepted(file_of(two("[0,4]", "[4,8]"), 8));
   expect_accepted(file_of(two("[4,8]", "[0,4]"), 8));  // the order of names is free
@@ -130,18 +134,21 @@ TEST(Safetensors, RefusesGapsOverlapsAndReversedOffsets) {
   expect_refused(file_of(two("[1,5]", "[5,9]"), 9), "'a': begins at byte 1 of the data, expected 0");
   expect_refused(file_of(two("[0,4]", "[3,7]"), 7), "'b': begins at byte 3 of the data, expected 4");
   expect_refused(file_of(two("[0,4]", "[0,4]"), 4), "begins at byte 0 of the data, expected 4");
-  expect_refused(file_of(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[4,0]}})", 4), "ends at byte 0 before its begin 4");
+  expect_refused(file_of(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[4,0]}})", 4),
+                 "ends at byte 0 before its begin 4");
 }
 
 TEST(Safetensors, RefusesOverflowingShapes) {
   expect_refused(file_of(R"({"a":{"dtype":"U8","shape":[4294967296,4294967296],"data_offsets":[0,0]}})"), "overflows");
   expect_refused(file_of(R"({"a":{"dtype":"F64","shape":[4611686018427387904],"data_offsets":[0,0]}})"), "overflows");
   expect_refused(file_of(R"({"a":{"dtype":"U8","shape":[18446744073709551615],"data_offsets":[0,0]}})"), "too large");
-  expect_refused(file_of(R"({"a":{"dtype":"U8","shape":[36893488147419103232],"data_offsets":[0,0]}})"), "36893488147419103232");
+  expect_refused(file_of(R"({"a":{"dtype":"U8","shape":[36893488147419103232],"data_offsets":[0,0]}})"),
+                 "36893488147419103232");
 }
 
 TEST(Safetensors, RefusesASizeThatDoesNotFitTheShape) {
-  expect_refused(file_of(R"({"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}})", 8), "needs 12 bytes, its offsets span 8");
+  expect_refused(file_of(R"({"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}})", 8),
+                 "needs 12 bytes, its offsets span 8");
 }
 
 TEST(Safetensors, RefusesTruncatedDataAndTrailingBytes) {
@@ -178,7 +185,9 @@ TEST(Safetensors, AHeaderOf640BytesIsNoPickle) {
 
 TEST(Safetensors, ReadsATensorThatIsNotAligned) {
   TempDir dir;
-  std::string bytes = file_of(R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"F32","shape":[2],"data_offsets":[1,9]}})", 9);
+  std::string bytes = file_of(
+      R"({"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"F32","shape":[2],"data_offsets":[1,9]}})",
+      9);
   const float values[2] = {1.5f, -2.25f};
   std::memcpy(bytes.data() + bytes.size() - 8, values, 8);
   test::write_file(dir / "x.safetensors", bytes);
@@ -201,7 +210,8 @@ TEST(Safetensors, AMissingTensorIsNamed) {
 TEST(Safetensors, EveryDtypeComesBackAsItWas) {
   TempDir dir;
   std::map<std::string, at::Tensor> tensors;
-  for (auto type : {at::kBool, at::kByte, at::kChar, at::kShort, at::kHalf, at::kBFloat16, at::kInt, at::kFloat, at::kLong, at::kDouble}) {
+  for (auto type : {at::kBool, at::kByte, at::kChar, at::kShort, at::kHalf, at::kBFloat16, at::kInt, at::kFloat,
+                    at::kLong, at::kDouble}) {
     tensors[c10::toString(type)] = at::arange(0, 6, at::kLong).reshape({2, 3}).to(type);
   }
   tensors["scalar"] = at::scalar_tensor(2.5, at::kFloat);
@@ -240,8 +250,8 @@ TEST(Safetensors, AWriterThatIsNotFinishedLeavesNothing) {
   {
     SafetensorsWriter writer(dir / "x.safetensors", {{"a", Dtype::kF32, {2}}, {"b", Dtype::kF32, {2}}}, {});
     writer.write("a", at::ones({2}));
-    EXPECT_THROW(writer.write("c", at::ones({2})), InternalError);   // another name
-    EXPECT_THROW(writer.write("b", at::ones({3})), InternalError);   // another shape
+    EXPECT_THROW(writer.write("c", at::ones({2})), InternalError);  // another name
+    EXPECT_THROW(writer.write("b", at::ones({3})), InternalError);  // another shape
     EXPECT_THROW(writer.write("b", at::ones({2}, at::kInt)), InternalError);
     EXPECT_THROW(writer.finish(), InternalError);
   }

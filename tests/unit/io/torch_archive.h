@@ -29,7 +29,8 @@ inline Zip make_zip(const std::vector<std::pair<std::string, std::string>>& entr
   const auto u32 = [](size_t value) { return raw(static_cast<uint32_t>(value)); };
   // Flags, method, time, date, crc, both sizes, the name's length, none of extra.
   const auto common = [&](const auto& entry) {
-    return u16(0) + u16(0) + u32(0) + u32(0) + u32(entry.second.size()) + u32(entry.second.size()) + u16(entry.first.size()) + u16(0);
+    return u16(0) + u16(0) + u32(0) + u32(0) + u32(entry.second.size()) + u32(entry.second.size()) +
+           u16(entry.first.size()) + u16(0);
   };
   for (const auto& entry : entries) {
     zip.local.push_back(zip.bytes.size());
@@ -38,7 +39,8 @@ inline Zip make_zip(const std::vector<std::pair<std::string, std::string>>& entr
   zip.directory = zip.bytes.size();
   for (size_t i = 0; i < entries.size(); ++i) {
     zip.central.push_back(zip.bytes.size());
-    zip.bytes += "PK\x01\x02" + u16(20) + u16(20) + common(entries[i]) + std::string(10, '\0') + u32(zip.local[i]) + entries[i].first;
+    zip.bytes += "PK\x01\x02" + u16(20) + u16(20) + common(entries[i]) + std::string(10, '\0') + u32(zip.local[i]) +
+                 entries[i].first;
   }
   zip.end = zip.bytes.size();
   zip.bytes += "PK\x05\x06" + u32(0) + u16(entries.size()) + u16(entries.size());
@@ -56,7 +58,9 @@ inline std::string pickled_tuple(const std::vector<int64_t>& numbers) {
   for (const int64_t number : numbers) bytes += pickled(number);
   return bytes += "t";
 }
-inline std::string pickled_name(const std::string& module, const std::string& name) { return "c" + module + "\n" + name + "\n"; }
+inline std::string pickled_name(const std::string& module, const std::string& name) {
+  return "c" + module + "\n" + name + "\n";
+}
 inline std::string pickle(const std::string& opcodes) { return std::string("\x80\x02", 2) + opcodes + "."; }
 
 struct TensorText {
@@ -68,8 +72,9 @@ inline std::string pickled(const TensorText& tensor) {
   std::string storage = "(";
   storage += pickled("storage") + pickled_name("torch", tensor.storage) + pickled(tensor.key) + pickled("cpu");
   storage += pickled(tensor.elements) + "tQ";
-  return pickled_name("torch._utils", "_rebuild_tensor_v2") + "(" + storage + pickled(tensor.offset) + pickled_tuple(tensor.shape) +
-         pickled_tuple(tensor.strides) + "\x89" + pickled_name("collections", "OrderedDict") + ")R" + "tR";
+  return pickled_name("torch._utils", "_rebuild_tensor_v2") + "(" + storage + pickled(tensor.offset) +
+         pickled_tuple(tensor.shape) + pickled_tuple(tensor.strides) + "\x89" +
+         pickled_name("collections", "OrderedDict") + ")R" + "tR";
 }
 // {name: tensor, ..}
 inline std::string pickled_state(const std::vector<std::pair<std::string, TensorText>>& tensors) {

@@ -43,7 +43,8 @@ std::string refusal_of(const std::string& content) {
 }
 
 // An archive with one storage of four f32.
-std::string archive(const std::string& table, const std::string& storage = std::string(16, '\0'), const std::string& root = "m") {
+std::string archive(const std::string& table, const std::string& storage = std::string(16, '\0'),
+                    const std::string& root = "m") {
   return make_zip({{root + "/data.pkl", table}, {root + "/data/0", storage}}).bytes;
 }
 
@@ -63,16 +64,22 @@ TEST_P(TorchFileForms, ReadsWhatTorchWrote) {
     EXPECT_EQ(file.info(name).bytes(), expected.nbytes()) << name;
     const TensorBytes bytes = file.bytes(name);
     ASSERT_EQ(bytes.span.size(), read.nbytes()) << name;
-    EXPECT_TRUE(bytes.span.empty() || std::memcmp(bytes.span.data(), read.const_data_ptr(), read.nbytes()) == 0) << name;
+    EXPECT_TRUE(bytes.span.empty() || std::memcmp(bytes.span.data(), read.const_data_ptr(), read.nbytes()) == 0)
+        << name;
     file.release(name);
   };
   expect("whole", base);
   expect("rows", base.slice(0, 1, 3));
   expect("transposed", base.t());
   expect("columns", base.slice(1, 1, 6, 2));
-  for (const auto& [name, type] : std::vector<std::pair<const char*, at::ScalarType>>{
-           {"f16", at::kHalf}, {"bf16", at::kBFloat16}, {"f64", at::kDouble}, {"i64", at::kLong}, {"i32", at::kInt}, {"i16", at::kShort},
-           {"i8", at::kChar}, {"u8", at::kByte}}) {
+  for (const auto& [name, type] : std::vector<std::pair<const char*, at::ScalarType>>{{"f16", at::kHalf},
+                                                                                      {"bf16", at::kBFloat16},
+                                                                                      {"f64", at::kDouble},
+                                                                                      {"i64", at::kLong},
+                                                                                      {"i32", at::kInt},
+                                                                                      {"i16", at::kShort},
+                                                                                      {"i8", at::kChar},
+                                                                                      {"u8", at::kByte}}) {
     expect(name, at::arange(5, 8).to(type));
   }
   expect("bool", at::arange(3).ne(1));
@@ -83,7 +90,8 @@ TEST_P(TorchFileForms, ReadsWhatTorchWrote) {
   EXPECT_FALSE(at::equal(file.read("rows"), base.slice(0, 0, 2)));
 }
 
-INSTANTIATE_TEST_SUITE_P(Forms, TorchFileForms, ::testing::Values("zip.pt", "legacy.pt", "protocol4.pt", "legacy_protocol4.pt"));
+INSTANTIATE_TEST_SUITE_P(Forms, TorchFileForms,
+                         ::testing::Values("zip.pt", "legacy.pt", "protocol4.pt", "legacy_protocol4.pt"));
 
 TEST(TorchFile, ParametersInsideOtherThingsAreFound) {
   const TorchFile file(fixture("nested.pt"));
@@ -109,7 +117,9 @@ TEST(TorchFile, OtherFilesAreNamed) {
   expect_part(refusal_of("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull");
   expect_part(refusal_of("GGUF\3"), "GGUF");
   expect_part(refusal_of(std::string("\x40\0\0\0\0\0\0\0{\"a\":", 13)), "safetensors");
-  expect_part(refusal_of("\x1f\x8b" "compressed"), "compressed");
+  expect_part(refusal_of("\x1f\x8b"
+                         "compressed"),
+              "compressed");
   expect_part(refusal_of("pickle" + std::string(251, '\0') + "ustar  "), "tar archive");
   expect_part(refusal_of("<!DOCTYPE html>"), "web page");
   expect_part(refusal_of(pickle("}")), "a Python pickle, but none of torch.save");
@@ -119,13 +129,17 @@ TEST(TorchFile, OtherFilesAreNamed) {
   expect_part(refusal_of(make_zip({{"m/data.pkl", ""}, {"n/data.pkl", ""}}).bytes), "both m/data.pkl and n/data.pkl");
   expect_part(refusal_of(make_zip({{"m/data.pkl", pickle("}")}, {"m/byteorder", "big"}}).bytes), "big-endian");
   expect_part(refusal_of(archive(pickle("K\x01"))), "holds the number 1, expected a dictionary of tensors");
-  expect_part(refusal_of(archive(pickle("}(" + test::pickled("epoch") + "K\x01u"))), "there is no tensor in it; its keys are epoch");
-  expect_part(refusal_of(archive(pickle("}q" + test::raw(uint8_t{0}) + test::pickled("model") + "h" + test::raw(uint8_t{0}) + "s"))),
+  expect_part(refusal_of(archive(pickle("}(" + test::pickled("epoch") + "K\x01u"))),
+              "there is no tensor in it; its keys are epoch");
+  expect_part(refusal_of(archive(
+                  pickle("}q" + test::raw(uint8_t{0}) + test::pickled("model") + "h" + test::raw(uint8_t{0}) + "s"))),
               "only dictionaries in dictionaries");
 }
 
 TEST(TorchFile, TensorsMustLieInTheirStorage) {
-  const auto refused = [](const TensorText& tensor) { return refusal_of(archive(pickle(pickled_state({{"w", tensor}})))); };
+  const auto refused = [](const TensorText& tensor) {
+    return refusal_of(archive(pickle(pickled_state({{"w", tensor}}))));
+  };
   EXPECT_EQ(refused({}), "(taken)");
   EXPECT_EQ(refused({.offset = 2, .shape = {2}, .strides = {1}}), "(taken)");
   EXPECT_EQ(refused({.offset = 4, .shape = {0, 3}, .strides = {3, 1}}), "(taken)");
@@ -181,16 +195,21 @@ TEST(TorchFile, EveryDamagedByteIsRefusedOrHarmless) {
 // The legacy form behind its table of tensors.
 TEST(TorchFile, LegacyStoragesAreChecked) {
   const std::string magic = pickle("\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"), version = pickle("M\xe9\x03");
-  const auto machine = [](bool little) { return pickle("}" + test::pickled("little_endian") + (little ? "\x88" : "\x89") + "s"); };
+  const auto machine = [](bool little) {
+    return pickle("}" + test::pickled("little_endian") + (little ? "\x88" : "\x89") + "s");
+  };
   const std::string table = pickle(pickled_state({{"w", {}}})), keys = pickle("](" + test::pickled("0") + "e");
   const std::string storage = test::raw(uint64_t{4}) + std::string(16, '\0');
   const std::string start = magic + version + machine(true);
   EXPECT_EQ(refusal_of(start + table + keys + storage), "(taken)");
   expect_part(refusal_of(magic + version + machine(false) + table + keys + storage), "big-endian");
-  expect_part(refusal_of(magic + pickle("M\xe8\x03") + machine(true) + table + keys + storage), "version 1000, expected 1001");
+  expect_part(refusal_of(magic + pickle("M\xe8\x03") + machine(true) + table + keys + storage),
+              "version 1000, expected 1001");
   expect_part(refusal_of(start + table + keys + storage + "x"), "1 bytes follow the last storage");
-  expect_part(refusal_of(start + table + keys + test::raw(uint64_t{5}) + std::string(20, '\0')), "has 5 elements, expected 4");
-  expect_part(refusal_of(start + table + pickle("](" + test::pickled("1") + "e") + storage), "storage '1' is listed twice, or no tensor");
+  expect_part(refusal_of(start + table + keys + test::raw(uint64_t{5}) + std::string(20, '\0')),
+              "has 5 elements, expected 4");
+  expect_part(refusal_of(start + table + pickle("](" + test::pickled("1") + "e") + storage),
+              "storage '1' is listed twice, or no tensor");
   expect_part(refusal_of(start + table + pickle("]")), "storage '0' is not in the file");
   const std::string absurd = pickle(pickled_state({{"w", {.elements = INT64_MAX}}}));
   expect_part(refusal_of(start + absurd + keys + test::raw(INT64_MAX)), "9223372036854775807 elements are too many");

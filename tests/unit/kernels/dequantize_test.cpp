@@ -26,7 +26,8 @@ struct Matrix {
     std::mt19937 random(seed);
     std::normal_distribution<float> normal;
     codes.resize(static_cast<size_t>(out_features * view.words()));
-    for (auto& word : codes) word = static_cast<uint32_t>(random());  // rubbish behind a row's last code must not matter
+    for (auto& word : codes)
+      word = static_cast<uint32_t>(random());  // rubbish behind a row's last code must not matter
     scales.resize(static_cast<size_t>(out_features * view.groups()));
     offsets.resize(scales.size());
     for (auto& scale : scales) scale = 0.01f * normal(random);
@@ -41,10 +42,12 @@ struct Shape {
   int64_t out_features, in_features, group_size;
 };
 
-// Whole groups, tails of every kind, groups that are no multiple of 8 or 32, a row that is one group, rows shorter than a group.
-const Shape kShapes[] = {{4, 256, 32}, {3, 256, 64}, {5, 512, 128}, {2, 512, 256}, {4, 256, 256}, {3, 100, 32},   {3, 99, 32},
-                         {3, 101, 64}, {7, 33, 32},  {5, 31, 32},   {4, 1, 32},    {6, 7, 128},   {3, 8, 8},      {3, 72, 24},
-                         {3, 70, 20},  {3, 50, 7},   {3, 40, 1},    {2, 333, 333}, {1, 4096, 32}, {2, 1000, 128}, {9, 24, 16}};
+// Whole groups, tails of every kind, groups that are no multiple of 8 or 32, a row that is one group, rows shorter than
+// a group.
+const Shape kShapes[] = {{4, 256, 32},  {3, 256, 64},   {5, 512, 128}, {2, 512, 256}, {4, 256, 256}, {3, 100, 32},
+                         {3, 99, 32},   {3, 101, 64},   {7, 33, 32},   {5, 31, 32},   {4, 1, 32},    {6, 7, 128},
+                         {3, 8, 8},     {3, 72, 24},    {3, 70, 20},   {3, 50, 7},    {3, 40, 1},    {2, 333, 333},
+                         {1, 4096, 32}, {2, 1000, 128}, {9, 24, 16}};
 const int kWidths[] = {2, 3, 4, 5, 6, 8};
 
 // Not std::vector<float>::operator==: that one says that NaN differs from NaN and that -0 is 0.
@@ -91,14 +94,17 @@ TEST_P(Dequantize, AgreesWithTheDoubleReference) {
       const auto out = run(matrix.view);
       const auto half = run_bf16(matrix.view);
       for (size_t i = 0; i < out.size(); ++i) {
-        const size_t row = i / static_cast<size_t>(shape.in_features), column = i % static_cast<size_t>(shape.in_features);
-        const size_t group = row * static_cast<size_t>(matrix.view.groups()) + column / static_cast<size_t>(shape.group_size);
+        const size_t row = i / static_cast<size_t>(shape.in_features),
+                     column = i % static_cast<size_t>(shape.in_features);
+        const size_t group =
+            row * static_cast<size_t>(matrix.view.groups()) + column / static_cast<size_t>(shape.group_size);
         // Two roundings to fp32, half an ulp each: of the product, and of the sum.
         const double product = std::fabs(expected[i] - matrix.offsets[group]);
         const double tolerance = 0x1p-24 * (product + std::fabs(expected[i]) + product * 0x1p-24);
         ASSERT_NEAR(out[i], expected[i], tolerance) << "bits " << bits << " in " << shape.in_features << " group "
                                                     << shape.group_size << " row " << row << " column " << column;
-        ASSERT_LE(std::fabs(from_bf16(half[i]) - out[i]), 0x1p-8 * std::fabs(out[i])) << "bf16 keeps 8 bits, half an ulp";
+        ASSERT_LE(std::fabs(from_bf16(half[i]) - out[i]), 0x1p-8 * std::fabs(out[i]))
+            << "bf16 keeps 8 bits, half an ulp";
       }
     }
   }
@@ -130,7 +136,8 @@ TEST_P(Dequantize, ExactAnswers) {
     Matrix matrix(2, 300, 64, bits);
     std::vector<uint8_t> codes(300);
     for (size_t k = 0; k < codes.size(); ++k) codes[k] = static_cast<uint8_t>(k & ((1u << bits) - 1));
-    for (int64_t row = 0; row < 2; ++row) pack_row(codes.data(), 300, bits, matrix.codes.data() + row * matrix.view.words());
+    for (int64_t row = 0; row < 2; ++row)
+      pack_row(codes.data(), 300, bits, matrix.codes.data() + row * matrix.view.words());
     std::fill(matrix.scales.begin(), matrix.scales.end(), 0.5f);
     std::fill(matrix.offsets.begin(), matrix.offsets.end(), -1.0f);
     const auto out = run(matrix.view);
@@ -219,8 +226,8 @@ TEST_P(Dequantize, AnyAddress) {
 TEST_P(Dequantize, NeverReadsBehindTheCodes) {
   // The codes end where an unreadable page begins.
   const size_t page = static_cast<size_t>(::sysconf(_SC_PAGESIZE));
-  auto* pages =
-      static_cast<unsigned char*>(::mmap(nullptr, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  auto* pages = static_cast<unsigned char*>(
+      ::mmap(nullptr, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
   ASSERT_NE(pages, MAP_FAILED);
   ASSERT_EQ(::mprotect(pages + page, page, PROT_NONE), 0);
   for (int bits : kWidths) {

@@ -50,17 +50,20 @@ TEST_P(Matvec, AgreesWithTheDoubleReference) {
         GetParam()->matvec(view, x.data(), tokens, 0, view.out_features, y.data());
         for (int64_t token = 0; token < tokens; ++token) {
           for (int64_t row = 0; row < view.out_features; ++row) {
-            // Each product errs by two roundings of the weight and one of its own, each running sum by one a step: at most
-            // (in_features + 3) half ulps of the sum of the sizes (|scale * code| + |offset| bounds the weight's own parts).
+            // Each product errs by two roundings of the weight and one of its own, each running sum by one a step: at
+            // most (in_features + 3) half ulps of the sum of the sizes (|scale * code| + |offset| bounds the weight's
+            // own parts).
             double sizes = 0;
             for (int64_t k = 0; k < view.in_features; ++k) {
               const auto group = static_cast<size_t>(row * view.groups() + k / view.group_size);
               const double w = weight[static_cast<size_t>(row * view.in_features + k)], b = offsets[group];
-              sizes += std::fabs(exact_x[static_cast<size_t>(token * view.in_features + k)]) * (std::fabs(w - b) + std::fabs(b));
+              sizes += std::fabs(exact_x[static_cast<size_t>(token * view.in_features + k)]) *
+                       (std::fabs(w - b) + std::fabs(b));
             }
             const auto at = static_cast<size_t>(token * view.out_features + row);
             ASSERT_NEAR(y[at], expected[at], 0x1p-24 * static_cast<double>(view.in_features + 3) * sizes)
-                << "bits " << bits << " in " << view.in_features << " group " << view.group_size << " tokens " << tokens;
+                << "bits " << bits << " in " << view.in_features << " group " << view.group_size << " tokens "
+                << tokens;
           }
         }
       }
@@ -74,7 +77,8 @@ TEST_P(Matvec, ExactOnWholeNumbersAndWritesOnlyItsRows) {
     constexpr int64_t kIn = 77, kOut = 6, kTokens = 5;
     PackedView view{nullptr, nullptr, nullptr, kOut, kIn, 32, bits};
     std::vector<uint32_t> codes(static_cast<size_t>(kOut * view.words()));
-    std::vector<float> scales(static_cast<size_t>(kOut * view.groups()), 2), offsets(scales.size(), -1), x(kTokens * kIn);
+    std::vector<float> scales(static_cast<size_t>(kOut * view.groups()), 2), offsets(scales.size(), -1),
+        x(kTokens * kIn);
     std::vector<uint8_t> row_codes(kIn);
     for (size_t k = 0; k < row_codes.size(); ++k) row_codes[k] = static_cast<uint8_t>(k % 4);
     for (int64_t row = 0; row < kOut; ++row) pack_row(row_codes.data(), kIn, bits, codes.data() + row * view.words());

@@ -26,7 +26,8 @@ class AdapterBase : public ::testing::Test {
   }
 
   // An adapter of another project, with groups of this many inputs: its files carry no word of the base.
-  io::AdapterFile foreign(io::Pooling pooling, int64_t group_size, io::AdapterOrigin origin = io::AdapterOrigin::kPeft) {
+  io::AdapterFile foreign(io::Pooling pooling, int64_t group_size,
+                          io::AdapterOrigin origin = io::AdapterOrigin::kPeft) {
     io::AdapterFile adapter = test::random_adapter(dir_ / "base", pooling, 0.05);
     adapter.config.origin = origin;
     adapter.config.group_size = group_size;
@@ -68,9 +69,12 @@ TEST_F(AdapterBase, CoarserGroupsAreSpreadOverTheBasesAndMergeExactly) {
     // The same function: fp32 sums of 192 inputs in another order.
     EXPECT_LE(distance(logits(fine), logits(coarse)), 1e-4) << io::pooling_name(pooling);
     // And constant inside the groups of both, so that the merge is exact.
-    const quant::PackedWeight weight = read_packed(io::Checkpoint(dir_ / "base"), kDown, 64, 192, *config_.quantization);
-    const at::Tensor change = quant::offset_change("here", fine.config, fine.modules.at(kDown), 192, 32).view({64, 3, 2});
-    EXPECT_LE(distance(change.select(2, 0), change.select(2, 1)), 1e-6 * change.abs().max().item<double>());  // a product's own rounding
+    const quant::PackedWeight weight =
+        read_packed(io::Checkpoint(dir_ / "base"), kDown, 64, 192, *config_.quantization);
+    const at::Tensor change =
+        quant::offset_change("here", fine.config, fine.modules.at(kDown), 192, 32).view({64, 3, 2});
+    EXPECT_LE(distance(change.select(2, 0), change.select(2, 1)),
+              1e-6 * change.abs().max().item<double>());  // a product's own rounding
     EXPECT_EQ(quant::merge("here", weight, fine.config, fine.modules.at(kDown)).offsets.size(1), 6);
     // Must differ: columns repeated, the mean's factor left out.
     io::AdapterFile wrong = fine;
@@ -85,8 +89,8 @@ TEST_F(AdapterBase, FinerGroupsStayBesideTheModelAndCannotBeMerged) {
   EXPECT_EQ(fine.config.group_size, 16);
   EXPECT_GT(distance(logits(fine), logits(foreign(io::Pooling::kMean, 32))), 1e-2);
   io::write_adapter(dir_.path(), fine);
-  const std::string text =
-      refusal<DataError>([&] { check_mergeable(io::Checkpoint(dir_ / "base"), dir_.path(), fine, /*accept_unknown_base=*/true); });
+  const std::string text = refusal<DataError>(
+      [&] { check_mergeable(io::Checkpoint(dir_ / "base"), dir_.path(), fine, /*accept_unknown_base=*/true); });
   expect_part(text, "pools groups of 16 inputs");
   expect_part(text, "--adapter");
   // Our own adapters are made for a base: another group size is another base.
@@ -94,7 +98,8 @@ TEST_F(AdapterBase, FinerGroupsStayBesideTheModelAndCannotBeMerged) {
   fit_to_base(own, config_, "here");
   EXPECT_EQ(own.config.group_size, 64);
   expect_part(refusal<DataError>([&] { logits(own); }), "group_size 64");
-  expect_part(refusal<DataError>([&] { check_mergeable(io::Checkpoint(dir_ / "base"), dir_.path(), own, true); }), "group_size 64");
+  expect_part(refusal<DataError>([&] { check_mergeable(io::Checkpoint(dir_ / "base"), dir_.path(), own, true); }),
+              "group_size 64");
 }
 
 TEST_F(AdapterBase, TheShapeOfATellsTheOfficialCodesAdaptersFromOrdinaryOnes) {

@@ -15,8 +15,9 @@ namespace {
 using nlohmann::json;
 
 json base_json(const char* model_type = "llama") {
-  return {{"model_type", model_type}, {"vocab_size", 32000},      {"hidden_size", 4096},         {"intermediate_size", 11008},
-          {"num_hidden_layers", 32},  {"num_attention_heads", 32}, {"max_position_embeddings", 4096}};
+  return {{"model_type", model_type},       {"vocab_size", 32000},     {"hidden_size", 4096},
+          {"intermediate_size", 11008},     {"num_hidden_layers", 32}, {"num_attention_heads", 32},
+          {"max_position_embeddings", 4096}};
 }
 
 json with(const json& changes, json base = base_json()) {
@@ -56,7 +57,8 @@ TEST(Config, HeadsAreReadAsWrittenAndOtherwiseDerived) {
   EXPECT_EQ(parse_config(base_json("mistral"), "c").kv_heads, 8);
   EXPECT_EQ(parse_config(with({{"num_key_value_heads", nullptr}}, base_json("mistral")), "c").kv_heads, 32);
   expect_refused({{"num_key_value_heads", 5}}, "num_attention_heads 32 is not a multiple of num_key_value_heads 5");
-  expect_refused({{"num_attention_heads", 33}}, "hidden_size 4096 is not a multiple of num_attention_heads 33 and head_dim is not given");
+  expect_refused({{"num_attention_heads", 33}},
+                 "hidden_size 4096 is not a multiple of num_attention_heads 33 and head_dim is not given");
   expect_refused({{"head_dim", 63}}, "head_dim 63 is odd");
 }
 
@@ -102,9 +104,14 @@ TEST(Config, EverySpellingOfARopeKindIsRead) {
   const Case cases[] = {
       {"linear", RopeKind::kLinear, {{"factor", 4.0}}},
       {"dynamic", RopeKind::kDynamic, {{"factor", 2.0}}},
-      {"llama3", RopeKind::kLlama3,
-       {{"factor", 8.0}, {"low_freq_factor", 1.0}, {"high_freq_factor", 4.0}, {"original_max_position_embeddings", 8192}}},
-      {"yarn", RopeKind::kYarn,
+      {"llama3",
+       RopeKind::kLlama3,
+       {{"factor", 8.0},
+        {"low_freq_factor", 1.0},
+        {"high_freq_factor", 4.0},
+        {"original_max_position_embeddings", 8192}}},
+      {"yarn",
+       RopeKind::kYarn,
        {{"factor", 4.0}, {"original_max_position_embeddings", 1024}, {"beta_fast", 16}, {"attention_factor", 1.5}}}};
   for (const Case& c : cases) {
     json oldest = c.settings, old = c.settings, fresh = c.settings;
@@ -124,7 +131,8 @@ TEST(Config, EverySpellingOfARopeKindIsRead) {
   const RopeConfig llama3 = parse({{"rope_scaling", with({{"type", "llama3"}}, cases[2].settings)}}).rope;
   EXPECT_EQ(llama3.low_freq_factor, 1);
   EXPECT_EQ(llama3.high_freq_factor, 4);
-  const RopeConfig yarn = parse({{"rope_scaling", with({{"type", "yarn"}, {"truncate", false}, {"mscale", 0.7}}, cases[3].settings)}}).rope;
+  const RopeConfig yarn =
+      parse({{"rope_scaling", with({{"type", "yarn"}, {"truncate", false}, {"mscale", 0.7}}, cases[3].settings)}}).rope;
   EXPECT_EQ(yarn.beta_fast, 16);
   EXPECT_EQ(yarn.beta_slow, 1);
   EXPECT_EQ(yarn.attention_factor, 1.5);
@@ -133,14 +141,18 @@ TEST(Config, EverySpellingOfARopeKindIsRead) {
 }
 
 TEST(Config, RopeSpellingsThatContradictEachOtherAreRefused) {
-  const json plain = {{"rope_type", "default"}, {"rope_theta", 10000.0}}, linear = {{"rope_type", "linear"}, {"factor", 8.0}};
+  const json plain = {{"rope_type", "default"}, {"rope_theta", 10000.0}},
+             linear = {{"rope_type", "linear"}, {"factor", 8.0}};
   expect_refused({{"rope_scaling", linear}, {"rope_parameters", plain}}, "contradict each other");
-  expect_refused({{"rope_scaling", linear}, {"rope_parameters", with({{"factor", 4.0}}, linear)}}, "contradict each other");
+  expect_refused({{"rope_scaling", linear}, {"rope_parameters", with({{"factor", 4.0}}, linear)}},
+                 "contradict each other");
   expect_refused({{"rope_theta", 500000.0}, {"rope_parameters", plain}},
                  "rope_parameters: 'rope_theta' is 10000, but 500000 in config.json; remove the one that is wrong");
-  expect_refused({{"rope_scaling", with({{"rope_theta", 20000.0}}, linear)}, {"rope_parameters", with({{"rope_theta", 10000.0}}, linear)}},
+  expect_refused({{"rope_scaling", with({{"rope_theta", 20000.0}}, linear)},
+                  {"rope_parameters", with({{"rope_theta", 10000.0}}, linear)}},
                  "but 20000 in config.json: rope_scaling");
-  expect_refused({{"rope_scaling", with({{"type", "dynamic"}}, linear)}}, "'rope_type' is 'linear', but 'type' is 'dynamic'");
+  expect_refused({{"rope_scaling", with({{"type", "dynamic"}}, linear)}},
+                 "'rope_type' is 'linear', but 'type' is 'dynamic'");
   expect_refused({{"rope_scaling", {{"factor", 8.0}}}}, "'factor' is 8, which the rope type 'default' does not use");
   // The same thing said twice, or by one of the two, is fine.
   EXPECT_EQ(parse({{"rope_scaling", linear}, {"rope_parameters", linear}}).rope.factor, 8);
@@ -148,9 +160,16 @@ TEST(Config, RopeSpellingsThatContradictEachOtherAreRefused) {
 }
 
 TEST(Config, RopeValuesOutOfRangeAreRefusedByName) {
-  const auto linear = [](const json& changes) { return json{{"rope_scaling", with(changes, {{"type", "linear"}, {"factor", 8.0}})}}; };
-  const auto yarn = [](const json& changes) { return json{{"rope_scaling", with(changes, {{"type", "yarn"}, {"factor", 8.0}})}}; };
-  const json llama3 = {{"type", "llama3"}, {"factor", 8.0}, {"low_freq_factor", 4.0}, {"high_freq_factor", 4.0},
+  const auto linear = [](const json& changes) {
+    return json{{"rope_scaling", with(changes, {{"type", "linear"}, {"factor", 8.0}})}};
+  };
+  const auto yarn = [](const json& changes) {
+    return json{{"rope_scaling", with(changes, {{"type", "yarn"}, {"factor", 8.0}})}};
+  };
+  const json llama3 = {{"type", "llama3"},
+                       {"factor", 8.0},
+                       {"low_freq_factor", 4.0},
+                       {"high_freq_factor", 4.0},
                        {"original_max_position_embeddings", 8192}};
   expect_refused({{"rope_theta", 1.0}}, "'rope_theta' is 1, expected more than 1");  // its logarithm divides
   expect_refused({{"rope_theta", 0}}, "'rope_theta' is 0");
@@ -188,14 +207,16 @@ TEST(Config, ContextIsWhatTheRopeAndTheWindowAllow) {
   EXPECT_EQ(context("mistral", {{"sliding_window", 1024}}), 1024);
   EXPECT_EQ(context("mistral", {{"sliding_window", nullptr}}), 4096);
   // Qwen 2 names a window that is switched off.
-  EXPECT_EQ(context("qwen2", {{"sliding_window", 1024}, {"use_sliding_window", false}, {"max_window_layers", 28}}), 4096);
+  EXPECT_EQ(context("qwen2", {{"sliding_window", 1024}, {"use_sliding_window", false}, {"max_window_layers", 28}}),
+            4096);
   EXPECT_EQ(context("qwen2", {{"sliding_window", 1024}, {"use_sliding_window", true}}), 1024);
   EXPECT_EQ(context("qwen2", {{"layer_types", {"full_attention", "sliding_attention"}}}), 4096);
   expect_refused({{"layer_types", {"linear_attention"}}}, "'layer_types' names \"linear_attention\"");
 }
 
 TEST(Config, AbsurdOrMistypedSizesAreRefusedByName) {
-  for (const char* key : {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}) {
+  for (const char* key :
+       {"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"}) {
     json missing = base_json();
     missing.erase(key);
     EXPECT_THROW(parse_config(missing, "c"), DataError) << key;
@@ -208,9 +229,11 @@ TEST(Config, AbsurdOrMistypedSizesAreRefusedByName) {
   expect_refused({{"num_hidden_layers", 20000}}, "num_hidden_layers 20000 is absurd");
   expect_refused({{"head_dim", 1 << 20}}, "x head_dim 1048576 is absurd");
   // Each size is allowed by itself, their product is not: the count of parameters would not fit 64 bits.
-  const json huge = {{"hidden_size", 1 << 24}, {"intermediate_size", 1 << 24}, {"num_hidden_layers", 10000}, {"head_dim", 128}};
+  const json huge = {
+      {"hidden_size", 1 << 24}, {"intermediate_size", 1 << 24}, {"num_hidden_layers", 10000}, {"head_dim", 128}};
   expect_refused(huge, "parameters, which is absurd");
-  EXPECT_NO_THROW(parse({{"hidden_size", 1 << 16}, {"intermediate_size", 1 << 18}, {"num_hidden_layers", 1000}}));  // 10^14
+  EXPECT_NO_THROW(
+      parse({{"hidden_size", 1 << 16}, {"intermediate_size", 1 << 18}, {"num_hidden_layers", 1000}}));  // 10^14
   expect_refused({{"rms_norm_eps", 0}}, "'rms_norm_eps' is 0");
   expect_refused({{"tie_word_embeddings", 1}}, "'tie_word_embeddings' is 1, expected true or false");
   EXPECT_THROW(parse_config(json::array(), "c"), DataError);
@@ -219,14 +242,19 @@ TEST(Config, AbsurdOrMistypedSizesAreRefusedByName) {
 TEST(Config, OtherArchitecturesAreRefused) {
   expect_refused({{"model_type", "mixtral"}}, "model_type 'mixtral' is not supported");
   expect_refused({{"model_type", nullptr}}, "model_type '' is not supported");
-  expect_refused({{"architectures", {"MixtralForCausalLM"}}}, "'architectures' names \"MixtralForCausalLM\", which is not supported");
-  expect_refused({{"architectures", {"LlamaForCausalLM", "LlamaForSequenceClassification"}}}, "\"LlamaForSequenceClassification\"");
+  expect_refused({{"architectures", {"MixtralForCausalLM"}}},
+                 "'architectures' names \"MixtralForCausalLM\", which is not supported");
+  expect_refused({{"architectures", {"LlamaForCausalLM", "LlamaForSequenceClassification"}}},
+                 "\"LlamaForSequenceClassification\"");
   expect_refused({{"architectures", {"MistralForCausalLM"}}}, "model_type 'llama' is read as LlamaForCausalLM");
   expect_refused({{"architectures", "LlamaForCausalLM"}}, "expected a list");
   expect_refused({{"auto_map", {{"AutoModelForCausalLM", "modeling_x.XForCausalLM"}}}}, "'auto_map' names Python code");
-  for (const auto& [type, name] : {std::pair{"llama", "LlamaForCausalLM"}, {"llama", "LLaMAForCausalLM"}, {"mistral", "MistralForCausalLM"},
+  for (const auto& [type, name] : {std::pair{"llama", "LlamaForCausalLM"},
+                                   {"llama", "LLaMAForCausalLM"},
+                                   {"mistral", "MistralForCausalLM"},
                                    {"qwen2", "Qwen2ForCausalLM"}}) {
-    EXPECT_NO_THROW(parse_config(with({{"architectures", {name}}, {"auto_map", json::object()}}, base_json(type)), "c")) << name;
+    EXPECT_NO_THROW(parse_config(with({{"architectures", {name}}, {"auto_map", json::object()}}, base_json(type)), "c"))
+        << name;
   }
 }
 
@@ -255,8 +283,14 @@ TEST(Config, KeysThatWouldChangeTheResultAreRefusedUnlessNeutral) {
 TEST(Config, UnknownKeysAreNamed) {
   expect_refused({{"a_new_trick", 3}}, "key 'a_new_trick' (3) is not known");
   // Off, private, or about something else: no effect on the result.
-  EXPECT_NO_THROW(parse({{"a_new_trick", false}, {"another", nullptr}, {"_note", "x"}, {"eos_token_id", {2, 7}}, {"torch_dtype", "float16"},
-                         {"pretraining_tp", 2}, {"use_cache", true}, {"transformers_version", "4.46.3"}}));
+  EXPECT_NO_THROW(parse({{"a_new_trick", false},
+                         {"another", nullptr},
+                         {"_note", "x"},
+                         {"eos_token_id", {2, 7}},
+                         {"torch_dtype", "float16"},
+                         {"pretraining_tp", 2},
+                         {"use_cache", true},
+                         {"transformers_version", "4.46.3"}}));
 }
 
 TEST(Config, QuantisationIsReadAndForeignMethodsAreRefused) {
@@ -266,14 +300,21 @@ TEST(Config, QuantisationIsReadAndForeignMethodsAreRefused) {
   EXPECT_EQ(config.quantization->group_size, 64);
   const json whole_rows = {{"bits", 4}, {"group_size", -1}, {"mode", "affine"}};
   EXPECT_EQ(parse({{"quantization_config", whole_rows}}).quantization->group_size, quant::kWholeRow);
-  expect_refused({{"quantization_config", {{"quant_method", "gptq"}, {"bits", 4}, {"group_size", 128}}}}, "quant_method 'gptq'");
+  expect_refused({{"quantization_config", {{"quant_method", "gptq"}, {"bits", 4}, {"group_size", 128}}}},
+                 "quant_method 'gptq'");
   expect_refused({{"quantization", {{"bits", 7}, {"group_size", 64}}}}, "'bits' is 7");
   expect_refused({{"quantization", {{"bits", 4}}}}, "'group_size' is missing");
   expect_refused({{"quantization", {{"bits", 4}, {"group_size", 64}, {"mode", "mxfp4"}}}}, "mode 'mxfp4'");
   expect_refused({{"quantization", {{"bits", 4}, {"group_size", 64}, {"lm_head", 3}}}}, "'lm_head'");
   // Settings of single modules: an object, false where it is dense, true where it is as all others.
-  const QuantizationConfig own = *parse({{"quantization", {{"bits", 4}, {"group_size", 64}, {"lm_head", {{"bits", 6}, {"group_size", 32}}},
-                                                            {"a", false}, {"b", true}, {"c", {{"bits", 4}, {"group_size", 64}}}}}}).quantization;
+  const QuantizationConfig own = *parse({{"quantization",
+                                          {{"bits", 4},
+                                           {"group_size", 64},
+                                           {"lm_head", {{"bits", 6}, {"group_size", 32}}},
+                                           {"a", false},
+                                           {"b", true},
+                                           {"c", {{"bits", 4}, {"group_size", 64}}}}}})
+                                      .quantization;
   EXPECT_EQ(own.modules.size(), 1u);
   EXPECT_EQ(own.of("lm_head").bits, 6);
   EXPECT_EQ(own.group_size_of("lm_head", 256), 32);
@@ -283,8 +324,14 @@ TEST(Config, QuantisationIsReadAndForeignMethodsAreRefused) {
 TEST(Config, DerivedConfigSaysTheSameInBothSpellings) {
   const json sources[] = {
       with({{"rope_theta", 500000.0}, {"rope_scaling", {{"type", "linear"}, {"factor", 4.0}}}}),
-      with({{"rope_parameters", {{"rope_type", "yarn"}, {"rope_theta", 20000.0}, {"factor", 4.0}, {"mscale", 1.0}, {"mscale_all_dim", 0.9}}}}),
-      with({{"rope_parameters", {{"rope_type", "default"}, {"rope_theta", 20000.0}}}, {"tie_word_embeddings", true}}), base_json()};
+      with({{"rope_parameters",
+             {{"rope_type", "yarn"},
+              {"rope_theta", 20000.0},
+              {"factor", 4.0},
+              {"mscale", 1.0},
+              {"mscale_all_dim", 0.9}}}}),
+      with({{"rope_parameters", {{"rope_type", "default"}, {"rope_theta", 20000.0}}}, {"tie_word_embeddings", true}}),
+      base_json()};
   for (const json& source : sources) {
     const LlamaConfig before = parse_config(source, "before");
     const json derived = derived_config(source, before, QuantizationConfig{3, 64});

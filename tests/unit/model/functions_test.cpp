@@ -16,13 +16,16 @@ using Segments = std::vector<std::pair<int64_t, int64_t>>;
 
 constexpr int64_t kTokens = 12, kHeads = 6, kKvHeads = 2, kHeadDim = 8;
 
-at::Tensor random(const char* name, at::IntArrayRef shape) { return tensor::RandomStream(7, name).normal_tensor(shape, 1.0); }
+at::Tensor random(const char* name, at::IntArrayRef shape) {
+  return tensor::RandomStream(7, name).normal_tensor(shape, 1.0);
+}
 
 // What a wrong implementation would do.
 enum class Mistake { kNone, kTiledKeys, kNoCausalMask, kNoScale };
 
 // softmax(q k^T / sqrt(d)) v in the inputs' dtype, head by head; query head h reads key head h / (heads / kv_heads).
-at::Tensor composed(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Segments& segments, Mistake mistake) {
+at::Tensor composed(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v, const Segments& segments,
+                    Mistake mistake) {
   std::vector<at::Tensor> rows;
   for (const auto& [begin, end] : segments) {
     std::vector<at::Tensor> heads;
@@ -32,7 +35,8 @@ at::Tensor composed(const at::Tensor& q, const at::Tensor& k, const at::Tensor& 
       at::Tensor scores = query.matmul(key.t());
       if (mistake != Mistake::kNoScale) scores = scores / std::sqrt(static_cast<double>(kHeadDim));
       const at::Tensor later = at::ones({end - begin, end - begin}, at::kBool).triu(1);
-      if (mistake != Mistake::kNoCausalMask) scores = scores.masked_fill(later, -std::numeric_limits<double>::infinity());
+      if (mistake != Mistake::kNoCausalMask)
+        scores = scores.masked_fill(later, -std::numeric_limits<double>::infinity());
       heads.push_back(at::softmax(scores, -1).matmul(v.slice(0, begin, end).select(1, shared)));
     }
     rows.push_back(at::cat(heads, -1));
@@ -57,15 +61,15 @@ at::Tensor run(at::ScalarType dtype, F attend) {
 TEST(Attention, ForwardAndBackwardWithGroupedHeadsEqualComposedOperators) {
   const Segments packed = {{0, 4}, {4, 12}}, rows = {{0, 6}, {6, 12}}, whole = {{0, 12}};
   for (const Segments& segments : {packed, rows, whole}) {
-    const at::Tensor ours = run(at::kFloat, [&](const auto& q, const auto& k, const auto& v) { return attention(q, k, v, segments); });
+    const at::Tensor ours =
+        run(at::kFloat, [&](const auto& q, const auto& k, const auto& v) { return attention(q, k, v, segments); });
     const auto distance = [&](const Segments& cut, Mistake mistake) {
-      const at::Tensor expected = run(at::kDouble, [&](const auto& q, const auto& k, const auto& v) {
-        return composed(q, k, v, cut, mistake);
-      });
+      const at::Tensor expected = run(
+          at::kDouble, [&](const auto& q, const auto& k, const auto& v) { return composed(q, k, v, cut, mistake); });
       return (ours - expected).abs().max().item<double>() / expected.abs().max().item<double>();
     };
-    // A gradient passes four sums in a row, of head_dim or at most 12 terms each, and 3 heads add into one key: 4 x 12 x 3 roundings
-    // would be the worst of all cases.
+    // A gradient passes four sums in a row, of head_dim or at most 12 terms each, and 3 heads add into one key: 4 x 12
+    // x 3 roundings would be the worst of all cases.
     const double tolerance = 4 * 12 * 3 * std::ldexp(1.0, -24);
     EXPECT_LE(distance(segments, Mistake::kNone), tolerance);
     for (const Mistake mistake : {Mistake::kTiledKeys, Mistake::kNoCausalMask, Mistake::kNoScale}) {
@@ -83,7 +87,7 @@ TEST(Attention, OtherSegmentsAndPaddingDoNotReachASegment) {
   const at::Tensor q = random("q", {kTokens, kHeads, kHeadDim}), k = random("k", {kTokens, kKvHeads, kHeadDim});
   const at::Tensor v = random("v", {kTokens, kKvHeads, kHeadDim}), before = attention(q, k, v, segments);
   at::Tensor first = k.clone(), last = k.clone();
-  first.slice(0, 0, 5).add_(1);  // the other segment
+  first.slice(0, 0, 5).add_(1);   // the other segment
   last.slice(0, 11, 12).add_(1);  // a row's end: padding, as those before it see it
   EXPECT_TRUE(at::equal(attention(q, first, v, segments).slice(0, 5), before.slice(0, 5)));
   EXPECT_FALSE(at::equal(attention(q, first, v, segments).slice(0, 0, 5), before.slice(0, 0, 5)));

@@ -45,10 +45,11 @@ GptqSettings settings(int bits = 2) {
   return result;
 }
 
-GptqReport quantise(const fs::path& dense, const fs::path& out, const GptqSettings& how, const text::Calibration& rows = calibration(),
-                    bool force = false) {
+GptqReport quantise(const fs::path& dense, const fs::path& out, const GptqSettings& how,
+                    const text::Calibration& rows = calibration(), bool force = false) {
   const io::Checkpoint checkpoint(dense);
-  return gptq_checkpoint(checkpoint, plan_quantization(checkpoint, {how.solver.bits, how.solver.group_size}), rows, how, out, force);
+  return gptq_checkpoint(checkpoint, plan_quantization(checkpoint, {how.solver.bits, how.solver.group_size}), rows, how,
+                         out, force);
 }
 
 std::string weights(const fs::path& folder) { return test::read_file(folder / "model.safetensors"); }
@@ -105,7 +106,8 @@ double distance_from_dense(const fs::path& dense, const fs::path& packed) {
 TEST_F(GptqCheckpoint, IsNearerToTheDenseModelThanRounding) {
   quantise(dir_ / "dense", dir_ / "gptq", settings(), calibration(64));
   test::quantize_to(dir_ / "dense", dir_ / "rtn", 2, 32);
-  EXPECT_LT(distance_from_dense(dir_ / "dense", dir_ / "gptq"), 0.9 * distance_from_dense(dir_ / "dense", dir_ / "rtn"));
+  EXPECT_LT(distance_from_dense(dir_ / "dense", dir_ / "gptq"),
+            0.9 * distance_from_dense(dir_ / "dense", dir_ / "rtn"));
 }
 
 TEST_F(GptqCheckpoint, IsAFunctionOfItsInputs) {
@@ -126,7 +128,9 @@ TEST_F(GptqCheckpoint, OnePassDiffersFromOneBehindTheOther) {
   how.one_pass = true;
   quantise(dir_ / "dense", dir_ / "once", how);
   const io::Checkpoint sequence(dir_ / "sequence"), once(dir_ / "once");
-  const auto same = [&](const std::string& module) { return at::equal(sequence.read(module + ".weight"), once.read(module + ".weight")); };
+  const auto same = [&](const std::string& module) {
+    return at::equal(sequence.read(module + ".weight"), once.read(module + ".weight"));
+  };
   EXPECT_TRUE(same("model.layers.0.self_attn.q_proj"));  // nothing is quantised before it
   EXPECT_FALSE(same("model.layers.0.self_attn.o_proj"));
   EXPECT_FALSE(same("model.layers.0.mlp.down_proj"));
@@ -154,7 +158,8 @@ TEST_F(GptqCheckpoint, QuantisedBlocksFeedTheNext) {
     quant::Hessian hessian(config.hidden_size, c10::kCPU);
     const Layer second = load_layer_frame(dense, config, {}, 1);
     pass.attention_input("model.layers.1.", second, [&](const at::Tensor& x) { hessian.add(x); });
-    return quant::gptq("q", dense.read("model.layers.1.self_attn.q_proj.weight"), hessian.matrix(), settings(2).solver).weight.codes;
+    return quant::gptq("q", dense.read("model.layers.1.self_attn.q_proj.weight"), hessian.matrix(), settings(2).solver)
+        .weight.codes;
   };
   const at::Tensor stored = io::Checkpoint(dir_ / "int2").read("model.layers.1.self_attn.q_proj.weight");
   EXPECT_TRUE(at::equal(stored, codes(dir_ / "int2")));
@@ -190,7 +195,8 @@ TEST_F(GptqCheckpoint, BlocksOfAnotherCallAreRefusedOrForcedAway) {
   const std::string text = refusal<UserError>([&] { quantise(dir_ / "dense", dir_ / "out", other); });
   expect_part(text, "damping was 0.01 and is 0.05");
   expect_part(text, "--force");
-  expect_part(refusal<UserError>([&] { quantise(dir_ / "dense", dir_ / "out", how, calibration(8, 4)); }), "calibration was");
+  expect_part(refusal<UserError>([&] { quantise(dir_ / "dense", dir_ / "out", how, calibration(8, 4)); }),
+              "calibration was");
   const GptqReport forced = quantise(dir_ / "dense", dir_ / "out", other, calibration(), /*force=*/true);
   EXPECT_EQ(forced.resumed_blocks, 0);
   quantise(dir_ / "dense", dir_ / "fresh", other);
@@ -224,7 +230,8 @@ TEST_F(GptqCheckpoint, TensorsThatStayAreCheckedBeforeTheFirstBlock) {
   io::write_safetensors(dir_ / "dense/model.safetensors", tensors, {});
   GptqSettings how = settings();
   how.on_block = [](int64_t block) { ADD_FAILURE() << "block " << block << " was made"; };
-  expect_part(refusal<DataError>([&] { quantise(dir_ / "dense", dir_ / "out", how); }), "'lm_head.weight' holds values that are not finite");
+  expect_part(refusal<DataError>([&] { quantise(dir_ / "dense", dir_ / "out", how); }),
+              "'lm_head.weight' holds values that are not finite");
   EXPECT_FALSE(fs::exists(WorkFolder::path_for(dir_ / "out")));
 }
 
@@ -244,19 +251,23 @@ TEST_F(GptqCheckpoint, TheEstimateGrowsWithThreads) {
 
 TEST_F(GptqCheckpoint, AFolderOfSomethingElseIsLeftAlone) {
   test::write_file(dir_ / "out.partial/mine", "x");
-  expect_part(refusal<UserError>([&] { quantise(dir_ / "dense", dir_ / "out", settings(), calibration(), true); }), "is not a work folder");
+  expect_part(refusal<UserError>([&] { quantise(dir_ / "dense", dir_ / "out", settings(), calibration(), true); }),
+              "is not a work folder");
   EXPECT_EQ(test::read_file(dir_ / "out.partial/mine"), "x");
   // Other programs have a "state.json" too.
   const std::string ours = R"({"identity": {"format": 1}})";
-  for (const std::string& state : {std::string("{"), std::string("[1]"), std::string("{}"), std::string(R"({"identity": "me"})"), ours}) {
+  for (const std::string& state :
+       {std::string("{"), std::string("[1]"), std::string("{}"), std::string(R"({"identity": "me"})"), ours}) {
     test::write_file(dir_ / "out.partial/state.json", state);
-    const std::string text = refusal<UserError>([&] { quantise(dir_ / "dense", dir_ / "out", settings(), calibration(), true); });
+    const std::string text =
+        refusal<UserError>([&] { quantise(dir_ / "dense", dir_ / "out", settings(), calibration(), true); });
     expect_part(text, "is not a work folder");
     EXPECT_EQ(test::read_file(dir_ / "out.partial/mine"), "x");
   }
   fs::remove(dir_ / "out.partial/mine");  // one of another call, and a temporary
   test::write_file(dir_ / "out.partial/.block-00000.safetensors.qalora-tmp-1-2", "x");
-  expect_part(refusal<UserError>([&] { quantise(dir_ / "dense", dir_ / "out", settings()); }), "holds blocks of another call");
+  expect_part(refusal<UserError>([&] { quantise(dir_ / "dense", dir_ / "out", settings()); }),
+              "holds blocks of another call");
   EXPECT_EQ(quantise(dir_ / "dense", dir_ / "out", settings(), calibration(), true).resumed_blocks, 0);
   // What a run that was killed before it wrote its state leaves.
   test::write_file(dir_ / "next.partial/.state.json.qalora-tmp-1-2", "{");

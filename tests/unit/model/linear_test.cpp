@@ -14,7 +14,9 @@ namespace {
 
 constexpr int64_t kTokens = 6, kIn = 96, kOut = 10, kGroup = 32, kGroups = 3, kRank = 2;
 
-at::Tensor random(const char* name, at::IntArrayRef shape) { return tensor::RandomStream(9, name).normal_tensor(shape, 1.0); }
+at::Tensor random(const char* name, at::IntArrayRef shape) {
+  return tensor::RandomStream(9, name).normal_tensor(shape, 1.0);
+}
 
 Linear packed_linear() { return Linear("m", quant::round_to_nearest("w", random("w", {kOut, kIn}), 4, kGroup).weight); }
 
@@ -40,13 +42,16 @@ at::Tensor expected(const at::Tensor& x, const at::Tensor& weight, const at::Ten
   if (adapter == nullptr) return y;
   const at::Tensor groups = inputs.view({kTokens, kGroups, kGroup});
   at::Tensor pooled = inputs;
-  if (adapter->pooling != io::Pooling::kNone) pooled = adapter->pooling == io::Pooling::kSum ? groups.sum(-1) : groups.mean(-1);
+  if (adapter->pooling != io::Pooling::kNone)
+    pooled = adapter->pooling == io::Pooling::kSum ? groups.sum(-1) : groups.mean(-1);
   return y + adapter->scaling * pooled.matmul(adapter->a.to(at::kDouble).t()).matmul(adapter->b.to(at::kDouble).t());
 }
 
-// Groups of inputs that do not lie side by side: weight, pooling and gradients are those of the sorted input; an ordinary LoRA's A is not.
+// Groups of inputs that do not lie side by side: weight, pooling and gradients are those of the sorted input; an
+// ordinary LoRA's A is not.
 TEST(Linear, SortsItsInputs) {
-  const at::Tensor order = random("order", {kIn}).argsort(), x = random("x", {kTokens, kIn}), dy = random("dy", {kTokens, kOut});
+  const at::Tensor order = random("order", {kIn}).argsort(), x = random("x", {kTokens, kIn}),
+                   dy = random("dy", {kTokens, kOut});
   const double tolerance = (96 + 3 + 2) * std::ldexp(1.0, -24);
   quant::PackedWeight weight = quant::round_to_nearest("w", random("w", {kOut, kIn}), 4, kGroup).weight;
   const at::Tensor in_groups = weight.dequantize(at::kFloat);
@@ -62,8 +67,11 @@ TEST(Linear, SortsItsInputs) {
     const at::Tensor inputs = x.clone().requires_grad_(true);
     const at::Tensor y = linear.forward(inputs, {});
     const bool pooled = pooling != io::Pooling::kNone;
-    const at::Tensor golden_inputs = x.to(at::kDouble).requires_grad_(true), sorted = golden_inputs.index_select(1, order);
-    const auto with = [&](const at::Tensor& input, const at::Tensor& weights) { return expected(input, weights, {}, linear.adapter.get()); };
+    const at::Tensor golden_inputs = x.to(at::kDouble).requires_grad_(true),
+                     sorted = golden_inputs.index_select(1, order);
+    const auto with = [&](const at::Tensor& input, const at::Tensor& weights) {
+      return expected(input, weights, {}, linear.adapter.get());
+    };
     const at::Tensor golden = pooled ? with(sorted, in_groups) : with(golden_inputs, dense);
     EXPECT_LE(distance(y, golden.detach()), tolerance);
     y.backward(dy);
@@ -105,8 +113,10 @@ TEST(Linear, AShorterLastGroupIsAveragedOverItsOwnLength) {
   linear.adapter = adapter(io::Pooling::kMean);
   const at::Tensor x = random("short", {kTokens, in}), xd = x.to(at::kDouble);
   const auto with_last = [&](double divisor) {
-    const at::Tensor pooled = at::stack({xd.slice(1, 0, 32).mean(1), xd.slice(1, 32, 64).mean(1), xd.slice(1, 64, 80).sum(1) / divisor}, 1);
-    return linear.adapter->scaling * pooled.matmul(linear.adapter->a.to(at::kDouble).t()).matmul(linear.adapter->b.to(at::kDouble).t());
+    const at::Tensor pooled =
+        at::stack({xd.slice(1, 0, 32).mean(1), xd.slice(1, 32, 64).mean(1), xd.slice(1, 64, 80).sum(1) / divisor}, 1);
+    return linear.adapter->scaling *
+           pooled.matmul(linear.adapter->a.to(at::kDouble).t()).matmul(linear.adapter->b.to(at::kDouble).t());
   };
   EXPECT_LE(distance(linear.forward(x, {}), with_last(16)), (32 + 3 + 2) * std::ldexp(1.0, -24));
   EXPECT_GT(distance(linear.forward(x, {}), with_last(32)), 0.01);
@@ -126,7 +136,8 @@ TEST(Linear, KeepsTheDtypeOfItsInputsAndTheAdapterInF32) {
 }
 
 TEST(Linear, WeightBytesAreThoseOfTheStoredForm) {
-  EXPECT_EQ(Linear("m", random("w", {kOut, kIn}).to(at::kBFloat16)).weight_bytes(), static_cast<uint64_t>(kOut * kIn * 2));
+  EXPECT_EQ(Linear("m", random("w", {kOut, kIn}).to(at::kBFloat16)).weight_bytes(),
+            static_cast<uint64_t>(kOut * kIn * 2));
   EXPECT_EQ(packed_linear().weight_bytes(), static_cast<uint64_t>(kOut * kIn / 2 + 2 * kOut * kGroups * 4));
 }
 

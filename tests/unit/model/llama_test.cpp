@@ -45,7 +45,8 @@ Llama tuned_model(double dropout) {
       return tensor::RandomStream(2, part + name).normal_tensor(shape, 0.3).requires_grad_(true);
     };
     const at::Tensor a = random("a ", {3, linear->packed().groups()}), b = random("b ", {linear->out_features(), 3});
-    linear->adapter = std::make_shared<Adapter>(Adapter{a, b, /*scaling=*/0.5, io::Pooling::kSum, /*group_size=*/16, dropout});
+    linear->adapter =
+        std::make_shared<Adapter>(Adapter{a, b, /*scaling=*/0.5, io::Pooling::kSum, /*group_size=*/16, dropout});
   }
   return model;
 }
@@ -63,9 +64,12 @@ at::Tensor run(Llama& model, const text::Batch& batch) {
   return model.forward(batch);
 }
 
-double distance(const at::Tensor& a, const at::Tensor& b) { return (a - b).abs().max().item<double>() / b.abs().max().item<double>(); }
+double distance(const at::Tensor& a, const at::Tensor& b) {
+  return (a - b).abs().max().item<double>() / b.abs().max().item<double>();
+}
 
-// Other shapes of a product sum in another order: at most kWidest roundings in each of the four sums in a row of each layer.
+// Other shapes of a product sum in another order: at most kWidest roundings in each of the four sums in a row of each
+// layer.
 const double kTolerance = 2 * 4 * kWidest * std::ldexp(1.0, -24);
 
 TEST(Llama, PackedRowsEqualEachExampleAlone) {
@@ -86,13 +90,15 @@ TEST(Llama, PackedRowsEqualEachExampleAlone) {
 }
 
 TEST(Llama, PositionsCountByTheirDifferences) {
-  // Rotary attention sees only how far apart two tokens are, so a segment that does not start at 0 is the same up to rounding (the
-  // angles are other numbers); what keeps packed examples apart are the segments. Other distances are another thing.
+  // Rotary attention sees only how far apart two tokens are, so a segment that does not start at 0 is the same up to
+  // rounding (the angles are other numbers); what keeps packed examples apart are the segments. Other distances are
+  // another thing.
   Llama model = tiny_model();
   text::Batch batch = text::pad_batch({{example(1, 20)}});
   const at::Tensor from_zero = run(model, batch), positions = batch.positions;
   batch.positions = positions + 40;
-  EXPECT_LE(distance(run(model, batch), from_zero), 4 * kTolerance);  // f32 tables of cos and sin, in each product of q and k
+  EXPECT_LE(distance(run(model, batch), from_zero),
+            4 * kTolerance);  // f32 tables of cos and sin, in each product of q and k
   EXPECT_FALSE(at::equal(run(model, batch), from_zero));
   batch.positions = positions * 2;
   EXPECT_GT(distance(run(model, batch), from_zero), 0.01);
@@ -121,7 +127,8 @@ TEST(Llama, GradientCheckpointingGivesTheSameGradientsToTheBit) {
     std::vector<at::Tensor> parts;
     for (const Linear* linear : model.linears()) {
       const bool tuned = linear->adapter != nullptr;
-      for (const at::Tensor& value : tuned ? std::vector{linear->adapter->a, linear->adapter->b} : std::vector{linear->dense()}) {
+      for (const at::Tensor& value :
+           tuned ? std::vector{linear->adapter->a, linear->adapter->b} : std::vector{linear->dense()}) {
         parts.push_back(value.grad().flatten());
       }
     }
@@ -130,7 +137,8 @@ TEST(Llama, GradientCheckpointingGivesTheSameGradientsToTheBit) {
   };
   const at::Tensor plain = gradients(tuned_model(0.3), Recompute::kNothing, 5);
   EXPECT_GT(plain.abs().max().item<double>(), 0.1);
-  EXPECT_TRUE(at::equal(gradients(tuned_model(0.3), Recompute::kLayer, 5), plain));  // dropout included: a recomputed layer drops the same entries
+  EXPECT_TRUE(at::equal(gradients(tuned_model(0.3), Recompute::kLayer, 5),
+                        plain));  // dropout included: a recomputed layer drops the same entries
   EXPECT_FALSE(at::equal(gradients(tuned_model(0.3), Recompute::kLayer, 6), plain));
   const at::Tensor full = gradients(tiny_model(), Recompute::kNothing, 5);
   EXPECT_TRUE(at::equal(gradients(tiny_model(), Recompute::kLayer, 5), full));
@@ -142,7 +150,8 @@ TEST(Llama, CachedForwardEqualsTheWholeForward) {
   const text::Example e = example(4, 21);
   const at::Tensor ids = at::tensor(e.input_ids, at::kLong), whole = run(model, text::pad_batch({{e}}));
   const c10::NoGradGuard no_grad;
-  // A prompt, single tokens, several at once behind others, and the buffers grown twice. `spoil` acts after the first part.
+  // A prompt, single tokens, several at once behind others, and the buffers grown twice. `spoil` acts after the first
+  // part.
   const auto in_parts = [&](auto spoil) {
     KvCache cache;
     std::vector<at::Tensor> parts;
@@ -154,7 +163,7 @@ TEST(Llama, CachedForwardEqualsTheWholeForward) {
     return at::cat(parts);
   };
   EXPECT_LE(distance(in_parts([](KvCache&) {}), whole), kTolerance);
-  EXPECT_GT(distance(in_parts([](KvCache& cache) { cache.length -= 1; }), whole), 0.01);           // a token forgotten
+  EXPECT_GT(distance(in_parts([](KvCache& cache) { cache.length -= 1; }), whole), 0.01);  // a token forgotten
   EXPECT_GT(distance(in_parts([](KvCache& cache) { cache.keys[1].narrow(0, 0, 2).zero_(); }), whole), 0.01);
   EXPECT_GT(distance(in_parts([](KvCache& cache) { std::swap(cache.values[0], cache.values[1]); }), whole), 0.01);
 }
@@ -162,7 +171,8 @@ TEST(Llama, CachedForwardEqualsTheWholeForward) {
 TEST(Llama, LossCountsOnlyRowsWithATarget) {
   Llama model = tiny_model();
   const at::Tensor hidden = tensor::RandomStream(1, "h").normal_tensor({6, 48}, 1.0);
-  const at::Tensor targets = at::tensor({5, -100, 96, -100, -100, 0}, at::kLong), counted = at::tensor({0, 2, 5}, at::kLong);
+  const at::Tensor targets = at::tensor({5, -100, 96, -100, -100, 0}, at::kLong),
+                   counted = at::tensor({0, 2, 5}, at::kLong);
   const at::Tensor scores = at::log_softmax(hidden.to(at::kDouble).matmul(model.head.detach().to(at::kDouble).t()), -1);
   const double expected = -(scores[0][5] + scores[2][96] + scores[5][0]).item<double>();
   const double loss = model.loss_sum(hidden, targets).item<double>();

@@ -32,7 +32,8 @@ TEST(Load, PutsEveryTensorInItsPlace) {
   json config = test::random_config_json();
   config.update({{"attention_bias", true}, {"mlp_bias", true}});
   test::write_random_dense(dir / "dense", config);
-  for (const auto& [name, rows] : {std::pair{"self_attn.k_proj", 32}, {"self_attn.o_proj", 64}, {"mlp.down_proj", 64}}) {
+  for (const auto& [name, rows] :
+       {std::pair{"self_attn.k_proj", 32}, {"self_attn.o_proj", 64}, {"mlp.down_proj", 64}}) {
     const at::Tensor bias = tensor::RandomStream(1, name).normal_tensor({rows}, 1.0).to(at::kHalf);
     rewrite(dir / "dense", message("model.layers.1.", name, ".bias"), bias);
   }
@@ -50,9 +51,13 @@ TEST(Load, PutsEveryTensorInItsPlace) {
   expect_stored(layer.attention_norm, "model.layers.1.input_layernorm.weight");
   expect_stored(layer.mlp_norm, "model.layers.1.post_attention_layernorm.weight");
   // Spelt out here: the table that the loader goes by must not test itself.
-  for (const auto& [linear, name] : {std::pair{&layer.q, "self_attn.q_proj"}, {&layer.k, "self_attn.k_proj"},
-                                     {&layer.v, "self_attn.v_proj"}, {&layer.o, "self_attn.o_proj"}, {&layer.gate, "mlp.gate_proj"},
-                                     {&layer.up, "mlp.up_proj"}, {&layer.down, "mlp.down_proj"}}) {
+  for (const auto& [linear, name] : {std::pair{&layer.q, "self_attn.q_proj"},
+                                     {&layer.k, "self_attn.k_proj"},
+                                     {&layer.v, "self_attn.v_proj"},
+                                     {&layer.o, "self_attn.o_proj"},
+                                     {&layer.gate, "mlp.gate_proj"},
+                                     {&layer.up, "mlp.up_proj"},
+                                     {&layer.down, "mlp.down_proj"}}) {
     expect_stored(linear->dense(), message("model.layers.1.", name, ".weight"));
     expect_stored(linear->bias, message("model.layers.1.", name, ".bias"));
   }
@@ -85,19 +90,25 @@ TEST(Load, DenseTensorsThatDoNotFitAreNamed) {
     return text;
   };
   expect_part(why(weight, at::Tensor()), "no tensor '" + weight + "'");
-  expect_part(why(weight, at::zeros({160, 65}, at::kHalf)), "tensor '" + weight + "' has shape [160, 65], config.json asks for [160, 64]");
+  expect_part(why(weight, at::zeros({160, 65}, at::kHalf)),
+              "tensor '" + weight + "' has shape [160, 65], config.json asks for [160, 64]");
   expect_part(why(weight, at::zeros({64, 160}, at::kHalf)), "has shape [64, 160]");
   expect_part(why(weight, at::zeros({160, 64}, at::kInt)), "is I32, expected F32, F16 or BF16");
   const std::string extra = "model.layers.2.mlp.up_proj.weight";
   expect_part(why(extra, at::zeros({160, 64})), "'" + extra + "' is not part of a llama model");
-  expect_part(why("model.layers.0.self_attn.q_norm.weight", at::zeros({16})), "'model.layers.0.self_attn.q_norm.weight' is not part of");
-  expect_part(why("model.layers.0.mlp.up_proj.bias", at::zeros({160})), "'model.layers.0.mlp.up_proj.bias' is not part of");
-  expect_part(why("model.layers.1.mlp.up_proj.scales", at::zeros({160, 2})), "is packed, but config.json has no 'quantization' entry");
+  expect_part(why("model.layers.0.self_attn.q_norm.weight", at::zeros({16})),
+              "'model.layers.0.self_attn.q_norm.weight' is not part of");
+  expect_part(why("model.layers.0.mlp.up_proj.bias", at::zeros({160})),
+              "'model.layers.0.mlp.up_proj.bias' is not part of");
+  expect_part(why("model.layers.1.mlp.up_proj.scales", at::zeros({160, 2})),
+              "is packed, but config.json has no 'quantization' entry");
 }
 
 TEST(Load, WeightsThatAreNotFiniteAreNamed) {
-  for (const auto& [name, rows, columns] : {std::tuple{"model.embed_tokens.weight", 400, 64}, {"lm_head.weight", 400, 64},
-                                            {"model.layers.0.self_attn.q_proj.weight", 64, 64}, {"model.norm.weight", 64, 0}}) {
+  for (const auto& [name, rows, columns] : {std::tuple{"model.embed_tokens.weight", 400, 64},
+                                            {"lm_head.weight", 400, 64},
+                                            {"model.layers.0.self_attn.q_proj.weight", 64, 64},
+                                            {"model.norm.weight", 64, 0}}) {
     for (const double bad : {kNan, kInfinity, 0.5}) {
       TempDir dir;
       test::write_random_dense(dir / "dense");
@@ -108,7 +119,8 @@ TEST(Load, WeightsThatAreNotFiniteAreNamed) {
         EXPECT_NO_THROW(load_model(dir / "dense", {})) << name;
         continue;
       }
-      expect_part(refusal<DataError>([&] { load_model(dir / "dense", {}); }), message("tensor '", name, "' holds NaN or infinite values"));
+      expect_part(refusal<DataError>([&] { load_model(dir / "dense", {}); }),
+                  message("tensor '", name, "' holds NaN or infinite values"));
     }
   }
 }
@@ -134,7 +146,8 @@ TEST(Load, PackedTensorsThatDoNotFitAreNamed) {
   test::quantize_to(dir / "dense", dir / "other", 4, 32);
   change_config(dir / "other", {{"quantization", {{"bits", 2}, {"group_size", 32}}}, {"quantization_config", nullptr}});
   EXPECT_THROW(load_model(dir / "other", {}), DataError);
-  expect_part(refusal<UserError>([&] { load_model(dir / "int4", {.trainable = true}); }), "method 'full' trains a dense checkpoint");
+  expect_part(refusal<UserError>([&] { load_model(dir / "int4", {.trainable = true}); }),
+              "method 'full' trains a dense checkpoint");
 }
 
 TEST(Load, AbsurdSizesInTheConfigAreRefusedBeforeAnythingIsAllocated) {
@@ -188,7 +201,9 @@ TEST(Load, ARandomStartIsScaledForItsDepth) {
   const Llama model = new_model(config, 3);
   const auto deviation = [](const at::Tensor& t) { return t.std().item<double>(); };
   // The deviation of n normal numbers is known to sigma / sqrt(2 n); five of those.
-  const auto room = [](const at::Tensor& t, double sigma) { return 5 * sigma / std::sqrt(2.0 * static_cast<double>(t.numel())); };
+  const auto room = [](const at::Tensor& t, double sigma) {
+    return 5 * sigma / std::sqrt(2.0 * static_cast<double>(t.numel()));
+  };
   const at::Tensor q = model.layers[0].q.dense(), down = model.layers[1].down.dense();
   EXPECT_NEAR(deviation(q), 0.1, room(q, 0.1));
   EXPECT_NEAR(deviation(down), 0.1 / 2, room(down, 0.05));  // sqrt(2 x 2 layers)
@@ -209,7 +224,8 @@ TEST(Load, WhatIsSavedIsWhatIsLoaded) {
   const auto loaded = named_weights(load_model(dir / "f32", {}));
   EXPECT_EQ(loaded.size(), 21u);
   for (const auto& [name, value] : named_weights(model)) EXPECT_TRUE(at::equal(loaded.at(name), value)) << name;
-  EXPECT_FALSE(at::equal(named_weights(new_model(parse_config(config, "c"), 9)).at("lm_head.weight"), loaded.at("lm_head.weight")));
+  EXPECT_FALSE(at::equal(named_weights(new_model(parse_config(config, "c"), 9)).at("lm_head.weight"),
+                         loaded.at("lm_head.weight")));
   Llama broken = new_model(parse_config(config, "c"), 8);
   broken.final_norm = at::full({64}, 1e6);  // too large for fp16
   const std::string text = refusal<DivergedError>([&] { save_dense(broken, dir / "f32", config, at::kHalf); });

@@ -125,10 +125,12 @@ TEST_F(MergeCheckpoint, RefusesToMergeTheSameAdapterTwice) {
   fs::create_directories(dir_ / "merged");
   merge_checkpoint(io::Checkpoint(base_), dir_ / "adapter", own, dir_ / "merged");
   expect_part(refusal<UserError>(dir_ / "merged", own), "contains the adapter");
-  EXPECT_EQ(refusal<Error>(dir_ / "merged", test::random_adapter(dir_ / "merged", io::Pooling::kSum, 0.01, /*seed=*/12)), "");
+  EXPECT_EQ(
+      refusal<Error>(dir_ / "merged", test::random_adapter(dir_ / "merged", io::Pooling::kSum, 0.01, /*seed=*/12)), "");
   fs::create_directories(dir_ / "adapter");
   test::write_adapter_to(dir_ / "adapter", own);
-  expect_part(test::refusal<UserError>([&] { load_model_with_adapter(dir_ / "merged", dir_ / "adapter", {}); }), "contains the adapter");
+  expect_part(test::refusal<UserError>([&] { load_model_with_adapter(dir_ / "merged", dir_ / "adapter", {}); }),
+              "contains the adapter");
   EXPECT_NO_THROW(load_model_with_adapter(base_, dir_ / "adapter", {}));
 }
 
@@ -139,12 +141,15 @@ TEST_F(MergeCheckpoint, RefusesAnotherStateOfTheSameBase) {
   fs::create_directories(dir_ / "merged");
   merge_checkpoint(io::Checkpoint(base_), dir_ / "adapter", own, dir_ / "merged");
   const io::AdapterFile second = test::random_adapter(dir_ / "merged", io::Pooling::kSum, 0.01, /*seed=*/12);
-  expect_part(refusal<DataError>(base_, second), "another state of this base");  // merging here would drop the first adapter
-  expect_part(test::refusal<DataError>([&] { load_model_with_adapter(base_, dir_ / "adapter", {}); }), "another state of this base");
+  expect_part(refusal<DataError>(base_, second),
+              "another state of this base");  // merging here would drop the first adapter
+  expect_part(test::refusal<DataError>([&] { load_model_with_adapter(base_, dir_ / "adapter", {}); }),
+              "another state of this base");
   EXPECT_EQ(refusal<Error>(dir_ / "merged", second), "");
 
   const std::string offsets = "model.layers.0.mlp.up_proj.biases";
-  for (const std::string& name : {offsets, std::string("model.embed_tokens.weight"), std::string("model.norm.weight")}) {
+  for (const std::string& name :
+       {offsets, std::string("model.embed_tokens.weight"), std::string("model.norm.weight")}) {
     fs::remove_all(dir_ / "changed");
     fs::copy(base_, dir_ / "changed");
     const at::Tensor value = io::Checkpoint(base_).read(name);

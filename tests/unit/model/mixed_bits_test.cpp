@@ -14,12 +14,15 @@ namespace {
 
 using nlohmann::json;
 
-const std::string kWide = "model.layers.0.mlp.down_proj", kLong = "model.layers.1.self_attn.q_proj", kDense = "model.layers.1.mlp.up_proj";
+const std::string kWide = "model.layers.0.mlp.down_proj", kLong = "model.layers.1.self_attn.q_proj",
+                  kDense = "model.layers.1.mlp.up_proj";
 
 // Packed tensors of random codes. name: of the module
-void add_packed(std::map<std::string, at::Tensor>& tensors, const std::string& name, int64_t out, int64_t in, int bits, int64_t group_size) {
+void add_packed(std::map<std::string, at::Tensor>& tensors, const std::string& name, int64_t out, int64_t in, int bits,
+                int64_t group_size) {
   at::Tensor words = at::zeros({out, kernels::words_per_row(in, bits)}, at::kInt);
-  const at::Tensor codes = (tensor::RandomStream(4, name).uniform_tensor({out, in}, 0, 1) * std::ldexp(1.0, bits)).to(at::kByte);
+  const at::Tensor codes =
+      (tensor::RandomStream(4, name).uniform_tensor({out, in}, 0, 1) * std::ldexp(1.0, bits)).to(at::kByte);
   for (int64_t row = 0; row < out; ++row) {
     auto* packed = reinterpret_cast<uint32_t*>(words.data_ptr<int32_t>()) + row * words.size(1);
     kernels::pack_row(codes.const_data_ptr<uint8_t>() + row * in, in, bits, packed);
@@ -113,7 +116,8 @@ TEST_F(MixedBits, AMergeKeepsThem) {
   EXPECT_EQ(config.quantization->of(kLong).bits, 5);
   EXPECT_EQ(config.quantization->of(kLong).group_size, 64);
 
-  Llama beside = load_model_with_adapter(folder_, dir_ / "adapter", {}), merged = load_model(dir_ / "merged", {}), plain = load_model(folder_, {});
+  Llama beside = load_model_with_adapter(folder_, dir_ / "adapter", {}), merged = load_model(dir_ / "merged", {}),
+        plain = load_model(folder_, {});
   text::Batch batch;
   batch.input_ids = at::arange(24, at::kLong).unsqueeze(0);
   batch.positions = batch.input_ids;
@@ -121,7 +125,8 @@ TEST_F(MixedBits, AMergeKeepsThem) {
   const c10::NoGradGuard no_grad;
   const at::Tensor expected = beside.forward(batch);
   EXPECT_LE((merged.forward(batch) - expected).abs().max().item<double>(), 2e-4);
-  EXPECT_GT((plain.forward(batch) - expected).abs().max().item<double>(), 2e-2);  // must differ: the base without the adapter
+  EXPECT_GT((plain.forward(batch) - expected).abs().max().item<double>(),
+            2e-2);  // must differ: the base without the adapter
 }
 
 TEST_F(MixedBits, WhatDoesNotFitIsNamed) {

@@ -91,7 +91,8 @@ TEST(QuantizeCheckpoint, RefusesDamagedModelsAndLeavesNothing) {
     rewrite(dir / "dense", name, value);
     const std::string text = refusal<DataError>([&] { test::quantize_to(dir / "dense", dir / "out", 4, 32); });
     EXPECT_FALSE(fs::exists(dir / "out"));
-    EXPECT_EQ(std::distance(fs::directory_iterator(dir.path()), fs::directory_iterator()), 1) << "something was left behind";
+    EXPECT_EQ(std::distance(fs::directory_iterator(dir.path()), fs::directory_iterator()), 1)
+        << "something was left behind";
     return text;
   };
   at::Tensor bad = at::zeros({160, 64}, at::kHalf);
@@ -100,7 +101,8 @@ TEST(QuantizeCheckpoint, RefusesDamagedModelsAndLeavesNothing) {
   expect_part(why(weight, at::Tensor()), "no tensor '" + weight + "'");
   expect_part(why(weight, at::zeros({160, 65}, at::kHalf)), "has shape [160, 65], config.json asks for [160, 64]");
   expect_part(why(weight, at::zeros({160, 64}, at::kInt)), "is I32");
-  expect_part(why("model.layers.9.extra.weight", at::zeros({2})), "'model.layers.9.extra.weight' is not part of a llama model");
+  expect_part(why("model.layers.9.extra.weight", at::zeros({2})),
+              "'model.layers.9.extra.weight' is not part of a llama model");
   const at::Tensor infinite = at::full({64}, std::numeric_limits<float>::infinity(), at::kHalf);
   expect_part(why("model.norm.weight", infinite), "'model.norm.weight' holds values");
 }

@@ -1,4 +1,5 @@
-// A tiny Qwen3 model that Transformers made (tests/data/qwen3/make.py): logits and gradients against its own, in double precision.
+// A tiny Qwen3 model that Transformers made (tests/data/qwen3/make.py): logits and gradients against its own, in double
+// precision.
 #include <ATen/ATen.h>
 #include <c10/core/GradMode.h>
 #include <gtest/gtest.h>
@@ -26,11 +27,14 @@ text::Batch batch_of(const at::Tensor& ids) {
   batch.targets = at::full_like(ids, text::kIgnore);
   batch.targets.slice(1, 0, ids.size(1) - 1).copy_(ids.slice(1, 1));
   batch.positions = at::arange(ids.size(1), at::kLong).unsqueeze(0).expand_as(ids).contiguous();
-  for (int64_t row = 0; row < ids.size(0); ++row) batch.segments.push_back({row * ids.size(1), (row + 1) * ids.size(1)});
+  for (int64_t row = 0; row < ids.size(0); ++row)
+    batch.segments.push_back({row * ids.size(1), (row + 1) * ids.size(1)});
   return batch;
 }
 
-double distance(const at::Tensor& a, const at::Tensor& b) { return (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>(); }
+double distance(const at::Tensor& a, const at::Tensor& b) {
+  return (a.to(at::kDouble) - b.to(at::kDouble)).abs().max().item<double>();
+}
 
 class Qwen3 : public ::testing::Test {
  protected:
@@ -74,12 +78,15 @@ TEST_F(Qwen3, GradientsEqualTransformers) {
   for (const Recompute recompute : {Recompute::kNothing, Recompute::kMlp, Recompute::kLayer}) {
     Llama model = load_model(folder(), {.trainable = true});
     const text::Batch batch = batch_of(ids_);
-    const at::Tensor loss = model.loss_sum(model.forward(batch, {.dropout = {}, .recompute = recompute}), batch.targets.reshape({-1}));
+    const at::Tensor loss =
+        model.loss_sum(model.forward(batch, {.dropout = {}, .recompute = recompute}), batch.targets.reshape({-1}));
     EXPECT_NEAR(loss.item<double>(), expected_.read("loss").item<double>(), 1e-3);  // the sum of 22 losses of about 10
     loss.backward();
     const std::map<std::string, at::Tensor> weights = named_weights(model);
-    for (const char* name : {"self_attn.q_norm.weight", "self_attn.k_norm.weight", "self_attn.q_proj.weight", "input_layernorm.weight"}) {
-      const at::Tensor wanted = expected_.read(std::string("gradient.") + name), found = weights.at(layer_prefix(0) + name).grad();
+    for (const char* name :
+         {"self_attn.q_norm.weight", "self_attn.k_norm.weight", "self_attn.q_proj.weight", "input_layernorm.weight"}) {
+      const at::Tensor wanted = expected_.read(std::string("gradient.") + name),
+                       found = weights.at(layer_prefix(0) + name).grad();
       ASSERT_TRUE(found.defined()) << name;
       EXPECT_LE(distance(found, wanted) / wanted.abs().max().item<double>(), kGradients) << name;
     }

@@ -16,21 +16,33 @@
 namespace qalora::test {
 
 inline nlohmann::json random_config_json() {
-  return {{"architectures", {"LlamaForCausalLM"}}, {"model_type", "llama"},     {"vocab_size", 400},         {"hidden_size", 64},
-          {"intermediate_size", 160},              {"num_hidden_layers", 2},    {"num_attention_heads", 4},  {"num_key_value_heads", 2},
-          {"max_position_embeddings", 128},        {"rms_norm_eps", 1e-5},      {"initializer_range", 0.08}, {"tie_word_embeddings", false},
+  return {{"architectures", {"LlamaForCausalLM"}},
+          {"model_type", "llama"},
+          {"vocab_size", 400},
+          {"hidden_size", 64},
+          {"intermediate_size", 160},
+          {"num_hidden_layers", 2},
+          {"num_attention_heads", 4},
+          {"num_key_value_heads", 2},
+          {"max_position_embeddings", 128},
+          {"rms_norm_eps", 1e-5},
+          {"initializer_range", 0.08},
+          {"tie_word_embeddings", false},
           {"torch_dtype", "float16"}};
 }
 
-inline void write_random_dense(const fs::path& folder, const nlohmann::json& json = random_config_json(), uint64_t seed = 5) {
+inline void write_random_dense(const fs::path& folder, const nlohmann::json& json = random_config_json(),
+                               uint64_t seed = 5) {
   fs::create_directories(folder);
   const model::LlamaConfig config = model::parse_config(json, "test");
   model::save_dense(model::new_model(config, seed), folder, json, at::kHalf);
 }
 
-inline std::vector<model::QuantizedLayer> quantize_to(const fs::path& dense, const fs::path& out, int bits, int64_t group_size) {
+inline std::vector<model::QuantizedLayer> quantize_to(const fs::path& dense, const fs::path& out, int bits,
+                                                      int64_t group_size) {
   const io::Checkpoint checkpoint(dense);
-  return model::quantize_checkpoint(checkpoint, model::plan_quantization(checkpoint, {bits, group_size}), out, /*replace=*/false);
+  return model::quantize_checkpoint(checkpoint, model::plan_quantization(checkpoint, {bits, group_size}), out,
+                                    /*replace=*/false);
 }
 
 // Every linear layer gets an adapter with a B of this deviation, as training leaves it.
@@ -50,8 +62,11 @@ inline io::AdapterFile random_adapter(const fs::path& base, io::Pooling pooling,
   for (const auto& tensor : model::expected_tensors(config)) {
     if (!tensor.linear) continue;
     const int64_t in_features = tensor.shape[1];
-    const int64_t group_size = !pooled ? 1 : settings.group_size == quant::kWholeRow ? in_features : settings.group_size;
-    shapes.push_back({tensor.name.substr(0, tensor.name.rfind('.')), tensor.shape[0], in_features, (in_features + group_size - 1) / group_size});
+    const int64_t group_size = !pooled                                   ? 1
+                               : settings.group_size == quant::kWholeRow ? in_features
+                                                                         : settings.group_size;
+    shapes.push_back({tensor.name.substr(0, tensor.name.rfind('.')), tensor.shape[0], in_features,
+                      (in_features + group_size - 1) / group_size});
   }
   io::AdapterFile adapter = quant::new_adapter(settings, shapes, seed);
   for (auto& [module, weights] : adapter.modules) {
@@ -60,7 +75,8 @@ inline io::AdapterFile random_adapter(const fs::path& base, io::Pooling pooling,
   return adapter;
 }
 
-// The checkpoint with one tensor replaced or added (undefined: removed). i32 in the place of packed codes is written as u32.
+// The checkpoint with one tensor replaced or added (undefined: removed). i32 in the place of packed codes is written as
+// u32.
 inline void rewrite(const fs::path& folder, const std::string& name, const at::Tensor& value) {
   std::vector<io::PlannedTensor> plan;
   std::map<std::string, at::Tensor> tensors;
@@ -70,7 +86,8 @@ inline void rewrite(const fs::path& folder, const std::string& name, const at::T
     if (key != name) plan.push_back({key, info.dtype, info.shape});
   }
   if (value.defined()) {
-    const bool codes = value.scalar_type() == at::kInt && tensors.contains(name) && file.tensors().at(name).dtype == io::Dtype::kU32;
+    const bool codes =
+        value.scalar_type() == at::kInt && tensors.contains(name) && file.tensors().at(name).dtype == io::Dtype::kU32;
     plan.push_back({name, codes ? io::Dtype::kU32 : io::dtype_of(value.scalar_type()), value.sizes().vec()});
     tensors[name] = value;
   }

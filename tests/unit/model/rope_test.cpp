@@ -47,7 +47,8 @@ double distance(const RopeConfig& rope, int64_t length, F expected) {
 
 TEST(Rope, DefaultAndLinearFrequencies) {
   EXPECT_LE(distance(rope_of(RopeKind::kDefault, 1), kContext, [](size_t i) { return plain(500000, i); }), kTolerance);
-  EXPECT_LE(distance(rope_of(RopeKind::kLinear, 4), kContext, [](size_t i) { return plain(500000, i) / 4; }), kTolerance);
+  EXPECT_LE(distance(rope_of(RopeKind::kLinear, 4), kContext, [](size_t i) { return plain(500000, i) / 4; }),
+            kTolerance);
   EXPECT_GT(distance(rope_of(RopeKind::kLinear, 4), kContext, [](size_t i) { return plain(500000, i); }), 0.5);
   EXPECT_GT(distance(rope_of(RopeKind::kDefault, 1), kContext, [](size_t i) { return plain(10000, i); }), 0.5);
 }
@@ -105,7 +106,8 @@ TEST(Rope, YarnBlendsOverTheDimensions) {
   for (const bool truncate : {true, false}) {
     rope.truncate = truncate;
     // The ramp's ends come from differences of logarithms, which cost another digit.
-    EXPECT_LE(distance(rope, kContext, [&](size_t i) { return yarn_expected(i, 500000, 4, 1024, truncate); }), 10 * kTolerance);
+    EXPECT_LE(distance(rope, kContext, [&](size_t i) { return yarn_expected(i, 500000, 4, 1024, truncate); }),
+              10 * kTolerance);
     EXPECT_GT(distance(rope, kContext, [&](size_t i) { return yarn_expected(i, 500000, 4, 1024, !truncate); }), 1e-3);
     EXPECT_GT(distance(rope, kContext, [&](size_t i) { return plain(500000, i) / 4; }), 1e-1);
   }
@@ -139,7 +141,8 @@ TEST(Rope, AnglesStayExactFarOut) {
   const auto [cos, sin] = Rope(config_of(rope), far + 1).at(at::tensor({far}, at::kLong));
   double worst = 0, worst_in_f32 = 0;
   for (int64_t i = 0; i < kHeadDim / 2; ++i) {
-    const double frequency = plain(10000, static_cast<size_t>(i)), expected = std::cos(static_cast<double>(far) * frequency);
+    const double frequency = plain(10000, static_cast<size_t>(i)),
+                 expected = std::cos(static_cast<double>(far) * frequency);
     worst = std::max(worst, std::abs(cos[0][i].item<double>() - expected));
     const double rounded = static_cast<double>(static_cast<float>(far) * static_cast<float>(frequency));
     worst_in_f32 = std::max(worst_in_f32, std::abs(std::cos(rounded) - expected));
@@ -151,7 +154,8 @@ TEST(Rope, AnglesStayExactFarOut) {
 
 TEST(Rope, RotatesHalvesAgainstEachOther) {
   const Rope rope(config_of(rope_of(RopeKind::kDefault, 1), 8), 32);
-  const at::Tensor x = tensor::RandomStream(3, "x").normal_tensor({4, 2, 8}, 1.0), positions = at::tensor({0, 5, 9, 31}, at::kLong);
+  const at::Tensor x = tensor::RandomStream(3, "x").normal_tensor({4, 2, 8}, 1.0),
+                   positions = at::tensor({0, 5, 9, 31}, at::kLong);
   const auto [cos, sin] = rope.at(positions);
   const at::Tensor y = Rope::apply(x, cos, sin);
   double worst = 0, interleaved = 0;
@@ -162,7 +166,8 @@ TEST(Rope, RotatesHalvesAgainstEachOther) {
         const auto value = [&](int64_t at) { return x[token][head][at].item<double>(); };
         const double got = y[token][head][i].item<double>();
         worst = std::max(worst, std::abs(got - (value(i) * std::cos(angle) - value(i + 4) * std::sin(angle))));
-        interleaved = std::max(interleaved, std::abs(got - (value(2 * i) * std::cos(angle) - value(2 * i + 1) * std::sin(angle))));
+        interleaved = std::max(interleaved,
+                               std::abs(got - (value(2 * i) * std::cos(angle) - value(2 * i + 1) * std::sin(angle))));
       }
     }
   }
@@ -178,7 +183,8 @@ TEST(Rope, BackwardEqualsFiniteDifferences) {
   const at::Tensor dy = tensor::RandomStream(3, "dy").normal_tensor({3, 2, 8}, 1.0);
   (Rope::apply(x, cos, sin) * dy).sum().backward();
   // The rotation in double, from the same tables.
-  const at::Tensor c = cos.to(at::kDouble).unsqueeze(1), s = sin.to(at::kDouble).unsqueeze(1), weights = dy.to(at::kDouble);
+  const at::Tensor c = cos.to(at::kDouble).unsqueeze(1), s = sin.to(at::kDouble).unsqueeze(1),
+                   weights = dy.to(at::kDouble);
   const auto value = [&](const at::Tensor& p) {
     const at::Tensor turned = at::cat({p.narrow(-1, 4, 4).neg(), p.narrow(-1, 0, 4)}, -1);
     return ((p * c + turned * s) * weights).sum().item<double>();

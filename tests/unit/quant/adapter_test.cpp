@@ -16,7 +16,8 @@ io::AdapterConfig config() {
   return config;
 }
 
-const std::vector<LinearShape> kShapes = {{"model.layers.0.self_attn.q_proj", 64, 256, 8}, {"model.layers.0.mlp.down_proj", 64, 4096, 128}};
+const std::vector<LinearShape> kShapes = {{"model.layers.0.self_attn.q_proj", 64, 256, 8},
+                                          {"model.layers.0.mlp.down_proj", 64, 4096, 128}};
 
 TEST(NewAdapter, AFillsXaviersRangeAndBIsZero) {
   const io::AdapterFile adapter = new_adapter(config(), kShapes, 1);

@@ -34,7 +34,8 @@ double loss_of(const at::Tensor& weight, const PackedWeight& packed, const at::T
   return (difference.mm(hessian.to(at::kDouble)) * difference).sum().item<double>();
 }
 
-// What rounding may make of the loss: in_features products in fp32 for each of its terms (DESIGN: a tolerance comes from dtype and length).
+// What rounding may make of the loss: in_features products in fp32 for each of its terms (DESIGN: a tolerance comes
+// from dtype and length).
 double rounding_of(const at::Tensor& weight, const PackedWeight& packed, const at::Tensor& hessian) {
   const at::Tensor difference = (weight.to(at::kDouble) - packed.dequantize(at::kFloat).to(at::kDouble)).abs();
   const double size = (difference.mm(hessian.abs().to(at::kDouble)) * difference).sum().item<double>();
@@ -74,13 +75,16 @@ TEST(GptqHessian, EqualsTheSumInDoubleHoweverItIsBatched) {
   const at::Tensor exact = wide.t().mm(wide) * (2.0 / kTokens);
   for (int64_t batch : {1, 7, 300}) {
     Hessian hessian(kColumns, at::kCPU);
-    for (int64_t first = 0; first < kTokens; first += batch) hessian.add(x.slice(0, first, std::min(first + batch, kTokens)));
+    for (int64_t first = 0; first < kTokens; first += batch)
+      hessian.add(x.slice(0, first, std::min(first + batch, kTokens)));
     EXPECT_EQ(hessian.tokens(), kTokens);
-    // Each product of a batch of b tokens sums b fp32 products: b roundings of 2^-24 of the sum of magnitudes, here at most the square root
-    // of two diagonal entries; one more when the result is stored.
+    // Each product of a batch of b tokens sums b fp32 products: b roundings of 2^-24 of the sum of magnitudes, here at
+    // most the square root of two diagonal entries; one more when the result is stored.
     const at::Tensor size = exact.diagonal().sqrt().outer(exact.diagonal().sqrt());
     const at::Tensor matrix = hessian.matrix().to(at::kDouble);
-    EXPECT_LE(((matrix - exact).abs() / size).max().item<double>(), (static_cast<double>(batch) + 1) * std::ldexp(1.0, -24)) << batch;
+    EXPECT_LE(((matrix - exact).abs() / size).max().item<double>(),
+              (static_cast<double>(batch) + 1) * std::ldexp(1.0, -24))
+        << batch;
     EXPECT_TRUE(matrix.equal(matrix.t()));
   }
 }
@@ -91,8 +95,11 @@ TEST(GptqHessian, ErrorDoesNotGrowWithTheNumberOfBatches) {
   at::Tensor naive = at::zeros({8, 8});  // must differ: the same sum in fp32
   constexpr int kBatches = 20000;
   for (int i = 0; i < kBatches; ++i) hessian.add(x), naive += x.t().mm(x);
-  const at::Tensor exact = wide.t().mm(wide) * (2.0 / 16), size = exact.diagonal().sqrt().outer(exact.diagonal().sqrt());
-  const auto distance = [&](const at::Tensor& matrix) { return ((matrix.to(at::kDouble) - exact).abs() / size).max().item<double>(); };
+  const at::Tensor exact = wide.t().mm(wide) * (2.0 / 16),
+                   size = exact.diagonal().sqrt().outer(exact.diagonal().sqrt());
+  const auto distance = [&](const at::Tensor& matrix) {
+    return ((matrix.to(at::kDouble) - exact).abs() / size).max().item<double>();
+  };
   EXPECT_LE(distance(hessian.matrix()), 17 * std::ldexp(1.0, -24));
   EXPECT_GT(distance(naive * (2.0 / 16 / kBatches)), 17 * std::ldexp(1.0, -24));
 }
@@ -107,21 +114,24 @@ TEST(GptqHessian, PanelsMeetBeyondOneAndSixteenBitsAreTaken) {
 
 // ---- the walk over the columns
 
-// The algorithm as the paper derives it (optimal brain quantisation): after each column the remaining weights move to the minimum of the
-// loss given what is fixed, by an explicit solve in double. No Cholesky factor, no blocks.
-at::Tensor walk_in_double(const at::Tensor& weight, const at::Tensor& hessian, const PackedWeight& grids, double damping) {
+// The algorithm as the paper derives it (optimal brain quantisation): after each column the remaining weights move to
+// the minimum of the loss given what is fixed, by an explicit solve in double. No Cholesky factor, no blocks.
+at::Tensor walk_in_double(const at::Tensor& weight, const at::Tensor& hessian, const PackedWeight& grids,
+                          double damping) {
   at::Tensor w = weight.to(at::kDouble).clone(), h = hessian.to(at::kDouble).clone();
   h.diagonal().add_(h.diagonal().mean() * damping);
   const int64_t rows = w.size(0), columns = w.size(1);
   at::Tensor codes = at::zeros({rows, columns}, at::kByte);
   for (int64_t i = 0; i < columns; ++i) {
     const int64_t group = i / grids.group_size;
-    const at::Tensor scale = grids.scales.select(1, group).to(at::kDouble), offset = grids.offsets.select(1, group).to(at::kDouble);
+    const at::Tensor scale = grids.scales.select(1, group).to(at::kDouble),
+                     offset = grids.offsets.select(1, group).to(at::kDouble);
     const at::Tensor code = ((w.select(1, i) - offset) / scale).round().clamp(0, (1 << grids.bits) - 1);
     const at::Tensor error = w.select(1, i) - (code * scale + offset);  // [rows]
     codes.select(1, i).copy_(code);
     if (i + 1 == columns) break;
-    // min over d of (error, d) H (error, d)^T in the remaining columns: d = -error H_ir H_rr^-1, and the weights take -d.
+    // min over d of (error, d) H (error, d)^T in the remaining columns: d = -error H_ir H_rr^-1, and the weights take
+    // -d.
     const at::Tensor rest = h.slice(0, i + 1).slice(1, i + 1), across = h.slice(0, i + 1).select(1, i);
     const at::Tensor move = at::linalg_solve(rest, across);  // [columns - i - 1]
     w.slice(1, i + 1).add_(error.outer(move));
@@ -135,7 +145,8 @@ TEST(Gptq, EveryColumnMovesTheRestToTheirMinimum) {
     GptqOptions options = plain(4, 20);
     options.static_groups = true, options.block_columns = block;
     const GptqResult result = gptq("w", weight, hessian, options);
-    const at::Tensor exact = walk_in_double(weight, hessian, result.weight, options.damping), codes = codes_of(result.weight);
+    const at::Tensor exact = walk_in_double(weight, hessian, result.weight, options.damping),
+                     codes = codes_of(result.weight);
     EXPECT_TRUE(codes.equal(exact)) << block << ": " << codes.ne(exact).sum().item<int64_t>() << " codes differ";
     EXPECT_FALSE(codes.equal(walk_in_double(weight, hessian, result.weight, 10 * options.damping)));  // must differ
   }
@@ -153,11 +164,13 @@ TEST(Gptq, ScalesComeFromTheUpdatedWeightsWhateverTheBlock) {
     EXPECT_TRUE(at::allclose(other.weight.scales, first.weight.scales, 2e-5, 0)) << block;
   }
   options.static_groups = true;
-  EXPECT_FALSE(at::allclose(gptq("w", weight, hessian, options).weight.scales, first.weight.scales, 2e-5, 0));  // must differ
+  EXPECT_FALSE(
+      at::allclose(gptq("w", weight, hessian, options).weight.scales, first.weight.scales, 2e-5, 0));  // must differ
 }
 
 TEST(Gptq, WithoutCorrelationItIsRoundingToNearest) {
-  const at::Tensor weight = normal(12, 64, "weight", 0.02), diagonal = normal(1, 64, "diagonal").abs().add(0.1).squeeze(0);
+  const at::Tensor weight = normal(12, 64, "weight", 0.02),
+                   diagonal = normal(1, 64, "diagonal").abs().add(0.1).squeeze(0);
   GptqOptions options = plain(3, 16);
   for (const bool order : {false, true}) {
     options.act_order = order;
@@ -177,7 +190,8 @@ TEST(Gptq, OrderOfColumnsAndRowsIsNoPartOfTheResult) {
   const at::Tensor weight = normal(10, 64, "weight", 0.02), hessian = hessian_of(activations(200, 64));
   const at::Tensor rows = at::tensor({3, 1, 4, 0, 9, 2, 6, 5, 8, 7}, at::kLong);
   const GptqOptions options;
-  const GptqResult result = gptq("w", weight, hessian, options), turned = gptq("w", weight.index_select(0, rows), hessian, options);
+  const GptqResult result = gptq("w", weight, hessian, options),
+                   turned = gptq("w", weight.index_select(0, rows), hessian, options);
   EXPECT_TRUE(turned.weight.codes.equal(result.weight.codes.index_select(0, rows)));
   EXPECT_TRUE(at::allclose(turned.weight.scales, result.weight.scales.index_select(0, rows), 1e-5, 0));
   EXPECT_FALSE(turned.weight.codes.equal(result.weight.codes));  // must differ
@@ -190,7 +204,8 @@ TEST(Gptq, TheUnitOfTheInputsDoesNotMatter) {
   at::Tensor weight = normal(8, 64, "weight", 0.02), inputs = activations(200, 64);
   inputs.select(1, 5).zero_(), inputs.select(1, 40).zero_();
   const at::Tensor hessian = hessian_of(inputs);
-  const GptqResult result = gptq("w", weight, hessian, {}), small = gptq("w", weight, hessian * std::ldexp(1.0, -30), {});
+  const GptqResult result = gptq("w", weight, hessian, {}),
+                   small = gptq("w", weight, hessian * std::ldexp(1.0, -30), {});
   EXPECT_TRUE(small.weight.codes.equal(result.weight.codes));
   EXPECT_TRUE(at::allclose(small.weight.scales, result.weight.scales, 1e-5, 0));
   EXPECT_EQ(result.dead_inputs, 2);
@@ -198,7 +213,8 @@ TEST(Gptq, TheUnitOfTheInputsDoesNotMatter) {
 
 // ---- the refit
 
-// The gradient of the loss in scales and offsets, each in units of what the loss's own curvature makes of a whole scale.
+// The gradient of the loss in scales and offsets, each in units of what the loss's own curvature makes of a whole
+// scale.
 double steepness(const at::Tensor& weight, const PackedWeight& packed, const at::Tensor& hessian) {
   const int64_t size = packed.group_size;
   const at::Tensor difference = weight.to(at::kDouble) - packed.dequantize(at::kFloat).to(at::kDouble);
@@ -207,7 +223,8 @@ double steepness(const at::Tensor& weight, const PackedWeight& packed, const at:
   double worst = 0;
   for (int64_t group = 0; group < packed.groups(); ++group) {
     const int64_t first = group * size, count = std::min(size, packed.in_features - first);
-    const at::Tensor block = hessian.narrow(0, first, count).narrow(1, first, count).to(at::kDouble), c = codes.narrow(1, first, count);
+    const at::Tensor block = hessian.narrow(0, first, count).narrow(1, first, count).to(at::kDouble),
+                     c = codes.narrow(1, first, count);
     const at::Tensor r = slope.narrow(1, first, count), scale = packed.scales.select(1, group).to(at::kDouble);
     const at::Tensor by_scale = (r * c).sum(1).abs() / ((c.mm(block) * c).sum(1) * scale);
     const at::Tensor by_offset = r.sum(1).abs() / (block.sum() * scale);
@@ -258,7 +275,8 @@ TEST(GptqRefit, NeverRaisesTheLoss) {
   }
 }
 
-// 24 tokens say nothing about most directions of 96 inputs: there a fit that only knows of the tokens may do what it likes.
+// 24 tokens say nothing about most directions of 96 inputs: there a fit that only knows of the tokens may do what it
+// likes.
 TEST(GptqRefit, LeavesAloneWhatTheInputsSayNothingOf) {
   const at::Tensor weight = normal(16, 96, "weight", 0.02), hessian = hessian_of(activations(24, 96));
   GptqOptions options;
@@ -295,7 +313,8 @@ TEST(GptqRefit, IntegerZerosStay) {
 
 TEST(Gptq, EveryShapeBitsAndGroupSize) {
   for (int64_t columns : {1, 31, 100, 300}) {
-    const at::Tensor weight = normal(5, columns, "weight", 0.02), hessian = hessian_of(activations(columns + 50, columns));
+    const at::Tensor weight = normal(5, columns, "weight", 0.02),
+                     hessian = hessian_of(activations(columns + 50, columns));
     for (int bits : {2, 3, 4}) {
       for (int64_t group_size : {int64_t{32}, int64_t{48}, int64_t{64}, int64_t{256}, kWholeRow}) {
         for (const bool fixed : {false, true}) {
@@ -303,7 +322,8 @@ TEST(Gptq, EveryShapeBitsAndGroupSize) {
           options.bits = bits, options.group_size = group_size, options.static_groups = fixed;
           const GptqResult result = gptq("w", weight, hessian, options);
           const std::string where = message(columns, " inputs, ", bits, " bits, groups of ", group_size);
-          EXPECT_EQ(result.weight.groups(), group_size == kWholeRow ? 1 : (columns + group_size - 1) / group_size) << where;
+          EXPECT_EQ(result.weight.groups(), group_size == kWholeRow ? 1 : (columns + group_size - 1) / group_size)
+              << where;
           EXPECT_LE(result.loss, result.loss_round_to_nearest * (1 + 1e-6)) << where;
           const double exact = loss_of(weight, result.weight, hessian);
           EXPECT_NEAR(result.loss, exact, rounding_of(weight, result.weight, hessian)) << where;

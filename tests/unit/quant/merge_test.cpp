@@ -47,8 +47,10 @@ at::Tensor product(const PackedWeight& weight, const at::Tensor& x) {
 // base + scaling * pool(x) . A^T . B^T in double loops
 at::Tensor adapted(const Case& c) {
   at::Tensor pooled = at::empty({kTokens, c.base.groups()}, at::kDouble);
-  const auto pooling = c.config.pooling == io::Pooling::kSum ? kernels::reference::Pooling::kSum : kernels::reference::Pooling::kMean;
-  kernels::reference::pool(c.x.data_ptr<double>(), kTokens, c.base.in_features, c.base.group_size, pooling, pooled.data_ptr<double>());
+  const auto pooling =
+      c.config.pooling == io::Pooling::kSum ? kernels::reference::Pooling::kSum : kernels::reference::Pooling::kMean;
+  kernels::reference::pool(c.x.data_ptr<double>(), kTokens, c.base.in_features, c.base.group_size, pooling,
+                           pooled.data_ptr<double>());
   at::Tensor y = product(c.base, c.x);
   for (int64_t token = 0; token < kTokens; ++token) {
     for (int64_t row = 0; row < kRows; ++row) {
@@ -68,7 +70,8 @@ at::Tensor adapted(const Case& c) {
 
 double distance(const at::Tensor& a, const at::Tensor& b) { return (a - b).abs().max().item<double>(); }
 
-// Offsets are rounded to fp32 once: each group moves a product by at most half an ulp of its offset times its sum of |x|.
+// Offsets are rounded to fp32 once: each group moves a product by at most half an ulp of its offset times its sum of
+// |x|.
 double tolerance(const PackedWeight& merged, const at::Tensor& x) {
   const double largest_offset = merged.offsets.abs().max().item<double>();
   return std::ldexp(1.0, -24) * largest_offset * x.abs().sum(1).max().item<double>();
@@ -103,7 +106,8 @@ TEST(Merge, EqualsTheAdapterModelAndNothingElseDoes) {
         wrong("the other pooling", merge("w", c.base, other, c.adapter).offsets);
         if (in_features % c.base.group_size != 0 && pooling == io::Pooling::kMean) {
           const at::Tensor sum = offset_change("w", other, c.adapter, in_features, c.base.group_size);
-          wrong("the last group divided by a whole one's length", c.base.offsets + sum / static_cast<double>(c.base.group_size));
+          wrong("the last group divided by a whole one's length",
+                c.base.offsets + sum / static_cast<double>(c.base.group_size));
         }
       }
     }

@@ -18,17 +18,19 @@ at::Tensor random_matrix(int64_t rows, int64_t columns, double deviation = 0.02)
   return tensor::RandomStream(7, "test", rows * 1000 + columns).normal_tensor({rows, columns}, deviation);
 }
 
-// Largest |w - restored| in units of what the group allows: half a scale, plus three fp32 roundings (scale, product, sum)
-// of numbers no larger than the group's range and its largest weight.
+// Largest |w - restored| in units of what the group allows: half a scale, plus three fp32 roundings (scale, product,
+// sum) of numbers no larger than the group's range and its largest weight.
 double worst_excess(const at::Tensor& weight, const PackedWeight& packed) {
   const at::Tensor dense = weight.to(at::kDouble), restored = packed.dequantize(at::kFloat).to(at::kDouble);
   double worst = 0;
   for (int64_t group = 0; group < packed.groups(); ++group) {
     const int64_t begin = group * packed.group_size, count = std::min(packed.group_size, packed.in_features - begin);
     const at::Tensor w = dense.narrow(1, begin, count);
-    const at::Tensor range = w.amax(1) - w.amin(1), rounding = (range + w.abs().amax(1)) * (3 * std::ldexp(1.0, -24)) + 1e-45;
+    const at::Tensor range = w.amax(1) - w.amin(1),
+                     rounding = (range + w.abs().amax(1)) * (3 * std::ldexp(1.0, -24)) + 1e-45;
     const at::Tensor error = (w - restored.narrow(1, begin, count)).abs().amax(1);
-    worst = std::max(worst, (error / (packed.scales.select(1, group).to(at::kDouble) / 2 + rounding)).max().item<double>());
+    worst =
+        std::max(worst, (error / (packed.scales.select(1, group).to(at::kDouble) / 2 + rounding)).max().item<double>());
   }
   return worst;
 }
@@ -106,7 +108,8 @@ TEST(RoundToNearest, TheErrorIsTheRelativeFrobeniusNorm) {
   const at::Tensor weight = random_matrix(9, 100);
   const QuantizeResult result = round_to_nearest("w", weight, 4, 32);
   const at::Tensor dense = weight.to(at::kDouble);
-  const double expected = ((dense - result.weight.dequantize(at::kFloat).to(at::kDouble)).norm() / dense.norm()).item<double>();
+  const double expected =
+      ((dense - result.weight.dequantize(at::kFloat).to(at::kDouble)).norm() / dense.norm()).item<double>();
   EXPECT_NEAR(result.error, expected, 1e-12);
   EXPECT_GT(result.error, 0.01);
   EXPECT_GT(round_to_nearest("w", weight, 2, 32).error, 3 * result.error);

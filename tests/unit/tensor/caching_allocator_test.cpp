@@ -42,7 +42,8 @@ TEST_F(CachingAllocatorTest, WhatWaitsIsBounded) {
   }
   const auto after = caching_allocator_statistics();
   EXPECT_LT(after.used_bytes, live);
-  EXPECT_LE(after.waiting_bytes, live / 4 + 64 * kMega + 64 * kMega);  // an earlier test may have used some more at once
+  EXPECT_LE(after.waiting_bytes,
+            live / 4 + 64 * kMega + 64 * kMega);  // an earlier test may have used some more at once
   EXPECT_GT(after.waiting_bytes, 0u);
 }
 

@@ -14,7 +14,9 @@ namespace {
 
 namespace fs = std::filesystem;
 
-fs::path fake(const char* which) { return fs::path(QALORA_FAKE_PLUGINS) / (std::string("libfake_plugin_") + which + ".so"); }
+fs::path fake(const char* which) {
+  return fs::path(QALORA_FAKE_PLUGINS) / (std::string("libfake_plugin_") + which + ".so");
+}
 
 TEST(CudaPlugin, OpensOneThatFits) {
   const Plugin plugin = open_plugin(fake("one"), "fake");
@@ -47,14 +49,18 @@ TEST(CudaPlugin, FilesThatAreNoLibrary) {
   test::write_file(text, "not a library");
   const Plugin damaged = open_plugin(text, "fake"), missing = open_plugin(folder / "nothing.so", "fake");
   EXPECT_NE(damaged.problem.find("libqalora_cuda.so cannot be loaded"), std::string::npos) << damaged.problem;
-  EXPECT_NE(missing.problem.find("nothing.so cannot be opened; build the program again"), std::string::npos) << missing.problem;
+  EXPECT_NE(missing.problem.find("nothing.so cannot be opened; build the program again"), std::string::npos)
+      << missing.problem;
 }
 
 TEST(CudaPlugin, NamesTheMissingLibrary) {
   const std::string text = "libcublas.so.13: cannot open shared object file: No such file or directory";
-  EXPECT_NE(loader_problem(text, "/x/libqalora_cuda.so").find("the library libcublas.so.13 is missing; QALORA_GPU=1"), std::string::npos);
-  const std::string symbol = loader_problem("/x/libqalora_cuda.so: undefined symbol: _ZN2at4cuda", "/x/libqalora_cuda.so");
-  EXPECT_NE(symbol.find("does not fit the libraries it finds (undefined symbol: _ZN2at4cuda)"), std::string::npos) << symbol;
+  EXPECT_NE(loader_problem(text, "/x/libqalora_cuda.so").find("the library libcublas.so.13 is missing; QALORA_GPU=1"),
+            std::string::npos);
+  const std::string symbol =
+      loader_problem("/x/libqalora_cuda.so: undefined symbol: _ZN2at4cuda", "/x/libqalora_cuda.so");
+  EXPECT_NE(symbol.find("does not fit the libraries it finds (undefined symbol: _ZN2at4cuda)"), std::string::npos)
+      << symbol;
 }
 
 TEST(CudaPlugin, LooksForADeviceNode) {
@@ -67,11 +73,17 @@ TEST(CudaPlugin, LooksForADeviceNode) {
 
 TEST(CudaPlugin, Architectures) {
   const std::vector<int> built = {80, 86, 90};
-  const auto problem = [&](int device) { return architecture_problem({.name = "a card", .architecture = device}, built); };
+  const auto problem = [&](int device) {
+    return architecture_problem({.name = "a card", .architecture = device}, built);
+  };
   for (const int runs : {80, 86, 87, 89, 90, 100, 120}) EXPECT_EQ(problem(runs), "") << runs;
   EXPECT_EQ(problem(75), "a card has compute capability 7.5; the kernels need 8.0 (Ampere) or newer");
-  const auto one = [](int device, int only) { return architecture_problem({.name = "a card", .architecture = device}, {only}); };
-  EXPECT_EQ(one(86, 90), "a card has compute capability 8.6, this build has kernels for 9.0; build again with -DQALORA_CUDA_ARCHITECTURES=86");
+  const auto one = [](int device, int only) {
+    return architecture_problem({.name = "a card", .architecture = device}, {only});
+  };
+  EXPECT_EQ(one(86, 90),
+            "a card has compute capability 8.6, this build has kernels for 9.0; build again with "
+            "-DQALORA_CUDA_ARCHITECTURES=86");
   EXPECT_NE(one(80, 86), "") << "machine code runs from its own minor version on";
   EXPECT_EQ(one(90, 86), "") << "the PTX of the newest one is compiled by the driver";
 }

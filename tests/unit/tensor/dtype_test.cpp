@@ -20,7 +20,8 @@ TEST(Dtype, Parse) {
       FAIL() << name;
     } catch (const UserError& error) {
       const std::string text = error.what();
-      EXPECT_NE(text.find("'" + std::string(name) + "' is not known; expected float32 or bfloat16"), std::string::npos) << text;
+      EXPECT_NE(text.find("'" + std::string(name) + "' is not known; expected float32 or bfloat16"), std::string::npos)
+          << text;
       EXPECT_EQ(text.find("did you mean 'float32'") != std::string::npos, std::string(name) == "float31") << text;
     }
   }

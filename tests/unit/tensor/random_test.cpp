@@ -27,7 +27,8 @@ Words philox(Words counter, std::array<uint32_t, 2> key) {
 TEST(Philox, KnownAnswers) {
   EXPECT_EQ(philox({0, 0, 0, 0}, {0, 0}), (Words{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
   constexpr uint32_t kOnes = 0xffffffff;
-  EXPECT_EQ(philox({kOnes, kOnes, kOnes, kOnes}, {kOnes, kOnes}), (Words{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
+  EXPECT_EQ(philox({kOnes, kOnes, kOnes, kOnes}, {kOnes, kOnes}),
+            (Words{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
   EXPECT_EQ(philox({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0}),
             (Words{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
   EXPECT_NE(philox({1, 0, 0, 0}, {0, 0}), philox({0, 0, 0, 0}, {0, 0}));
@@ -88,7 +89,8 @@ TEST(RandomStream, UniformAndNormalHaveTheirMoments) {
     const double a = stream.normal(), b = stream.normal();
     normal_sum += a, normal_squares += a * a, normal_fourth += a * a * a * a, products += a * b;
   }
-  // Five standard errors each: of u 0.2887, of u^2 0.298, of a 1, of a^2 1.414, of a^4 9.8, of ab 1, over the root of the draws.
+  // Five standard errors each: of u 0.2887, of u^2 0.298, of a 1, of a^2 1.414, of a^4 9.8, of ab 1, over the root of
+  // the draws.
   const double error = 5 / std::sqrt(kDraws);
   EXPECT_NEAR(sum / kDraws, 1.0 / 2, 0.2887 * error);
   EXPECT_NEAR(squares / kDraws, 1.0 / 3, 0.298 * error);

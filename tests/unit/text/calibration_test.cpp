@@ -19,7 +19,8 @@ using test::write_file;
 constexpr int64_t kVocab = 1000;
 
 // Records of ready-made ids: record i is `length` times the id i.
-fs::path write_tokens(const TempDir& dir, int64_t records, int64_t length, const std::function<std::string(int64_t)>& task = {}) {
+fs::path write_tokens(const TempDir& dir, int64_t records, int64_t length,
+                      const std::function<std::string(int64_t)>& task = {}) {
   std::string lines;
   for (int64_t i = 0; i < records; ++i) {
     lines += "{\"input_ids\": [";
@@ -60,7 +61,8 @@ TEST(Calibration, FillsRowsToTheLastTokenAndStartsASegmentARecord) {
     for (const int64_t start : row.starts) {
       EXPECT_TRUE(seen.insert(row.ids[start]).second) << "a record was drawn twice";
       const int64_t end = std::min<int64_t>(start + 6, 16);
-      EXPECT_TRUE(std::all_of(row.ids.begin() + start, row.ids.begin() + end, [&](int64_t id) { return id == row.ids[start]; }));
+      EXPECT_TRUE(std::all_of(row.ids.begin() + start, row.ids.begin() + end,
+                              [&](int64_t id) { return id == row.ids[start]; }));
     }
   }
 }
@@ -68,7 +70,9 @@ TEST(Calibration, FillsRowsToTheLastTokenAndStartsASegmentARecord) {
 TEST(Calibration, FollowsFromTheSeed) {
   TempDir dir;
   const fs::path file = write_tokens(dir, 40, 6);
-  const auto digest = [&](uint64_t seed) { return read_calibration(file, nullptr, kVocab, rows_of(4, 16, seed)).digest(); };
+  const auto digest = [&](uint64_t seed) {
+    return read_calibration(file, nullptr, kVocab, rows_of(4, 16, seed)).digest();
+  };
   EXPECT_EQ(digest(1), digest(1));
   EXPECT_NE(digest(1), digest(2));
   EXPECT_NE(digest(1), read_calibration(file, nullptr, kVocab, rows_of(4, 17)).digest());
@@ -126,7 +130,8 @@ TEST(Calibration, LongTextsGiveOneWindowEachBeforeAnyGivesTwo) {
   const Calibration three = read_calibration(dir / "texts.jsonl", &tokenizer, kVocab, rows_of(3, 20));
   EXPECT_EQ(three.records, 3);
   ASSERT_EQ(three.rows.size(), 3u);
-  // Every window but the last of a text is full, so that each row has one letter, or the end of one text and the start of another.
+  // Every window but the last of a text is full, so that each row has one letter, or the end of one text and the start
+  // of another.
   std::set<int64_t> letters;
   for (const auto& row : three.rows) letters.insert(row.ids[5]);
   EXPECT_EQ(letters.size(), 3u);
@@ -140,9 +145,11 @@ TEST(Calibration, LongTextsGiveOneWindowEachBeforeAnyGivesTwo) {
 TEST(Calibration, RefusesWhatTheModelCannotRead) {
   TempDir dir;
   const fs::path file = write_tokens(dir, 40, 6);
-  EXPECT_CONTAINS(error_of<DataError>([&] { read_calibration(file, nullptr, 10, rows_of(4, 16)); }), "outside the model's vocabulary of 10");
+  EXPECT_CONTAINS(error_of<DataError>([&] { read_calibration(file, nullptr, 10, rows_of(4, 16)); }),
+                  "outside the model's vocabulary of 10");
   write_file(dir / "a.json", R"([{"instruction": "Say it", "input": "", "output": "hello"}])");
-  EXPECT_CONTAINS(error_of<UserError>([&] { read_calibration(dir / "a.json", nullptr, kVocab, rows_of(1, 8)); }), "needs a tokenizer");
+  EXPECT_CONTAINS(error_of<UserError>([&] { read_calibration(dir / "a.json", nullptr, kVocab, rows_of(1, 8)); }),
+                  "needs a tokenizer");
   EXPECT_CONTAINS(error_of<UserError>([&] { read_calibration(file, nullptr, kVocab, rows_of(0, 8)); }), "0 rows");
 }
 

@@ -25,7 +25,8 @@ std::string config(const std::string& marker) {
 class Chats : public testing::Test {
  protected:
   // The whole chat as text with the trained parts in [[ ]].
-  std::string shown(const std::string& tokenizer_config, TemplateKind kind = TemplateKind::kChat, const std::vector<Turn>& turns = kTurns) {
+  std::string shown(const std::string& tokenizer_config, TemplateKind kind = TemplateKind::kChat,
+                    const std::vector<Turn>& turns = kTurns) {
     write_tiny_tokenizer(dir_.path(), tokenizer_config);
     const Tokenizer tokenizer(dir_.path());
     Record record;
@@ -49,25 +50,27 @@ class Chats : public testing::Test {
 };
 
 TEST_F(Chats, WithoutATemplateHumanAndAssistant) {
-  EXPECT_EQ(
-      shown(R"({"legacy": false})"),
-      "<s>### System: Be brief.\n### Human: Hi\n### Assistant:[[ Hello</s>]]\n### Human: Bye\n### Assistant:[[ So long</s>]]");
+  EXPECT_EQ(shown(R"({"legacy": false})"),
+            "<s>### System: Be brief.\n### Human: Hi\n### Assistant:[[ Hello</s>]]\n### Human: Bye\n### Assistant:[[ "
+            "So long</s>]]");
 }
 
 TEST_F(Chats, Llama2) {
-  EXPECT_EQ(shown(config("[INST] <<SYS>>")),
-            "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST][[ Hello </s>]]<s>[INST] Bye [/INST][[ So long </s>]]");
+  EXPECT_EQ(
+      shown(config("[INST] <<SYS>>")),
+      "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST][[ Hello </s>]]<s>[INST] Bye [/INST][[ So long </s>]]");
 }
 
 TEST_F(Chats, MistralHasOneBosAndNoBlankBehindAnAnswer) {
-  EXPECT_EQ(shown(config("[INST]")), "<s>[INST] Be brief.\n\nHi [/INST][[ Hello</s>]][INST] Bye [/INST][[ So long</s>]]");
+  EXPECT_EQ(shown(config("[INST]")),
+            "<s>[INST] Be brief.\n\nHi [/INST][[ Hello</s>]][INST] Bye [/INST][[ So long</s>]]");
 }
 
 TEST_F(Chats, ChatMlsMarkersAreTokensAndTheEndIsTrained) {
-  EXPECT_EQ(
-      shown(config("<|im_start|>")),
-      "<s><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n[[Hello<|im_end|>]]\n"
-      "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n[[So long<|im_end|></s>]]");
+  EXPECT_EQ(shown(config("<|im_start|>")),
+            "<s><|im_start|>system\nBe "
+            "brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n[[Hello<|im_end|>]]\n"
+            "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n[[So long<|im_end|></s>]]");
   const Tokenizer tokenizer(dir_.path());
   const Ids prompt = make_prompt(tokenizer, TemplateKind::kChat, "Hi");
   EXPECT_EQ(std::count(prompt.begin(), prompt.end(), 400), 2);
@@ -80,34 +83,43 @@ TEST_F(Chats, Llama3AndZephyr) {
   EXPECT_EQ(shown(config("<|start_header_id|>")),
             "<s><|start_header_id|>system<|end_header_id|>\n\nBe "
             "brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
-            "<|start_header_id|>assistant<|end_header_id|>\n\n[[Hello<|eot_id|>]]<|start_header_id|>user<|end_header_id|>\n\nBye<"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n[[Hello<|eot_id|>]]<|start_header_id|>user<|end_header_"
+            "id|>\n\nBye<"
             "|eot_id|>"
             "<|start_header_id|>assistant<|end_header_id|>\n\n[[So long<|eot_id|></s>]]");
-  EXPECT_EQ(shown(config(kZephyr)),
-            "<s><|system|>\nBe "
-            "brief.</s>\n<|user|>\nHi</s>\n<|assistant|>\n[[Hello</s>]]\n<|user|>\nBye</s>\n<|assistant|>\n[[So long</s>]]");
+  EXPECT_EQ(
+      shown(config(kZephyr)),
+      "<s><|system|>\nBe "
+      "brief.</s>\n<|user|>\nHi</s>\n<|assistant|>\n[[Hello</s>]]\n<|user|>\nBye</s>\n<|assistant|>\n[[So long</s>]]");
 }
 
 TEST_F(Chats, UnderAlpacaAndNoneTheBlockRepeats) {
-  EXPECT_EQ(shown("{\"legacy\": false}", TemplateKind::kAlpaca),
-            "<s>Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-            "### Instruction:\nBe brief.\n\nHi\n\n### Response:\n[[Hello</s>]]\n\n### Instruction:\nBye\n\n### Response:\n[[So "
-            "long</s>]]");
+  EXPECT_EQ(
+      shown("{\"legacy\": false}", TemplateKind::kAlpaca),
+      "<s>Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+      "### Instruction:\nBe brief.\n\nHi\n\n### Response:\n[[Hello</s>]]\n\n### Instruction:\nBye\n\n### "
+      "Response:\n[[So "
+      "long</s>]]");
   EXPECT_EQ(shown("{\"legacy\": false}", TemplateKind::kNone), "<s>Be brief.\nHi[[ Hello</s>]]\nBye[[ So long</s>]]");
 }
 
 // A system text in front of an answer, two of them, and one behind everything.
 TEST_F(Chats, NoSystemTextVanishes) {
-  const std::vector<Turn> alone = {{"system", "Be brief."}, {"assistant", "Hello"}, {"user", "Bye"}, {"assistant", "So long"}};
-  const std::vector<Turn> two = {{"system", "Be brief."}, {"system", "Be kind."}, {"user", "Hi"}, {"assistant", "Hello"}};
-  const std::vector<Turn> last = {{"user", "Hi"}, {"assistant", "Hello"}, {"user", "Bye"}, {"assistant", "So"}, {"system", "Stop."}};
+  const std::vector<Turn> alone = {
+      {"system", "Be brief."}, {"assistant", "Hello"}, {"user", "Bye"}, {"assistant", "So long"}};
+  const std::vector<Turn> two = {
+      {"system", "Be brief."}, {"system", "Be kind."}, {"user", "Hi"}, {"assistant", "Hello"}};
+  const std::vector<Turn> last = {
+      {"user", "Hi"}, {"assistant", "Hello"}, {"user", "Bye"}, {"assistant", "So"}, {"system", "Stop."}};
   EXPECT_EQ(shown(config("[INST] <<SYS>>"), TemplateKind::kChat, alone),
             "<s>[INST] Be brief. [/INST][[ Hello </s>]]<s>[INST] Bye [/INST][[ So long </s>]]");
   EXPECT_EQ(shown(config("[INST] <<SYS>>"), TemplateKind::kChat, two),
             "<s>[INST] <<SYS>>\nBe brief.\n\nBe kind.\n<</SYS>>\n\nHi [/INST][[ Hello </s>]]");
   EXPECT_TRUE(shown(config("[INST]"), TemplateKind::kChat, last).ends_with("[[ So</s>]][INST] Stop. [/INST]"));
-  EXPECT_CONTAINS(shown("{}", TemplateKind::kAlpaca, alone), "### Instruction:\nBe brief.\n\n### Response:\n[[Hello</s>]]");
-  for (const auto kind : {TemplateKind::kAlpaca, TemplateKind::kAlpacaPaper, TemplateKind::kNone, TemplateKind::kChat}) {
+  EXPECT_CONTAINS(shown("{}", TemplateKind::kAlpaca, alone),
+                  "### Instruction:\nBe brief.\n\n### Response:\n[[Hello</s>]]");
+  for (const auto kind :
+       {TemplateKind::kAlpaca, TemplateKind::kAlpacaPaper, TemplateKind::kNone, TemplateKind::kChat}) {
     for (const std::string style : {"", "[INST]", "[INST] <<SYS>>", "<|im_start|>", "<|start_header_id|>", kZephyr}) {
       for (const auto& turns : {alone, two, last}) {
         const std::string text = shown(config(style), kind, turns);
@@ -118,10 +130,12 @@ TEST_F(Chats, NoSystemTextVanishes) {
 }
 
 TEST_F(Chats, UnderNoneTurnsStandApart) {
-  EXPECT_EQ(shown(R"({"legacy": false})", TemplateKind::kNone, {{"user", "one"}, {"user", "two"}, {"assistant", "three"}, {"user", "x"}}),
+  EXPECT_EQ(shown(R"({"legacy": false})", TemplateKind::kNone,
+                  {{"user", "one"}, {"user", "two"}, {"assistant", "three"}, {"user", "x"}}),
             "<s>one\ntwo[[ three</s>]]\nx");
-  EXPECT_EQ(shown(R"({"legacy": false})", TemplateKind::kNone, {{"user", "one"}, {"system", "two"}, {"assistant", "three"}}),
-            "<s>one\ntwo\n[[three</s>]]");
+  EXPECT_EQ(
+      shown(R"({"legacy": false})", TemplateKind::kNone, {{"user", "one"}, {"system", "two"}, {"assistant", "three"}}),
+      "<s>one\ntwo\n[[three</s>]]");
 }
 
 TEST_F(Chats, AnUnknownTemplateIsRefused) {
@@ -131,7 +145,8 @@ TEST_F(Chats, AnUnknownTemplateIsRefused) {
     const std::string what = error_of<DataError>([&] { shown(config(unknown)); });
     EXPECT_CONTAINS(what, dir_.path().string());
     EXPECT_CONTAINS(what, "Zephyr");
-    EXPECT_EQ(shown(config(unknown), TemplateKind::kNone), shown(config(""), TemplateKind::kNone));  // must differ: nobody asks for it
+    EXPECT_EQ(shown(config(unknown), TemplateKind::kNone),
+              shown(config(""), TemplateKind::kNone));  // must differ: nobody asks for it
   }
   const auto name = [&](const std::string& marker) {
     write_tiny_tokenizer(dir_.path(), config(marker));
@@ -149,8 +164,10 @@ TEST_F(Chats, AnExchangeInTurnsIsTheExchangeInFields) {
   fields.instruction = "Hi";
   fields.output = "Hello";
   turns.turns = {{"user", "Hi"}, {"assistant", "Hello"}};
-  for (const auto kind : {TemplateKind::kAlpaca, TemplateKind::kAlpacaPaper, TemplateKind::kNone, TemplateKind::kChat}) {
-    const Example a = make_example(tokenizer, fields, {.kind = kind}), b = make_example(tokenizer, turns, {.kind = kind});
+  for (const auto kind :
+       {TemplateKind::kAlpaca, TemplateKind::kAlpacaPaper, TemplateKind::kNone, TemplateKind::kChat}) {
+    const Example a = make_example(tokenizer, fields, {.kind = kind}),
+                  b = make_example(tokenizer, turns, {.kind = kind});
     EXPECT_EQ(a.input_ids, b.input_ids) << template_name(kind);
     EXPECT_EQ(a.labels, b.labels) << template_name(kind);
   }
@@ -182,7 +199,8 @@ TEST_F(Chats, MarkersInsideAContentStayText) {
   EXPECT_EQ(std::count(sly.begin(), sly.end(), 400), std::count(plain.begin(), plain.end(), 400));
 }
 
-// What transformers gives for "[INST] Hi [/INST] Hello </s><s>[INST] ..." with LLaMA's pieces: one blank in front of each answer.
+// What transformers gives for "[INST] Hi [/INST] Hello </s><s>[INST] ..." with LLaMA's pieces: one blank in front of
+// each answer.
 TEST(LlamaChats, HaveNoSplitBlanks) {
   REQUIRE_SHARED(kLlamaModel);
   TempDir dir;

@@ -24,7 +24,8 @@ constexpr const char* kGood = R"({"instruction": "Say hi", "input": "", "output"
 
 class DatasetFiles : public testing::Test {
  protected:
-  Dataset open(const std::string& name, const std::string& content, bool skip = false, DataFormat format = DataFormat::kAuto) {
+  Dataset open(const std::string& name, const std::string& content, bool skip = false,
+               DataFormat format = DataFormat::kAuto) {
     write_file(dir_ / name, content);
     return Dataset(dir_ / name, format, skip);
   }
@@ -34,7 +35,8 @@ class DatasetFiles : public testing::Test {
     EXPECT_CONTAINS(what, (dir_ / name).string());
     return what;
   }
-  // A good record, the bad one, a good one, as JSON Lines: refused with line 2 and the reason; with skipping two are left.
+  // A good record, the bad one, a good one, as JSON Lines: refused with line 2 and the reason; with skipping two are
+  // left.
   void expect_bad_line(const std::string& bad, const std::string& reason) {
     const std::string content = std::string(kGood) + "\n" + bad + "\n" + kGood + "\n";
     EXPECT_CONTAINS(error("a.jsonl", content), "a.jsonl:2: ");
@@ -53,10 +55,12 @@ class DatasetFiles : public testing::Test {
 
 TEST_F(DatasetFiles, TheSameRecordsInEveryContainer) {
   const std::string array =
-      "[\n  {\"instruction\": \"a, \\\"b\\\"\", \"input\": \"x\\ny\", \"output\": \"c\"},\n  {\"instruction\": \"d\",\n   "
+      "[\n  {\"instruction\": \"a, \\\"b\\\"\", \"input\": \"x\\ny\", \"output\": \"c\"},\n  {\"instruction\": "
+      "\"d\",\n   "
       "\"output\": \"e\"}\n]\n";
   const std::string lines =
-      "{\"instruction\": \"a, \\\"b\\\"\", \"input\": \"x\\ny\", \"output\": \"c\"}\n\n{\"instruction\": \"d\", \"output\": "
+      "{\"instruction\": \"a, \\\"b\\\"\", \"input\": \"x\\ny\", \"output\": \"c\"}\n\n{\"instruction\": \"d\", "
+      "\"output\": "
       "\"e\"}";
   const std::string csv = "instruction,input,output\n\"a, \"\"b\"\"\",\"x\ny\",c\nd,,e\n";
   const Dataset sets[] = {open("a.json", array), open("a.jsonl", lines), open("a.csv", csv)};
@@ -178,7 +182,8 @@ TEST_F(DatasetFiles, DeepNestingIsRefusedNotFollowed) {
 
 TEST_F(DatasetFiles, AnArraysDamageIsLocal) {
   const std::string good = kGood;
-  const auto skipped = [&](const std::string& content, int64_t size, size_t bad, int64_t line, const std::string& reason) {
+  const auto skipped = [&](const std::string& content, int64_t size, size_t bad, int64_t line,
+                           const std::string& reason) {
     const Dataset data = open("a.json", content, true);
     EXPECT_EQ(data.size(), size) << content;
     ASSERT_EQ(data.bad().size(), bad) << content;
@@ -204,7 +209,8 @@ TEST_F(DatasetFiles, AnArraysDamageIsLocal) {
 std::string many_records(int count, const std::string& before, const std::string& between) {
   std::string text;
   for (int i = 0; i < count; ++i) {
-    text += message(i > 0 ? between : before, R"({"instruction": "number )", i, R"(", "output": "a {b}, {c}, {\"instruction\""})");
+    text += message(i > 0 ? between : before, R"({"instruction": "number )", i,
+                    R"(", "output": "a {b}, {c}, {\"instruction\""})");
   }
   return text;
 }
@@ -218,7 +224,8 @@ std::string replaced(std::string text, const std::string& from, const std::strin
 TEST_F(DatasetFiles, OneDamagedRecordOfAThousandCostsOneRecord) {
   for (const std::string between : {", ", ",", ",\n", ",\n  ", "\n  ,\n  "}) {
     const bool lines = between.find('\n') != std::string::npos;
-    const std::string array = many_records(1000, lines ? "[\n" + between.substr(between.rfind('\n') + 1) : "[", between) + "]";
+    const std::string array =
+        many_records(1000, lines ? "[\n" + between.substr(between.rfind('\n') + 1) : "[", between) + "]";
     for (const int index : {0, 4, 998, 999}) {
       const std::string number = "number " + std::to_string(index);
       for (const std::string& to : {number, message("\"", number, "\"")}) {  // a lost quote, one too many
@@ -268,7 +275,8 @@ TEST_F(DatasetFiles, AnObjectInsideADamagedRecordIsNoRecord) {
     EXPECT_EQ(data.bad().size(), 1u);
   }
   // "}, {" on one line, as some writers have it.
-  const std::string joined = message("[", kSelfInstruct.substr(2), ", ", bad.substr(2), ", ", kSelfInstruct.substr(2), "]");
+  const std::string joined =
+      message("[", kSelfInstruct.substr(2), ", ", bad.substr(2), ", ", kSelfInstruct.substr(2), "]");
   EXPECT_EQ(open("a.json", joined, true).size(), 4);
 }
 
@@ -276,7 +284,9 @@ TEST_F(DatasetFiles, WhereTheNextRecordCannotBeToldTheFileIsRefused) {
   std::string flat = kSelfInstruct;  // no indentation: an instance looks like a record
   for (size_t at = flat.find("  "); at != std::string::npos; at = flat.find("  ")) flat.erase(at, 2);
   const std::string bad = replaced(flat, "\"1 2\"", "\"1 2");
-  const auto refused = [&](const std::string& content) { return error_of<DataError>([&] { open("a.json", content, /*skip=*/true); }); };
+  const auto refused = [&](const std::string& content) {
+    return error_of<DataError>([&] { open("a.json", content, /*skip=*/true); });
+  };
   EXPECT_CONTAINS(refused("[\n" + flat + ",\n" + bad + ",\n" + flat + "\n]"), "a.json:15: ");
   EXPECT_CONTAINS(refused("[\n" + flat + ",\n" + bad + ",\n" + flat + "\n]"), "records behind it cannot be told apart");
   EXPECT_CONTAINS(refused(std::string("[") + kGood + "],\n" + kGood + "]"), "a.json:1: there is more behind");
@@ -308,7 +318,8 @@ TEST_F(DatasetFiles, ALostQuoteCostsOneRowOfACsvFile) {
 }
 
 TEST_F(DatasetFiles, CsvRowsThatDoNotFit) {
-  EXPECT_CONTAINS(error("a.csv", "instruction,output\na,b\nonly one\n"), "a.csv:3: the row has 1 cells, the header row has 2");
+  EXPECT_CONTAINS(error("a.csv", "instruction,output\na,b\nonly one\n"),
+                  "a.csv:3: the row has 1 cells, the header row has 2");
   EXPECT_CONTAINS(error("a.csv", "instruction,output\na,\"open\n"), "a.csv:2: a quote is opened");
   EXPECT_CONTAINS(error("a.csv", "text,text\na,b\n"), "'text' twice");
   EXPECT_CONTAINS(error("a.csv", "question,reply\na,b\n"), "'question', 'reply'");
@@ -319,7 +330,10 @@ TEST_F(DatasetFiles, CsvRowsThatDoNotFit) {
 }
 
 TEST_F(DatasetFiles, TextWithBrokenCharacters) {
-  EXPECT_CONTAINS(error("a.txt", "good\n\nb\xff" "d\n"), "a.txt:3: the text is not valid UTF-8");
+  EXPECT_CONTAINS(error("a.txt",
+                        "good\n\nb\xff"
+                        "d\n"),
+                  "a.txt:3: the text is not valid UTF-8");
   EXPECT_CONTAINS(error("a.txt", "g\0d\n"s), "a.txt:1: a NUL byte");
 }
 
@@ -353,7 +367,8 @@ TEST_F(DatasetFiles, AFileChangedMeanwhileIsNoticed) {
   EXPECT_EQ(data.record(1).output, "hi");
   const auto later = fs::last_write_time(dir_ / "a.jsonl") + std::chrono::seconds(5);
   fs::last_write_time(dir_ / "a.jsonl", later);
-  EXPECT_CONTAINS(error_of<DataError>([&] { data.record(1); }), "a.jsonl:2: the file was changed");  // nobody knows its hash
+  EXPECT_CONTAINS(error_of<DataError>([&] { data.record(1); }),
+                  "a.jsonl:2: the file was changed");  // nobody knows its hash
   write_file(dir_ / "a.jsonl", content.substr(0, 20));
   EXPECT_CONTAINS(error_of<DataError>([&] { data.record(1); }), "a.jsonl:2: the file was changed");
   fs::remove(dir_ / "a.jsonl");
@@ -382,16 +397,18 @@ TEST_F(DatasetFiles, ARecordOver64MiBIsBadAndTheRestIsRead) {
   ASSERT_EQ(lines.bad().size(), 1u);
   EXPECT_CONTAINS(lines.bad()[0].reason, "the limit is 67108864");
   const Dataset array = open(
-      "a.json", std::string("[") + kGood + ",\n{\"instruction\": \"a\", \"output\": \"" + huge + "\"},\n" + kGood + "]", true);
+      "a.json", std::string("[") + kGood + ",\n{\"instruction\": \"a\", \"output\": \"" + huge + "\"},\n" + kGood + "]",
+      true);
   EXPECT_EQ(array.size(), 2);
   ASSERT_EQ(array.bad().size(), 1u);
   // Must differ: a long record below the limit is read.
-  const Dataset long_one = open("a.jsonl", "{\"instruction\": \"a\", \"output\": \"" + huge.substr(0, 20 << 20) + "\"}");
+  const Dataset long_one =
+      open("a.jsonl", "{\"instruction\": \"a\", \"output\": \"" + huge.substr(0, 20 << 20) + "\"}");
   EXPECT_EQ(long_one.record(0).output.size(), size_t{20} << 20);
 }
 
-// By how many MB the peak memory of a child process grows while it runs `act`; mapped pages count too. A child, because the
-// peak of this process is whatever an earlier test left.
+// By how many MB the peak memory of a child process grows while it runs `act`; mapped pages count too. A child, because
+// the peak of this process is whatever an earlier test left.
 int peak_growth_mb(const std::function<void()>& act) {
   const pid_t child = fork();
   if (child == 0) {
@@ -413,13 +430,15 @@ TEST_F(DatasetFiles, ALargeFileCostsItsIndexOnly) {
   {
     std::ofstream out(path, std::ios::binary);
     const std::string text(filler, 'y');
-    for (int64_t i = 0; i < records; ++i) out << "{\"instruction\": \"number " << i << "\", \"output\": \"" << text << "\"}\n";
+    for (int64_t i = 0; i < records; ++i)
+      out << "{\"instruction\": \"number " << i << "\", \"output\": \"" << text << "\"}\n";
   }
   const Dataset data(path, DataFormat::kAuto, false);
   ASSERT_EQ(data.size(), records);
   EXPECT_EQ(data.record(records - 1).instruction, "number 19999");
   EXPECT_EQ(data.line(records - 1), records);
-  // The walk gives its pages back every 32 MiB; besides there are the index (0.3 MB, twice while it grows) and one record.
+  // The walk gives its pages back every 32 MiB; besides there are the index (0.3 MB, twice while it grows) and one
+  // record.
   EXPECT_LT(peak_growth_mb([&] { Dataset(path, DataFormat::kAuto, false).fingerprint(); }), 64);
   // Must differ: all 160 MB of the file, read without giving anything back.
   EXPECT_GT(peak_growth_mb([&] { sha256(MappedFile(path).bytes()); }), 128);
@@ -429,7 +448,8 @@ TEST_F(DatasetFiles, ALargeFileCostsItsIndexOnly) {
 TEST_F(DatasetFiles, ChangedBytesNeverCrashOrHang) {
   std::string lines, array = "[";
   for (int i = 0; i < 20; ++i) {
-    const std::string record = R"({"instruction": "a \"b\"", "input": "\u00e9", "output": "c", "meta": [{"x": [1, 2]}]})";
+    const std::string record =
+        R"({"instruction": "a \"b\"", "input": "\u00e9", "output": "c", "meta": [{"x": [1, 2]}]})";
     lines += record + "\n";
     array += (i > 0 ? ",\n" : "\n") + record;
   }
@@ -443,7 +463,8 @@ TEST_F(DatasetFiles, ChangedBytesNeverCrashOrHang) {
   for (const auto& [name, content] : files) {
     for (int round = 0; round < 250; ++round) {
       std::string damaged = content;
-      for (int change = 0; change < 3; ++change) damaged[next() % damaged.size()] = interesting[next() % interesting.size()];
+      for (int change = 0; change < 3; ++change)
+        damaged[next() % damaged.size()] = interesting[next() % interesting.size()];
       try {
         const Dataset data = open(name, damaged, /*skip=*/true);
         for (int64_t i = 0; i < data.size(); ++i) data.record(i);
@@ -505,18 +526,19 @@ TEST_F(DatasetFiles, RealRecordsAsExamplesOfLlama) {
 }
 
 TEST_F(DatasetFiles, CsvReaderKeepsCellsAsTheyStand) {
-  write_file(dir_ / "a.csv",
-             "plain,\"quoted, with comma\",None\r\n\"two\nlines\",\"a \"\"b\"\"\", x \n\n,,\nend\"quote,\"\",\"tail\"x");
+  write_file(
+      dir_ / "a.csv",
+      "plain,\"quoted, with comma\",None\r\n\"two\nlines\",\"a \"\"b\"\"\", x \n\n,,\nend\"quote,\"\",\"tail\"x");
   std::vector<std::vector<std::string>> rows;
   std::vector<int64_t> lines;
   read_csv(dir_ / "a.csv", [&](std::vector<std::string>& cells, int64_t line) {
     rows.push_back(cells);
     lines.push_back(line);
   });
-  EXPECT_EQ(
-      rows,
-      (std::vector<std::vector<std::string>>{
-          {"plain", "quoted, with comma", "None"}, {"two\nlines", "a \"b\"", " x "}, {"", "", ""}, {"end\"quote", "", "tailx"}}));
+  EXPECT_EQ(rows, (std::vector<std::vector<std::string>>{{"plain", "quoted, with comma", "None"},
+                                                         {"two\nlines", "a \"b\"", " x "},
+                                                         {"", "", ""},
+                                                         {"end\"quote", "", "tailx"}}));
   EXPECT_EQ(lines, (std::vector<int64_t>{1, 2, 5, 6}));
   write_file(dir_ / "b.csv", "a,b\n\"open");
   EXPECT_CONTAINS(error_of<DataError>([&] { read_csv(dir_ / "b.csv", [](auto&, int64_t) {}); }), "b.csv:2: a quote");

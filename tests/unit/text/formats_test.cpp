@@ -17,8 +17,8 @@ class Formats : public testing::Test {
     return Dataset(dir_ / "a.jsonl", format, false);
   }
   // The only record's request, input and answer, and that the format was told from it.
-  void expect_exchange(DataFormat format, const std::string& line, const std::string& instruction, const std::string& input,
-                       const std::string& output) {
+  void expect_exchange(DataFormat format, const std::string& line, const std::string& instruction,
+                       const std::string& input, const std::string& output) {
     const Dataset data = open(line);
     EXPECT_EQ(data.format(), format) << line;
     const Record record = data.record(0);
@@ -36,15 +36,17 @@ class Formats : public testing::Test {
 TEST_F(Formats, AreToldFromTheKeys) {
   expect_exchange(DataFormat::kAlpaca, R"({"instruction": "i", "input": "x", "output": "o", "id": 3})", "i", "x", "o");
   expect_exchange(DataFormat::kFlan, R"({"inputs": "Q: x\nA:", "targets": "y", "task": "t"})", "Q: x\nA:", "", "y");
-  expect_exchange(DataFormat::kSelfInstruct, R"({"instruction": "i", "instances": [{"input": "x", "output": "o"}]})", "i", "x",
-                  "o");
+  expect_exchange(DataFormat::kSelfInstruct, R"({"instruction": "i", "instances": [{"input": "x", "output": "o"}]})",
+                  "i", "x", "o");
   expect_exchange(DataFormat::kSelfInstruct, R"({"prompt": "p", "completion": " c<|endoftext|>"})", "p", "", " c");
   expect_exchange(DataFormat::kLongForm, R"({"input": "q", "output": "a long answer"})", "q", "", "a long answer");
   expect_exchange(DataFormat::kChip2, R"({"text": "<human>: q1\n<bot>: a1\nmore"})", "q1", "", "a1\nmore");
-  expect_exchange(DataFormat::kShareGpt, R"({"conversations": [{"from": "human", "value": "h"}, {"from": "gpt", "value": "g"}]})",
-                  "h", "", "g");
+  expect_exchange(DataFormat::kShareGpt,
+                  R"({"conversations": [{"from": "human", "value": "h"}, {"from": "gpt", "value": "g"}]})", "h", "",
+                  "g");
   expect_exchange(DataFormat::kMessages,
-                  R"({"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]})", "u", "", "a");
+                  R"({"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}]})", "u", "",
+                  "a");
 }
 
 TEST_F(Formats, TextAndTokens) {

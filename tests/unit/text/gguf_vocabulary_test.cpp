@@ -12,8 +12,8 @@
 namespace qalora::text {
 namespace {
 
-using test::GgufBytes;
 using test::gguf_string;
+using test::GgufBytes;
 using test::raw;
 
 std::string strings(const std::vector<std::string>& values) {
@@ -108,7 +108,9 @@ TEST(GgufVocabulary, HostileListsAreRefused) {
   vocabulary.model = "gpt2";
   EXPECT_CONTAINS(refusal(vocabulary.file()), "a rule of cutting text");
   EXPECT_CONTAINS(refusal(vocabulary.file().text("tokenizer.ggml.pre", "llama-bpe")), "merges");
-  EXPECT_CONTAINS(refusal(vocabulary.file().text("tokenizer.ggml.pre", "llama-bpe").entry("tokenizer.ggml.merges", 9, strings({"ab"}))),
+  EXPECT_CONTAINS(
+      refusal(
+          vocabulary.file().text("tokenizer.ggml.pre", "llama-bpe").entry("tokenizer.ggml.merges", 9, strings({"ab"}))),
       "two pieces");
 }
 
@@ -136,7 +138,8 @@ TEST(GgufVocabulary, ThereAndBack) {
   EXPECT_EQ(Tokenizer(dir / "copy").encode("the hall", {}), before.encode("the hall", {}));
   // Fewer rows than tokens cannot be.
   io::GgufMetadata other;
-  EXPECT_CONTAINS(test::error_of<DataError>([&] { add_gguf_vocabulary(before.vocabulary(), 10, "test", other); }), "only 10 rows");
+  EXPECT_CONTAINS(test::error_of<DataError>([&] { add_gguf_vocabulary(before.vocabulary(), 10, "test", other); }),
+                  "only 10 rows");
 }
 
 // Byte-level BPE through a GGUF file, against itself.
@@ -153,8 +156,10 @@ TEST(GgufVocabulary, ByteLevelThereAndBack) {
     const Tokenizer after(dir / "m.gguf");
     for (const auto& entry : texts) {
       const auto text = entry.get<std::string>();
-      if (test::contains(text, "strip>") || test::contains(text, "rm>")) continue;  // what a vocabulary cannot say of added tokens
-      EXPECT_EQ(after.encode(text, {.add_bos = true, .parse_special = true}), before.encode(text, {.add_bos = true, .parse_special = true}))
+      if (test::contains(text, "strip>") || test::contains(text, "rm>"))
+        continue;  // what a vocabulary cannot say of added tokens
+      EXPECT_EQ(after.encode(text, {.add_bos = true, .parse_special = true}),
+                before.encode(text, {.add_bos = true, .parse_special = true}))
           << name << ": " << text;
     }
     // The format has no key for either.
@@ -164,7 +169,8 @@ TEST(GgufVocabulary, ByteLevelThereAndBack) {
       return test::error_of<DataError>([&] { add_gguf_vocabulary(other, before.vocab_size(), name, metadata); });
     };
     EXPECT_CONTAINS(refusal([](Vocabulary& v) { v.ignore_merges = !v.ignore_merges; }), "ignore_merges");
-    EXPECT_CONTAINS(refusal([](Vocabulary& v) { v.normalization = v.normalization.empty() ? "NFC" : ""; }), "normalizer");
+    EXPECT_CONTAINS(refusal([](Vocabulary& v) { v.normalization = v.normalization.empty() ? "NFC" : ""; }),
+                    "normalizer");
   }
 }
 

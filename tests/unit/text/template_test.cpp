@@ -40,17 +40,20 @@ std::string trained_text(const Tokenizer& tokenizer, const Example& example) {
 }
 
 Ids untrained_front(const Example& example) {
-  const auto first = std::find_if(example.labels.begin(), example.labels.end(), [](int64_t label) { return label != kIgnore; });
+  const auto first =
+      std::find_if(example.labels.begin(), example.labels.end(), [](int64_t label) { return label != kIgnore; });
   return Ids(example.input_ids.begin(), example.input_ids.begin() + (first - example.labels.begin()));
 }
 
 TEST(RenderPrompt, IsStanfordAlpacasToTheByte) {
-  EXPECT_EQ(render_prompt(TemplateKind::kAlpaca, "Name a colour.", ""),
-            "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-            "### Instruction:\nName a colour.\n\n### Response:\n");
+  EXPECT_EQ(
+      render_prompt(TemplateKind::kAlpaca, "Name a colour.", ""),
+      "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+      "### Instruction:\nName a colour.\n\n### Response:\n");
   EXPECT_EQ(
       render_prompt(TemplateKind::kAlpaca, "Translate.", "Haus"),
-      "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that "
+      "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+      "response that "
       "appropriately completes the request.\n\n### Instruction:\nTranslate.\n\n### Input:\nHaus\n\n### Response:\n");
 }
 
@@ -69,7 +72,8 @@ TEST(RenderPrompt, NoneAndChat) {
 }
 
 TEST(TemplateNames, ReadBackAndSuggest) {
-  for (const auto kind : {TemplateKind::kAlpaca, TemplateKind::kAlpacaPaper, TemplateKind::kNone, TemplateKind::kChat}) {
+  for (const auto kind :
+       {TemplateKind::kAlpaca, TemplateKind::kAlpacaPaper, TemplateKind::kNone, TemplateKind::kChat}) {
     EXPECT_EQ(parse_template(template_name(kind)), kind);
   }
   const std::string what = error_of<UserError>([] { parse_template("alpacca"); });
@@ -95,8 +99,8 @@ TEST_F(Examples, OnlyTheAnswerAndItsEndAreTrained) {
     EXPECT_EQ(trained_text(tokenizer, example), (kind == TemplateKind::kAlpaca ? "" : " ") + record.output);
     EXPECT_EQ(example.trained_tokens(), std::ssize(trained(example)));
     // Read as a whole it is the prompt and the answer.
-    const std::string text =
-        render_prompt(kind, record.instruction, record.input) + (kind == TemplateKind::kAlpaca ? "" : " ") + record.output;
+    const std::string text = render_prompt(kind, record.instruction, record.input) +
+                             (kind == TemplateKind::kAlpaca ? "" : " ") + record.output;
     EXPECT_EQ(tokenizer.decode(example.input_ids), text);
     EXPECT_EQ(example.input_ids, tokenizer.encode(text, {.add_bos = true, .add_eos = true})) << template_name(kind);
     // Must differ: with the prompt trained too.
@@ -113,7 +117,8 @@ TEST_F(Examples, GenerationSeesTheTrainingPrompt) {
   for (const std::string config : {R"({})", R"({"legacy": false})"}) {
     write_tiny_tokenizer(dir_.path(), config);
     const Tokenizer tokenizer(dir_.path());
-    for (const auto kind : {TemplateKind::kAlpaca, TemplateKind::kAlpacaPaper, TemplateKind::kNone, TemplateKind::kChat}) {
+    for (const auto kind :
+         {TemplateKind::kAlpaca, TemplateKind::kAlpacaPaper, TemplateKind::kNone, TemplateKind::kChat}) {
       for (const std::string answer : {"the", " the", "\nthe", "\U0001F680", "####"}) {
         const Example example = make_example(tokenizer, request("Do ##", "", answer), {.kind = kind});
         EXPECT_EQ(untrained_front(example), make_prompt(tokenizer, kind, "Do ##"))
@@ -147,7 +152,8 @@ TEST_F(Examples, ThePapersAnswerHasAPrefixOfItsOwn) {
 TEST_F(Examples, BlanksBetweenPromptAndAnswerUnderNone) {
   const Tokenizer tokenizer(dir_.path());
   const auto text = [&](const std::string& instruction, const std::string& output) {
-    return tokenizer.decode(make_example(tokenizer, request(instruction, "", output), {.kind = TemplateKind::kNone}).input_ids);
+    return tokenizer.decode(
+        make_example(tokenizer, request(instruction, "", output), {.kind = TemplateKind::kNone}).input_ids);
   };
   EXPECT_EQ(text("a", "b"), "a b");
   EXPECT_EQ(text("a ", "b"), "a b");
@@ -207,7 +213,8 @@ TEST_F(Examples, ALongTextIsTrainedInWindowsThatMissNothing) {
 TEST_F(Examples, PromptAndAnswerAreCutApart) {
   const Tokenizer tokenizer(dir_.path());
   const Record record = request(std::string(200, 'x'), "", "the answer");
-  const Example full = make_example(tokenizer, record, {}), source = make_example(tokenizer, record, {.source_length = 20});
+  const Example full = make_example(tokenizer, record, {}),
+                source = make_example(tokenizer, record, {.source_length = 20});
   const Ids answer = trained(full);
   EXPECT_EQ(trained(source), answer);  // a long prompt takes nothing from its answer
   EXPECT_EQ(untrained_front(source), Ids(full.input_ids.begin(), full.input_ids.begin() + 20));
@@ -228,7 +235,8 @@ TEST_F(Examples, ATokenizerWithoutAnEndIsRefused) {
   const Tokenizer tokenizer(dir_.path());
   ASSERT_EQ(tokenizer.eos_id(), -1);
   for (const auto kind : {TemplateKind::kAlpaca, TemplateKind::kNone, TemplateKind::kChat}) {
-    const std::string what = error_of<DataError>([&] { make_example(tokenizer, request("Go", "", "the"), {.kind = kind}); });
+    const std::string what =
+        error_of<DataError>([&] { make_example(tokenizer, request("Go", "", "the"), {.kind = kind}); });
     EXPECT_CONTAINS(what, dir_.path().string() + ": the tokenizer has no end-of-sequence token");
   }
   EXPECT_CONTAINS(error_of<DataError>([&] { text_ids(tokenizer, "the"); }), "no end-of-sequence");
@@ -268,7 +276,8 @@ TEST(LlamaExamples, HaveThePapersTwoBlankPieces) {
   TempDir dir;
   copy_llama_tokenizer(dir.path());
   const Tokenizer tokenizer(dir.path());
-  const Example paper = make_example(tokenizer, request("Say hello.", "", "Hello"), {.kind = TemplateKind::kAlpacaPaper});
+  const Example paper =
+      make_example(tokenizer, request("Say hello.", "", "Hello"), {.kind = TemplateKind::kAlpacaPaper});
   const int64_t colon = 29901, blank = 29871, hello = 15043, hello_without_blank = 10994;
   EXPECT_EQ(Ids(paper.input_ids.end() - 4, paper.input_ids.end()), (Ids{colon, blank, hello, 2}));
   const Example plain = make_example(tokenizer, request("Say hello.", "", "Hello"), {.kind = TemplateKind::kAlpaca});

@@ -1,4 +1,5 @@
-// A small SentencePiece model made by the tests, so that they need no file from elsewhere, and LLaMA's own where it is there.
+// A small SentencePiece model made by the tests, so that they need no file from elsewhere, and LLaMA's own where it is
+// there.
 #pragma once
 
 #include <cstring>
@@ -43,8 +44,8 @@ inline std::string tiny_model(bool dummy_prefix = true, bool has_end = true) {
   model += piece_field("\u2581", -(score += 1), kNormal);
   for (char c = '!'; c <= '~'; ++c) model += piece_field(std::string(1, c), -(score += 1), kNormal);
   model += bytes_field(2, number_field(3, 2) + number_field(35, 1));
-  return model +
-         bytes_field(3, bytes_field(1, "identity") + number_field(3, dummy_prefix) + number_field(4, 0) + number_field(5, 1));
+  return model + bytes_field(3, bytes_field(1, "identity") + number_field(3, dummy_prefix) + number_field(4, 0) +
+                                    number_field(5, 1));
 }
 
 // A folder with a tokenizer.model and, where given, its tokenizer_config.json.

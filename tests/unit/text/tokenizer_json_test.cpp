@@ -42,14 +42,17 @@ class TokenizerJsonGolden : public testing::TestWithParam<const char*> {
 TEST_P(TokenizerJsonGolden, IdsEqualTheLibrarys) {
   const auto all = texts();
   for (size_t i = 0; i < all.size(); ++i) {
-    EXPECT_EQ(tokenizer_.encode(all[i], {.parse_special = true}), vectors()["ids"][name_][i].get<std::vector<int64_t>>()) << all[i];
+    EXPECT_EQ(tokenizer_.encode(all[i], {.parse_special = true}),
+              vectors()["ids"][name_][i].get<std::vector<int64_t>>())
+        << all[i];
   }
 }
 
 TEST_P(TokenizerJsonGolden, TextsEqualTheLibrarys) {
   const auto all = texts();
   for (size_t i = 0; i < all.size(); ++i) {
-    // There the library reads an added token's own letters as GPT-2's for bytes and breaks them; here the token is what it says.
+    // There the library reads an added token's own letters as GPT-2's for bytes and breaks them; here the token is what
+    // it says.
     if (contains(all[i], "n\u00f3rm") || contains(all[i], "no\u0301rm")) continue;
     auto ids = vectors()["ids"][name_][i].get<std::vector<int64_t>>();
     const std::string whole = tokenizer_.decode(ids, /*skip_special=*/false);
@@ -60,7 +63,8 @@ TEST_P(TokenizerJsonGolden, TextsEqualTheLibrarys) {
     }
     if (!ids.empty()) ids.pop_back();
     const auto shorter = vectors()["skipped"][name_][i].get<std::string>();
-    // Of byte pieces in a row the library shows none when one character among them is broken; SentencePiece itself shows the others.
+    // Of byte pieces in a row the library shows none when one character among them is broken; SentencePiece itself
+    // shows the others.
     if (tokenizer_.kind() == TokenizerKind::kSentencePiece && contains(shorter, "\ufffd")) continue;
     EXPECT_EQ(tokenizer_.decode(ids), shorter) << all[i];
   }
@@ -80,7 +84,8 @@ TEST_P(TokenizerJsonGolden, StreamsWhatItDecodesAtOnce) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Kinds, TokenizerJsonGolden, testing::Values("llama3", "qwen2", "gpt2", "gpt2_prefix", "llama2", "llama2_first"));
+INSTANTIATE_TEST_SUITE_P(Kinds, TokenizerJsonGolden,
+                         testing::Values("llama3", "qwen2", "gpt2", "gpt2_prefix", "llama2", "llama2_first"));
 
 // What a vocabulary cannot say of added tokens.
 bool plain(const std::string& text) { return !contains(text, "strip>") && !contains(text, "rm>"); }
@@ -153,7 +158,8 @@ TEST(VocabularyOfSentencePiece, CarriesWhereBlanksGoInFront) {
 
 TEST(VocabularyOfSentencePiece, IsItsModelsAndItsAddedTokens) {
   const TempDir dir, copy;
-  test::write_tiny_tokenizer(dir.path(), R"({"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "chat_template": "[INST]",
+  test::write_tiny_tokenizer(
+      dir.path(), R"({"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "chat_template": "[INST]",
     "added_tokens_decoder": {"372": {"content": "<pad>", "special": true}, "371": {"content": "<tool>", "special": false}}})");
   const Tokenizer tokenizer(dir.path());
   const Vocabulary vocabulary = tokenizer.vocabulary();
@@ -245,11 +251,16 @@ TEST(TokenizerJson, NothingOfTheFileIsIdle) {
   };
   EXPECT_EQ(changed("qwen2", [](json&) {}), 0);
   EXPECT_GT(changed("qwen2", [](json& file) { file["normalizer"] = nullptr; }), 3);
-  EXPECT_GT(changed("qwen2", [](json& file) { file["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "\\S"; }), 3);
-  EXPECT_GT(changed("gpt2", [](json& file) { std::reverse(file["model"]["merges"].begin(), file["model"]["merges"].end()); }), 0);
-  EXPECT_GT(changed("gpt2", [](json& file) {
-              for (json& token : file["added_tokens"]) token["lstrip"] = token["rstrip"] = false;
-            }), 0);
+  EXPECT_GT(changed("qwen2", [](json& file) { file["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "\\S"; }),
+            3);
+  EXPECT_GT(
+      changed("gpt2", [](json& file) { std::reverse(file["model"]["merges"].begin(), file["model"]["merges"].end()); }),
+      0);
+  EXPECT_GT(changed("gpt2",
+                    [](json& file) {
+                      for (json& token : file["added_tokens"]) token["lstrip"] = token["rstrip"] = false;
+                    }),
+            0);
   EXPECT_GT(changed("gpt2_prefix", [](json& file) { file["pre_tokenizer"]["add_prefix_space"] = false; }), 20);
   EXPECT_GT(changed("llama2", [](json& file) { file["normalizer"]["normalizers"].erase(0); }), 20);
 }
@@ -297,7 +308,8 @@ class BadTokenizerJson : public testing::Test {
     json file = original(name);
     change(file);
     io::write_json_file(dir_ / "tokenizer.json", file);
-    const std::string what = error_of<DataError>([&] { Tokenizer(dir_.path()).encode("some text " + std::string(40, 'a') + " 123", {}); });
+    const std::string what =
+        error_of<DataError>([&] { Tokenizer(dir_.path()).encode("some text " + std::string(40, 'a') + " 123", {}); });
     EXPECT_CONTAINS(what, (dir_ / "tokenizer.json").string());
     return what;
   }
@@ -307,14 +319,19 @@ class BadTokenizerJson : public testing::Test {
 TEST_F(BadTokenizerJson, VocabulariesThatContradictThemselves) {
   EXPECT_CONTAINS(error([](json& file) { file["model"]["vocab"]["zqx"] = 5; }), "have the same id 5");
   EXPECT_CONTAINS(error([](json& file) { file["model"]["vocab"]["zqx"] = -1; }), "expected a whole number");
-  EXPECT_CONTAINS(error([](json& file) { file["model"]["vocab"]["zqx"] = 1LL << 40; }), "expected a whole number below");
+  EXPECT_CONTAINS(error([](json& file) { file["model"]["vocab"]["zqx"] = 1LL << 40; }),
+                  "expected a whole number below");
   EXPECT_CONTAINS(error([](json& file) { file["model"]["vocab"]["zqx"] = "7"; }), "expected a whole number");
   EXPECT_CONTAINS(error([](json& file) { file["model"]["vocab"] = json::object(); }), "expected an object with pieces");
   EXPECT_CONTAINS(error([](json& file) { file["model"]["vocab"] = {{"ab", 0}}; }), "single byte");
-  EXPECT_CONTAINS(error([](json& file) { file["model"]["merges"].push_back({"zq", "x"}); }), "is no piece of the vocabulary");
+  EXPECT_CONTAINS(error([](json& file) {
+                    file["model"]["merges"].push_back({"zq", "x"});
+                  }),
+                  "is no piece of the vocabulary");
   EXPECT_CONTAINS(error([](json& file) { file["model"]["merges"].push_back("abc"); }), "expected two pieces");
   EXPECT_CONTAINS(error([](json& file) { file["model"]["merges"].push_back({"a", "b", "c"}); }), "expected two pieces");
-  EXPECT_CONTAINS(error([](json& file) { file["added_tokens"][0]["id"] = 1LL << 33; }), "expected a whole number below");
+  EXPECT_CONTAINS(error([](json& file) { file["added_tokens"][0]["id"] = 1LL << 33; }),
+                  "expected a whole number below");
   EXPECT_CONTAINS(error([](json& file) { file["added_tokens"][0]["content"] = ""; }), "without text");
 }
 
@@ -325,11 +342,16 @@ TEST_F(BadTokenizerJson, WhatWouldChangeIdsIsRefused) {
   EXPECT_CONTAINS(error([](json& file) { file["normalizer"] = {{"type", "Lowercase"}}; }), "Lowercase");
   EXPECT_CONTAINS(error([](json& file) { file["pre_tokenizer"] = {{"type", "Whitespace"}}; }), "Whitespace");
   EXPECT_CONTAINS(error([](json& file) { file["pre_tokenizer"] = nullptr; }), "no pre_tokenizer");
-  EXPECT_CONTAINS(error([](json& file) { file["post_processor"] = {{"type", "RobertaProcessing"}}; }), "RobertaProcessing");
+  EXPECT_CONTAINS(error([](json& file) {
+                    file["post_processor"] = {{"type", "RobertaProcessing"}};
+                  }),
+                  "RobertaProcessing");
   EXPECT_CONTAINS(error([](json& file) { file["added_tokens"][0]["single_word"] = true; }), "single_word");
-  EXPECT_CONTAINS(error([](json& file) { file["pre_tokenizer"]["pretokenizers"][0]["behavior"] = "MergedWithNext"; }), "MergedWithNext");
+  EXPECT_CONTAINS(error([](json& file) { file["pre_tokenizer"]["pretokenizers"][0]["behavior"] = "MergedWithNext"; }),
+                  "MergedWithNext");
   EXPECT_CONTAINS(error([](json& file) { file["model"]["vocab"].erase("<0x41>"); }, "llama2"), "<0x41>");
-  EXPECT_CONTAINS(error([](json& file) { file["normalizer"]["normalizers"][1]["content"] = "_"; }, "llama2"), "Replace");
+  EXPECT_CONTAINS(error([](json& file) { file["normalizer"]["normalizers"][1]["content"] = "_"; }, "llama2"),
+                  "Replace");
 }
 
 TEST_F(BadTokenizerJson, Patterns) {
@@ -379,7 +401,12 @@ TEST(BadVocabulary, IsRefusedWithItsName) {
   EXPECT_CONTAINS(error([](Vocabulary& v) { v.eos = -7; }), "outside the vocabulary");
   EXPECT_CONTAINS(error([](Vocabulary& v) { v.pre_tokenizer = ""; }), "pre-tokenizer");
   EXPECT_CONTAINS(error([](Vocabulary& v) { v.merges.push_back("a b c"); }), "expected two pieces");
-  EXPECT_CONTAINS(error([](Vocabulary& v) { v.pieces[300] = {"<0x-1>", 0, PieceType::kByte}; }, "llama2"), "SentencePiece");
+  EXPECT_CONTAINS(error(
+                      [](Vocabulary& v) {
+                        v.pieces[300] = {"<0x-1>", 0, PieceType::kByte};
+                      },
+                      "llama2"),
+                  "SentencePiece");
 }
 
 std::string base64(std::string_view bytes) {
@@ -387,7 +414,8 @@ std::string base64(std::string_view bytes) {
   std::string text;
   for (size_t at = 0; at < bytes.size(); at += 3) {
     uint32_t bits = 0;
-    for (size_t i = 0; i < 3; ++i) bits = bits << 8 | (at + i < bytes.size() ? static_cast<unsigned char>(bytes[at + i]) : 0);
+    for (size_t i = 0; i < 3; ++i)
+      bits = bits << 8 | (at + i < bytes.size() ? static_cast<unsigned char>(bytes[at + i]) : 0);
     for (size_t i = 0; i < 4; ++i) text += at + i > bytes.size() ? '=' : kDigits[bits >> (18 - 6 * i) & 63];
   }
   return text;
@@ -398,7 +426,8 @@ TEST(Tiktoken, RanksAreIdsAndSpecialTokensFollow) {
   const TempDir dir;
   std::string file;
   int rank = 0;
-  for (int byte = 0; byte < 256; ++byte) file += message(base64(std::string(1, static_cast<char>(byte))), ' ', rank++, '\n');
+  for (int byte = 0; byte < 256; ++byte)
+    file += message(base64(std::string(1, static_cast<char>(byte))), ' ', rank++, '\n');
   for (const char* token : {"he", "ll", "llo", "hell", " w", "\n\n"}) file += message(base64(token), ' ', rank++, '\n');
   test::write_file(dir / "tokenizer.model", file);
   const Tokenizer tokenizer(dir.path());
@@ -421,7 +450,8 @@ TEST(Tiktoken, TokensLongerThanAnyModelsAreRefused) {
   const TempDir dir;
   const auto file = [](size_t length) {
     std::string text;
-    for (int byte = 0; byte < 256; ++byte) text += message(base64(std::string(1, static_cast<char>(byte))), ' ', byte, '\n');
+    for (int byte = 0; byte < 256; ++byte)
+      text += message(base64(std::string(1, static_cast<char>(byte))), ' ', byte, '\n');
     return text + base64(std::string(length, 'a')) + " 256\n";
   };
   test::write_file(dir / "tokenizer.model", file(1024));

@@ -54,7 +54,8 @@ class LlamaTokenizer : public testing::Test {
 TEST_F(LlamaTokenizer, GivesLlamaCppsIds) {
   const Tokenizer tokenizer = make();
   const fs::path folder = shared_dir() / "data/tokenizer";
-  const std::string input = read_file(folder / "llama_spm_vectors.inp"), output = read_file(folder / "llama_spm_vectors.out");
+  const std::string input = read_file(folder / "llama_spm_vectors.inp"),
+                    output = read_file(folder / "llama_spm_vectors.out");
   const std::string separator = "\n__ggml_vocab_test__\n";
   std::istringstream lines(output);
   std::string line;
@@ -107,7 +108,8 @@ TEST_F(LlamaTokenizer, ContinuationIsWhatStandsBehindOtherText) {
   EXPECT_NE(tokenizer.encode_continuation("A"), tokenizer.encode("A", {}));
   for (const std::string text :
        {" Hello", "  two blanks", "\nline", "\n\n  x", "\U0001F999", "\u00e9t\u00e9", "\t", "a b", " "}) {
-    EXPECT_EQ(joined(tokenizer.encode("x:\n", {}), tokenizer.encode_continuation(text)), tokenizer.encode("x:\n" + text, {}))
+    EXPECT_EQ(joined(tokenizer.encode("x:\n", {}), tokenizer.encode_continuation(text)),
+              tokenizer.encode("x:\n" + text, {}))
         << text;
   }
 }
@@ -116,7 +118,8 @@ TEST_F(LlamaTokenizer, SpeaksAsLmEvalDoes) {
   REQUIRE_SHARED("goldens/mmlu/scores.json");
   const fs::path folder = shared_dir() / "goldens/mmlu";
   const Tokenizer tokenizer(folder / "model");
-  const json prompts = json::parse(read_file(folder / "prompts.json")), scores = json::parse(read_file(folder / "scores.json"));
+  const json prompts = json::parse(read_file(folder / "prompts.json")),
+             scores = json::parse(read_file(folder / "scores.json"));
   const json& list = prompts.is_array() ? prompts : prompts["prompts"];
   int compared = 0;
   for (const json& row : scores["rows"]) {
@@ -164,13 +167,14 @@ TEST_F(TinyTokenizer, NeverTwoBos) {
 
 TEST_F(TinyTokenizer, RoundTripsAnyText) {
   const Tokenizer tokenizer = make();
-  const std::vector<std::string> texts = {"the",       " the",     "  the",  "a\nb", "\n", "tab\tx", "\u00fc\u4e2d\U0001F680",
-                                          "x  y   z ", "</s> <s>", "nul\0x"s};
+  const std::vector<std::string> texts = {
+      "the", " the", "  the", "a\nb", "\n", "tab\tx", "\u00fc\u4e2d\U0001F680", "x  y   z ", "</s> <s>", "nul\0x"s};
   for (const std::string& text : texts) {
     const Ids ids = tokenizer.encode(text, {.add_bos = true, .add_eos = true});
     EXPECT_EQ(tokenizer.decode(ids), text);
     EXPECT_EQ(streamed(tokenizer, ids), text);
-    EXPECT_EQ(joined(tokenizer.encode("ab", {}), tokenizer.encode_continuation(text)), tokenizer.encode("ab" + text, {}))
+    EXPECT_EQ(joined(tokenizer.encode("ab", {}), tokenizer.encode_continuation(text)),
+              tokenizer.encode("ab" + text, {}))
         << "'" << text << "'";
   }
 }
@@ -254,7 +258,8 @@ TEST_F(TinyTokenizer, FingerprintFollowsTheRules) {
   EXPECT_NE(make(R"({"legacy": false})").fingerprint(), plain);
   EXPECT_NE(make(R"({"add_bos_token": false})").fingerprint(), plain);
   EXPECT_NE(make(R"({"chat_template": "[INST]"})").fingerprint(), plain);
-  EXPECT_NE(make(R"({"chat_template": "[INST]"})").fingerprint(), make(R"({"chat_template": "<|im_start|>"})").fingerprint());
+  EXPECT_NE(make(R"({"chat_template": "[INST]"})").fingerprint(),
+            make(R"({"chat_template": "<|im_start|>"})").fingerprint());
   write_file(dir_ / "generation_config.json", R"({"eos_token_id": [2, 1]})");
   EXPECT_NE(make("{}").fingerprint(), plain);
 }
@@ -292,7 +297,8 @@ TEST_F(BadTokenizer, SaysWhatTheModelFileIs) {
 
 // The library would end the process over these.
 TEST_F(BadTokenizer, PiecesAreNotEmpty) {
-  EXPECT_CONTAINS(error("tokenizer.model", tiny_model() + piece_field(std::string("\0\0\xc0", 3), -1, kNormal)), "has a zero byte in it");
+  EXPECT_CONTAINS(error("tokenizer.model", tiny_model() + piece_field(std::string("\0\0\xc0", 3), -1, kNormal)),
+                  "has a zero byte in it");
   EXPECT_CONTAINS(error("tokenizer.model", tiny_model() + piece_field("", -1, kNormal)), "is empty");
   EXPECT_CONTAINS(error("tokenizer.model", tiny_model() + bytes_field(1, "\xff")), "is damaged");
 }

@@ -23,7 +23,8 @@ Ids whole(const fs::path& folder, const std::string& text) {
 std::vector<std::string> mixed_texts() {
   const std::vector<std::string> parts = {" ",  "  ",   "the",  "a",      "\n", "\u2581", "\u2581\u2581", "in", "ll",
                                           "\t", "\xff", "\xe4", "\u4e2d", "##", "."};
-  std::vector<std::string> texts = {"", " ", "   ", "\u2581", "\u2581 ", " \u2581", "the \u2581 the", "a\u2581 a", "nul\0 x"s};
+  std::vector<std::string> texts = {"",          " ",       "   ", "\u2581", "\u2581 ", " \u2581", "the \u2581 the",
+                                    "a\u2581 a", "nul\0 x"s};
   uint32_t state = 3;
   const auto next = [&] { return state = state * 1664525 + 1013904223, state >> 8; };
   for (int text = 0; text < 400; ++text) {

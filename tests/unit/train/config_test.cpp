@@ -29,8 +29,8 @@ TEST(TrainConfig, EveryProblemIsNamedAtOnce) {
   c.eval_interval = 5;
   std::string all;
   for (const std::string& problem : validate(c)) all += problem + "\n";
-  for (const char* word : {"model is missing", "data is missing", "linaer", "did you mean 'linear'", "rank is 0", "micro_batch_size 4", "learning_rate is -1",
-                           "qproj", "eval_data"}) {
+  for (const char* word : {"model is missing", "data is missing", "linaer", "did you mean 'linear'", "rank is 0",
+                           "micro_batch_size 4", "learning_rate is -1", "qproj", "eval_data"}) {
     EXPECT_NE(all.find(word), std::string::npos) << word << " in\n" << all;
   }
 }

@@ -59,7 +59,8 @@ class DataTest : public ::testing::Test {
   // The rows of an epoch in order, by their record; batch_size 1.
   static std::vector<int64_t> epoch_order(const TrainingData& data, int64_t epoch, int64_t count) {
     std::vector<int64_t> order;
-    for (int64_t step = epoch * count; step < (epoch + 1) * count; ++step) order.push_back(*records(data, step).begin());
+    for (int64_t step = epoch * count; step < (epoch + 1) * count; ++step)
+      order.push_back(*records(data, step).begin());
     return order;
   }
 
@@ -81,7 +82,8 @@ class DataTest : public ::testing::Test {
   static std::multiset<int64_t> records(const TrainingData& data, int64_t step) {
     std::multiset<int64_t> result;
     for (const text::Batch& batch : data.step(step)) {
-      for (const auto& [begin, end] : batch.segments) result.insert(batch.input_ids.reshape({-1})[begin + 1].item<int64_t>() - 10);
+      for (const auto& [begin, end] : batch.segments)
+        result.insert(batch.input_ids.reshape({-1})[begin + 1].item<int64_t>() - 10);
     }
     return result;
   }
@@ -108,7 +110,8 @@ TEST_F(DataTest, EveryEpochSeesEachExampleOnceAndStepsAreAFunctionOfTheirNumber)
   std::vector<std::vector<int64_t>> orders;
   for (int64_t epoch = 0; epoch < 3; ++epoch) {
     orders.push_back(epoch_order(single, epoch, 23));
-    EXPECT_TRUE(std::is_permutation(every.begin(), every.end(), orders.back().begin(), orders.back().end())) << "epoch " << epoch;
+    EXPECT_TRUE(std::is_permutation(every.begin(), every.end(), orders.back().begin(), orders.back().end()))
+        << "epoch " << epoch;
     EXPECT_NE(orders.back(), every);
   }
   EXPECT_NE(orders[0], orders[1]);
@@ -124,7 +127,8 @@ TEST_F(DataTest, PackedRowsHoldEverythingAndKeepSegmentsApart) {
   TrainConfig c = config();
   c.packing = true;
   const TrainingData data(c, nullptr, 100);
-  // 23 records of 4..8 tokens fill about nine rows of 16: the first two steps of four rows and the third are the epoch and more.
+  // 23 records of 4..8 tokens fill about nine rows of 16: the first two steps of four rows and the third are the epoch
+  // and more.
   std::multiset<int64_t> seen;
   bool several = false;
   for (int64_t step = 0; step < 3; ++step) {
@@ -151,7 +155,8 @@ TEST_F(DataTest, HeldOutExamplesAreNotTrainedOn) {
   for (int64_t i = 0; i < data.held_out_batches(); ++i) {
     const text::Batch batch = data.held_out_batch(i);
     EXPECT_LE(batch.rows(), c.micro_batch_size);
-    for (const auto& [begin, end] : batch.segments) held.insert(batch.input_ids.reshape({-1})[begin + 1].item<int64_t>() - 10);
+    for (const auto& [begin, end] : batch.segments)
+      held.insert(batch.input_ids.reshape({-1})[begin + 1].item<int64_t>() - 10);
   }
   EXPECT_EQ(held.size(), 5u);
   EXPECT_EQ(data.report().examples, 18);
@@ -196,7 +201,8 @@ TEST_F(DataTest, BadIdsAreSkippedAndCountedWhenBadRecordsAre) {
   EXPECT_EQ(data.report().examples, 10);
   ASSERT_EQ(data.bad().size(), 15u);
   const auto bad_in = [&](int64_t line) {
-    return std::count_if(data.bad().begin(), data.bad().end(), [&](const text::BadRecord& bad) { return bad.line == line; });
+    return std::count_if(data.bad().begin(), data.bad().end(),
+                         [&](const text::BadRecord& bad) { return bad.line == line; });
   };
   EXPECT_EQ(bad_in(10), 0);
   for (int64_t line = 11; line <= 25; ++line) EXPECT_EQ(bad_in(line), 1) << line;
@@ -207,7 +213,8 @@ TEST_F(DataTest, BadIdsAreSkippedAndCountedWhenBadRecordsAre) {
 
 TEST_F(DataTest, ALongTextIsTrainedWhole) {
   REQUIRE_SHARED("data/tokenizer/llama2.tokenizer.model");
-  test::write_file(dir_ / "tokenizer.model", test::read_file(test::shared_dir() / "data/tokenizer/llama2.tokenizer.model"));
+  test::write_file(dir_ / "tokenizer.model",
+                   test::read_file(test::shared_dir() / "data/tokenizer/llama2.tokenizer.model"));
   const text::Tokenizer tokenizer(dir_.path());
   std::string text = "Once";
   for (int i = 0; i < 400; ++i) text += message(" upon a time, ", i, " times,");

@@ -24,7 +24,8 @@ TEST(Estimate, ConfigJsonAloneTellsWhatLoadingTells) {
   test::write_random_dense(dir / "dense");
   test::quantize_to(dir / "dense", dir / "grouped", 4, 32);
   test::quantize_to(dir / "dense", dir / "rows", 3, quant::kWholeRow);
-  const std::pair<const char*, const char*> cases[] = {{"grouped", "qalora"}, {"rows", "qalora"}, {"dense", "lora"}, {"dense", "full"}};
+  const std::pair<const char*, const char*> cases[] = {
+      {"grouped", "qalora"}, {"rows", "qalora"}, {"dense", "lora"}, {"dense", "full"}};
   for (const auto& [folder, method] : cases) {
     const TrainConfig config = config_of(dir / folder, method);
     TrainingSubject subject(config, at::kFloat, c10::kCPU);
@@ -44,14 +45,16 @@ TEST(Estimate, WholeRowGroupsKeepOneNumberARow) {
     model.quantization = model::QuantizationConfig{4, group_size};
     return estimate_memory({model, at::kFloat, 0, 0}, config_of("m", "qalora"), 1, 100).activations;
   };
-  // Four distinct inputs of 64, 64, 64 and 160 numbers: one group each, against two of 128 for the longest, and groups of one.
+  // Four distinct inputs of 64, 64, 64 and 160 numbers: one group each, against two of 128 for the longest, and groups
+  // of one.
   EXPECT_EQ(activations(128) - activations(quant::kWholeRow), 100u * 2 * 4 * 1);
   EXPECT_EQ(activations(1) - activations(quant::kWholeRow), 100u * 2 * 4 * (64 * 3 + 160 - 4));
 }
 
 TEST(Estimate, WeightsCountUntilTheyAreLoaded) {
   Estimate estimate;
-  estimate.memory.weights = 100, estimate.memory.trained = 12, estimate.memory.activations = 4, estimate.memory.scratch = 4;
+  estimate.memory.weights = 100, estimate.memory.trained = 12, estimate.memory.activations = 4,
+  estimate.memory.scratch = 4;
   estimate.memory.loaded = 109;  // and the trained values and moments
   estimate.available_bytes = 119;
   EXPECT_FALSE(estimate.fits());

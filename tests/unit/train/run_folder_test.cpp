@@ -16,7 +16,9 @@ const std::string kToml = std::string("# ") + RunFolder::kConfigHeading + "\nmet
 class RunFolderTest : public ::testing::Test {
  protected:
   fs::path out() const { return dir_ / "run"; }
-  void write(const std::string& name, const std::string& content = "x") const { test::write_file(out() / name, content); }
+  void write(const std::string& name, const std::string& content = "x") const {
+    test::write_file(out() / name, content);
+  }
   bool exists(const std::string& name) const { return fs::exists(out() / name); }
 
   test::TempDir dir_;
@@ -39,7 +41,8 @@ TEST_F(RunFolderTest, SomebodyElsesFolderIsLeftAlone) {
   for (const bool force : {false, true}) {
     EXPECT_THROW(RunFolder(out(), false, force, kToml), UserError);
     EXPECT_THROW(RunFolder(out(), true, force, kToml), UserError);
-    for (const char* name : {"model/config.json", "config.toml", "checkpoints/notes.txt"}) EXPECT_TRUE(exists(name)) << name;
+    for (const char* name : {"model/config.json", "config.toml", "checkpoints/notes.txt"})
+      EXPECT_TRUE(exists(name)) << name;
   }
   fs::remove_all(out());
   fs::create_directories(out());
@@ -52,7 +55,9 @@ TEST_F(RunFolderTest, TwoRunsDoNotShareAFolder) {
   {
     const RunFolder first(out(), false, false, kToml);
     for (const bool resume : {true, false}) {
-      EXPECT_NE(reason([&] { RunFolder(out(), resume, true, kToml); }).find("another process is training in this folder"), std::string::npos);
+      EXPECT_NE(
+          reason([&] { RunFolder(out(), resume, true, kToml); }).find("another process is training in this folder"),
+          std::string::npos);
     }
   }
   EXPECT_EQ(reason([&] { RunFolder(out(), true, false, kToml); }), "");
@@ -60,13 +65,15 @@ TEST_F(RunFolderTest, TwoRunsDoNotShareAFolder) {
 
 TEST_F(RunFolderTest, ForceRemovesWhatTheOldRunWroteAndNothingElse) {
   RunFolder(out(), false, false, kToml);
-  for (const char* name : {"adapter/a", "best/a", "checkpoints/step-3/state.json", "metrics.jsonl", "loss.svg"}) write(name);
+  for (const char* name : {"adapter/a", "best/a", "checkpoints/step-3/state.json", "metrics.jsonl", "loss.svg"})
+    write(name);
   write("notes.txt");
   write("model/config.json");  // this run trains an adapter: the folder is somebody else's
   EXPECT_THROW(RunFolder(out(), false, false, kToml), UserError);
   EXPECT_TRUE(exists("adapter/a"));
   RunFolder(out(), false, true, std::string("# ") + RunFolder::kConfigHeading + "\nmethod = \"full\"\n");
-  for (const char* name : {"adapter", "best", "checkpoints/step-3", "metrics.jsonl", "loss.svg"}) EXPECT_FALSE(exists(name)) << name;
+  for (const char* name : {"adapter", "best", "checkpoints/step-3", "metrics.jsonl", "loss.svg"})
+    EXPECT_FALSE(exists(name)) << name;
   EXPECT_TRUE(exists("notes.txt"));
   EXPECT_TRUE(exists("model/config.json"));
   RunFolder(out(), false, true, kToml);
@@ -92,8 +99,11 @@ TEST_F(RunFolderTest, OverlapsWithInputsAreRefused) {
 
 TEST_F(RunFolderTest, ImpossiblePathsAreNamedAtOnce) {
   test::write_file(dir_ / "file.json", "{}");
-  const auto tried = [&](const fs::path& path) { return reason([&] { RunFolder::require_usable(path, false, false); }); };
-  EXPECT_NE(tried(dir_ / std::string(300, 'x')).find("too long"), std::string::npos) << tried(dir_ / std::string(300, 'x'));
+  const auto tried = [&](const fs::path& path) {
+    return reason([&] { RunFolder::require_usable(path, false, false); });
+  };
+  EXPECT_NE(tried(dir_ / std::string(300, 'x')).find("too long"), std::string::npos)
+      << tried(dir_ / std::string(300, 'x'));
   EXPECT_EQ(tried(dir_ / std::string(300, 'x'))[0], '5');
   EXPECT_NE(tried(dir_ / "file.json/x").find("file.json: is a file"), std::string::npos) << tried(dir_ / "file.json/x");
   EXPECT_EQ(tried(dir_ / "file.json")[0], '2');
@@ -105,19 +115,20 @@ TEST_F(RunFolderTest, ImpossiblePathsAreNamedAtOnce) {
 
 TEST_F(RunFolderTest, LeftoversOfAKilledRunGo) {
   RunFolder(out(), false, false, kToml);
-  for (const char* name : {"checkpoints/step-61.qalora-tmp-9820-1f/a", ".loss.svg.qalora-tmp-9818-1f", "adapter.qalora-tmp-77-1f/a",
-                           "best.qalora-old-9-1f/old", "checkpoints/step-4.qalora-old-9-1f/a", "best/new", "notes.qalora-tmp-5-1f",
-                           "adapter.old-thing"}) {
+  for (const char* name :
+       {"checkpoints/step-61.qalora-tmp-9820-1f/a", ".loss.svg.qalora-tmp-9818-1f", "adapter.qalora-tmp-77-1f/a",
+        "best.qalora-old-9-1f/old", "checkpoints/step-4.qalora-old-9-1f/a", "best/new", "notes.qalora-tmp-5-1f",
+        "adapter.old-thing"}) {
     write(name);
   }
   RunFolder(out(), true, false, kToml);
-  for (const char* name : {"checkpoints/step-61.qalora-tmp-9820-1f", ".loss.svg.qalora-tmp-9818-1f", "adapter.qalora-tmp-77-1f",
-                           "best.qalora-old-9-1f", "checkpoints/step-4.qalora-old-9-1f"}) {
+  for (const char* name : {"checkpoints/step-61.qalora-tmp-9820-1f", ".loss.svg.qalora-tmp-9818-1f",
+                           "adapter.qalora-tmp-77-1f", "best.qalora-old-9-1f", "checkpoints/step-4.qalora-old-9-1f"}) {
     EXPECT_FALSE(exists(name)) << name;
   }
   EXPECT_TRUE(exists("best/new"));
-  EXPECT_TRUE(exists("checkpoints/step-4/a"));  // killed between two renames: the only copy gets its name back
-  EXPECT_TRUE(exists("notes.qalora-tmp-5-1f"));   // not ours
+  EXPECT_TRUE(exists("checkpoints/step-4/a"));   // killed between two renames: the only copy gets its name back
+  EXPECT_TRUE(exists("notes.qalora-tmp-5-1f"));  // not ours
   EXPECT_TRUE(exists("adapter.old-thing"));
 }
 
@@ -137,7 +148,8 @@ TEST_F(RunFolderTest, CheckpointsArePrunedFromTheOldest) {
 TEST_F(RunFolderTest, MetricsEndWhereTheRunIsResumed) {
   const RunFolder folder(out(), false, false, kToml);
   for (int step = 1; step <= 4; ++step) folder.append_metrics({{"event", "step"}, {"step", step}});
-  test::write_file(out() / "metrics.jsonl", test::read_file(out() / "metrics.jsonl") + "{\"event\": \"st");  // half a line
+  test::write_file(out() / "metrics.jsonl",
+                   test::read_file(out() / "metrics.jsonl") + "{\"event\": \"st");  // half a line
   EXPECT_EQ(folder.metrics().size(), 4u);
   folder.truncate_metrics(2, false);
   ASSERT_EQ(folder.metrics().size(), 2u);

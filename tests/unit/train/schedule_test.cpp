@@ -13,14 +13,17 @@ TEST(Schedule, EqualsTransformers) {
   REQUIRE_SHARED("goldens/optimizer/optimizer.safetensors");
   const io::SafetensorsFile golden(test::shared_dir() / "goldens/optimizer/optimizer.safetensors");
   // Ours on the left honours warm-up under every name; theirs has a name of its own for a constant rate with it.
-  for (const auto& [ours, theirs] : {std::pair{"constant", "constant_with_warmup"}, {"linear", "linear_with_warmup"}, {"cosine", "cosine_with_warmup"}}) {
+  for (const auto& [ours, theirs] : {std::pair{"constant", "constant_with_warmup"},
+                                     {"linear", "linear_with_warmup"},
+                                     {"cosine", "cosine_with_warmup"}}) {
     const at::Tensor rates = golden.read(std::string("schedule.") + theirs);
     for (int64_t step = 0; step < rates.size(0); ++step) {
       // Past the end their cosine turns up again; ours stays at its last value.
       if (step > 50 && std::string(ours) == "cosine") break;
       EXPECT_NEAR(learning_rate_at(ours, 2e-4, 7, 50, step), rates[step].item<double>(), 1e-12) << ours << " " << step;
     }
-    EXPECT_GT(std::abs(learning_rate_at(ours, 2e-4, 6, 50, 3) - rates[3].item<double>()), 1e-6);  // must differ: another warm-up
+    EXPECT_GT(std::abs(learning_rate_at(ours, 2e-4, 6, 50, 3) - rates[3].item<double>()),
+              1e-6);  // must differ: another warm-up
   }
 }
 

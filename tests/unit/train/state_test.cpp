@@ -39,7 +39,8 @@ TEST(RunIdentity, StepsDecideUnderAFallingScheduleOnly) {
 TEST(RunIdentity, WhatDecidesTheNumbersIsComparedBothWays) {
   const TrainConfig config;
   const RunIdentity same = identity_of(config);
-  EXPECT_NE(refusal(same, identity_of(config, at::kBFloat16)).find("dtype=float32, now it is dtype=bfloat16"), std::string::npos);
+  EXPECT_NE(refusal(same, identity_of(config, at::kBFloat16)).find("dtype=float32, now it is dtype=bfloat16"),
+            std::string::npos);
   TrainConfig held_out = config;
   held_out.eval_examples = 6;
   EXPECT_NE(refusal(identity_of(held_out), same).find("eval_examples=6"), std::string::npos);
@@ -52,7 +53,8 @@ TEST(RunIdentity, WhatDecidesTheNumbersIsComparedBothWays) {
   EXPECT_NE(refusal(same, more).find("no colour, now it is colour=red"), std::string::npos) << refusal(same, more);
   RunIdentity started = same;
   started.initial_adapter_fingerprint = "abc";
-  EXPECT_NE(refusal(started, same).find("another initial_adapter (abc..., now none)"), std::string::npos) << refusal(started, same);
+  EXPECT_NE(refusal(started, same).find("another initial_adapter (abc..., now none)"), std::string::npos)
+      << refusal(started, same);
 }
 
 TEST(RunIdentity, IntervalsDecideNothing) {
@@ -70,9 +72,11 @@ TEST(State, ReadsOnlyWhatIsWhole) {
     test::write_file(dir / "state.json", text);
     return read_state(dir.path());
   };
-  const std::string identity = R"("identity": {"data_fingerprint": "d", "base_fingerprint": "b", "tokenizer_fingerprint": "t",
+  const std::string identity =
+      R"("identity": {"data_fingerprint": "d", "base_fingerprint": "b", "tokenizer_fingerprint": "t",
       "initial_adapter_fingerprint": "", "settings": ["rank=4"]})";
-  const std::string counts = R"("step": 4, "updates": 3, "skipped": 1, "skipped_in_a_row": 1, "tokens": 9, "trained_tokens": 5,
+  const std::string counts =
+      R"("step": 4, "updates": 3, "skipped": 1, "skipped_in_a_row": 1, "tokens": 9, "trained_tokens": 5,
       "threads": 2)";
   const SavedState saved = read("{" + counts + ", \"evaluation_due\": true, " + identity + "}");
   EXPECT_EQ(saved.state.step, 4);
