@@ -49,9 +49,9 @@ void run(CompareOptions& options) {
   require_model(options.other, "--other");
   if (!options.adapter.empty()) require_folder(options.adapter, "--adapter");
   require_input(options.data, "--data");
-  QALORA_REQUIRE(text::Tokenizer::exists(options.model), UserError, options.model,
-                 ": no tokenizer (tokenizer.model or tokenizer.json) in it; copy the one that belongs to the model "
-                 "into the folder");
+  QALORA_REQUIRE(
+      text::Tokenizer::exists(options.model), UserError, options.model,
+      ": no tokenizer (tokenizer.model or tokenizer.json) in it; copy the one that belongs to the model into the folder");
   const text::Tokenizer tokenizer{fs::path(options.model)};
   if (text::Tokenizer::exists(options.other) &&
       text::Tokenizer(fs::path(options.other)).fingerprint() != tokenizer.fingerprint()) {

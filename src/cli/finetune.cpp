@@ -234,8 +234,7 @@ Command make_finetune(CLI::App& root) {
   CLI::App* app = root.add_subcommand("finetune", "Train an adapter on a quantised model (or LoRA, or all weights)");
   options->app = app;
   app->footer(
-      "Examples:\n  qalora finetune --config configs/alpaca-7b.toml --model llama-7b-int4 --data alpaca.json --out "
-      "run\n"
+      "Examples:\n  qalora finetune --config configs/alpaca-7b.toml --model llama-7b-int4 --data alpaca.json --out run\n"
       "  qalora finetune --config run/config.toml --resume --steps 20000\n");
   app->add_option("--config", options->config_file, "TOML file with the keys below; flags win over it")
       ->type_name("FILE");

@@ -19,8 +19,7 @@ namespace {
 constexpr const char* kExamples =
     "Examples:\n"
     "  qalora generate --model llama-7b-int4 --prompt 'The capital of France is' --max-tokens 20\n"
-    "  qalora generate --model llama-7b-int4 --adapter run --template alpaca --prompt 'Name three rivers.' --top-p "
-    "0.9\n";
+    "  qalora generate --model llama-7b-int4 --adapter run --template alpaca --prompt 'Name three rivers.' --top-p 0.9\n";
 
 struct PromptOptions {
   std::shared_ptr<CommonOptions> common;
@@ -60,9 +59,9 @@ void run(PromptOptions& options) {
   const text::TemplateKind kind = text::parse_template(options.kind);
   require_model(options.model, "--model");
   if (!options.adapter.empty()) require_folder(options.adapter, "--adapter");
-  QALORA_REQUIRE(text::Tokenizer::exists(options.model), UserError, options.model,
-                 ": no tokenizer (tokenizer.model or tokenizer.json) in it; copy the one that belongs to the model "
-                 "into the folder");
+  QALORA_REQUIRE(
+      text::Tokenizer::exists(options.model), UserError, options.model,
+      ": no tokenizer (tokenizer.model or tokenizer.json) in it; copy the one that belongs to the model into the folder");
   const text::Tokenizer tokenizer{fs::path(options.model)};
   const std::string prompt = read_prompt(options);
   const std::vector<int64_t> ids = text::make_prompt(tokenizer, kind, prompt);

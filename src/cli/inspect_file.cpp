@@ -233,10 +233,10 @@ json inspect_file(const fs::path& path) {
                  ": a tokenizer is read under the name tokenizer.model, in its own folder");
   QALORA_REQUIRE(!start.starts_with("GGUF"), DataError, path.string(),
                  ": a GGUF file; files are known by their ending, so rename it to .gguf");
-  throw DataError(message(path.string(),
-                          ": not a kind of file that is known here; expected .safetensors, .gguf, .bin, .pt, .pth, "
-                          "tokenizer.model, .toml, .svg, "
-                          "metrics.jsonl, or data (.json, .jsonl, .csv, .txt)"));
+  throw DataError(message(
+      path.string(),
+      ": not a kind of file that is known here; expected .safetensors, .gguf, .bin, .pt, .pth, tokenizer.model, .toml, .svg, "
+      "metrics.jsonl, or data (.json, .jsonl, .csv, .txt)"));
 }
 
 }  // namespace qalora::cli

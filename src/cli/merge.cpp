@@ -116,8 +116,7 @@ void run(MergeOptions& options) {
   }
   if (!report.logits.decides()) {
     log::warn(
-        "the adapter changes the logits by no more than rounding does: it is untrained, or was trained very little; "
-        "the offsets alone "
+        "the adapter changes the logits by no more than rounding does: it is untrained, or was trained very little; the offsets alone "
         "prove this merge");
   }
   log::info(message("merged and verified: wrote ", options.out, " in ", format_duration(seconds)));

@@ -68,8 +68,7 @@ void advise_rtn(const QuantizeOptions& options) {
   }
   if (options.bits == 4) {
     log::info(
-        "rounding to nearest; GPTQ loses less, at 4 bits too: give --calibration FILE, for example the data you will "
-        "fine-tune on");
+        "rounding to nearest; GPTQ loses less, at 4 bits too: give --calibration FILE, for example the data you will fine-tune on");
     return;
   }
   log::warn(message("rounding to nearest at ", options.bits,
@@ -84,9 +83,10 @@ void check_options(const QuantizeOptions& options) {
   const bool known = options.method.empty() || options.method == "rtn" || options.method == "gptq";
   QALORA_REQUIRE(known, UserError, "--method ", options.method, ": not known",
                  did_you_mean(options.method, {"rtn", "gptq"}), "; expected gptq or rtn");
-  QALORA_REQUIRE(options.method != "gptq" || !options.calibration.empty(), UserError,
-                 "--method gptq: needs --calibration FILE, text or records that the model's inputs look like, for "
-                 "example the data you will fine-tune on");
+  QALORA_REQUIRE(
+      options.method != "gptq" || !options.calibration.empty(), UserError,
+      "--method gptq: needs --calibration FILE, text or records that the model's inputs look like, for example the "
+      "data you will fine-tune on");
   if (!options.is_gptq()) check_rtn(options);
   require_model(options.model, "--model");
   if (options.is_gptq()) require_input(options.calibration, "--calibration");

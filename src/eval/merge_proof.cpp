@@ -23,12 +23,9 @@ constexpr size_t kSequences = 4;
 constexpr int64_t kLength = 128;  // tokens of a sequence at most
 
 constexpr const char* kText =
-    "A river that leaves the mountains carries stones, then sand, and at last only mud. Where it slows down it drops "
-    "what it can no "
-    "longer hold, and over the centuries it builds a plain. Farmers settle there because the soil is deep; they count "
-    "the floods, "
-    "name the fields, and quarrel about bridges. In 1847 the village had 312 people, two mills and a school. Question: "
-    "what does a "
+    "A river that leaves the mountains carries stones, then sand, and at last only mud. Where it slows down it drops what it can no "
+    "longer hold, and over the centuries it builds a plain. Farmers settle there because the soil is deep; they count the floods, "
+    "name the fields, and quarrel about bridges. In 1847 the village had 312 people, two mills and a school. Question: what does a "
     "slow river leave behind? Answer: the finest part of its load.";
 
 bool usable(const std::vector<int64_t>& ids, const model::LlamaConfig& config) {

@@ -144,10 +144,9 @@ std::vector<double> log_likelihoods(const model::Llama& model, const at::Tensor&
     out.insert(out.end(), data, data + count);
   }
   for (size_t i = 0; i < out.size(); ++i) {
-    QALORA_REQUIRE(std::isfinite(out[i]), DataError, "the model gives token ", targets[i], " a log-likelihood of ",
-                   out[i],
-                   ": its weights or activations are not finite; check the checkpoint with 'qalora inspect', or use "
-                   "--dtype float32");
+    QALORA_REQUIRE(
+        std::isfinite(out[i]), DataError, "the model gives token ", targets[i], " a log-likelihood of ", out[i],
+        ": its weights or activations are not finite; check the checkpoint with 'qalora inspect', or use --dtype float32");
   }
   return out;
 }

@@ -16,10 +16,10 @@ void require_exact(const std::string& out, const MergeReport& report) {
                  " roundings away from base + scaling * B A, expected at most 1; please report "
                  "this with the adapter's adapter_config.json");
   const MergeProof& proof = report.logits;
-  QALORA_REQUIRE(!(proof.tolerance == 0), VerificationError, out,
-                 ": not written: the logits of base + adapter do not depend on the offsets, so nothing can be proved; "
-                 "the adapter is so "
-                 "large that the model overflows");
+  QALORA_REQUIRE(
+      !(proof.tolerance == 0), VerificationError, out,
+      ": not written: the logits of base + adapter do not depend on the offsets, so nothing can be proved; the adapter is so "
+      "large that the model overflows");
   QALORA_REQUIRE(proof.verified(), VerificationError, out,
                  ": not written: the merged model's logits differ from base + adapter by ", proof.max_logit_difference,
                  ", rounding explains at most ", proof.tolerance, " on ", proof.tokens,

@@ -13,6 +13,7 @@
 
 #include "expand.h"
 #include "folder.h"
+#include "q4_1_check.h"
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
 #include "qalora/core/progress.h"
@@ -157,72 +158,6 @@ class LargestError {
  private:
   std::mutex mutex_;
   double largest_ = 0;
-};
-
-struct Extent {
-  uint8_t least, most;
-};
-
-// Of a block's codes: [32] u8. Plain comparisons, so that the compiler makes vector code of them.
-Extent extent(const uint8_t* codes) {
-  Extent result{255, 0};
-  for (int i = 0; i < io::kGgufBlock; ++i) {
-    result.least = codes[i] < result.least ? codes[i] : result.least;
-    result.most = codes[i] > result.most ? codes[i] : result.most;
-  }
-  return result;
-}
-
-// Reads rows back as they were written and holds them beside what they should be. One object a thread: it keeps the
-// rows' buffers.
-class RowCheck {
- public:
-  explicit RowCheck(const quant::PackedWeight& weight)
-      : weight_(weight),
-        blocks_(weight.in_features / io::kGgufBlock),
-        codes_(static_cast<size_t>(weight.in_features)),
-        packed_(static_cast<size_t>(weight.codes.size(1))),
-        scales_(static_cast<size_t>(blocks_)),
-        offsets_(scales_.size()) {}
-
-  // The codes must be the same. The error of a block is largest at its smallest or its largest code, because it is
-  // linear in the code; returned in steps of the grid.
-  double error(int64_t row, const std::byte* written) {
-    const int64_t words = weight_.codes.size(1), groups = weight_.groups();
-    io::gguf_row_codes(GgufType::kQ4_1, written, blocks_, 8, reinterpret_cast<uint32_t*>(codes_.data()));
-    if (weight_.bits == 4) {
-      io::gguf_row_codes(GgufType::kQ4_1, written, blocks_, 4, packed_.data());
-    } else {
-      kernels::pack_row(codes_.data(), weight_.in_features, weight_.bits, packed_.data());
-    }
-    const auto* exact = weight_.codes.const_data_ptr<int32_t>() + row * words;
-    QALORA_CHECK(std::memcmp(exact, packed_.data(), packed_.size() * 4) == 0,
-                 "the codes that were written are those of row ", row);
-    io::gguf_row_scales(GgufType::kQ4_1, written, blocks_, scales_.data());
-    io::gguf_row_offsets(GgufType::kQ4_1, written, blocks_, offsets_.data());
-    const float* scales = weight_.scales.const_data_ptr<float>() + row * groups;
-    const float* offsets = weight_.offsets.const_data_ptr<float>() + row * groups;
-    const int64_t blocks_of_group = weight_.group_size / io::kGgufBlock;
-    double largest = 0;
-    for (int64_t b = 0, group = 0; b < blocks_; ++b) {
-      if (b > 0 && b % blocks_of_group == 0) ++group;
-      const double scale = scales[group], offset = offsets[group];
-      const double of_scale = scales_[static_cast<size_t>(b)] - scale,
-                   of_offset = offsets_[static_cast<size_t>(b)] - offset;
-      if (of_scale == 0 && of_offset == 0) continue;
-      const auto [least, most] = extent(codes_.data() + b * io::kGgufBlock);
-      const double error = std::max(std::abs(of_scale * least + of_offset), std::abs(of_scale * most + of_offset));
-      if (error != 0) largest = std::max(largest, error / (scale != 0 ? std::abs(scale) : std::abs(offset)));
-    }
-    return largest;
-  }
-
- private:
-  const quant::PackedWeight& weight_;
-  int64_t blocks_;
-  std::vector<uint8_t> codes_;
-  std::vector<uint32_t> packed_;
-  std::vector<float> scales_, offsets_;
 };
 
 class Exporter {

@@ -48,21 +48,18 @@ text::Vocabulary vocabulary_of(const Source& source, std::vector<std::string>& n
     if (vocabulary.kind == text::TokenizerKind::kSentencePiece && vocabulary.add_space_prefix) {
       if (!vocabulary.legacy) {
         notes.emplace_back(
-            "llama.cpp puts a blank in front of text behind a special token as well, this tokenizer only at the very "
-            "front: there "
+            "llama.cpp puts a blank in front of text behind a special token as well, this tokenizer only at the very front: there "
             "the ids differ");
       }
       if (vocabulary.prefix_only_without) {
         notes.emplace_back(
-            "llama.cpp puts a blank in front of a text that begins with one as well, this tokenizer does not: there "
-            "the ids differ");
+            "llama.cpp puts a blank in front of a text that begins with one as well, this tokenizer does not: there the ids differ");
       }
     }
     return vocabulary;
   }
   notes.emplace_back(
-      "the model has no tokenizer beside it: the file's tokens are placeholders, so that the engine takes and gives "
-      "ids, not text");
+      "the model has no tokenizer beside it: the file's tokens are placeholders, so that the engine takes and gives ids, not text");
   return text::placeholder_vocabulary(source.config.vocab_size);
 }
 

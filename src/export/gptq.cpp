@@ -127,14 +127,13 @@ void require_all_packed(const Source& source) {
                                 const at::Tensor& offsets, int bits, int64_t index) {
   const int64_t row = index / scales.size(1), group = index % scales.size(1);
   const double scale = scales[row][group].item<double>(), offset = offsets[row][group].item<double>();
-  throw UserError(
-      message(source.checkpoint.file_of(matrix.module + ".biases").string(), ": tensor '", matrix.module,
-              ".biases': row ", row, ", group ", group, ": the offset ", offset,
-              " is not -scale * zero with a whole zero point of ", bits, " bits (scale ", scale,
-              "), and GPTQ's files hold no others: a merged adapter or fitted offsets would be rounded away. "
-              "--to gguf and --to mlx hold real offsets; or export the base that was not merged with --to gptq and its "
-              "adapter with "
-              "--to lora"));
+  throw UserError(message(
+      source.checkpoint.file_of(matrix.module + ".biases").string(), ": tensor '", matrix.module, ".biases': row ", row,
+      ", group ", group, ": the offset ", offset, " is not -scale * zero with a whole zero point of ", bits,
+      " bits (scale ", scale,
+      "), and GPTQ's files hold no others: a merged adapter or fitted offsets would be rounded away. "
+      "--to gguf and --to mlx hold real offsets; or export the base that was not merged with --to gptq and its adapter with "
+      "--to lora"));
 }
 
 // Scales and offsets of a matrix, whose codes are not needed to know whether GPTQ can hold it.

@@ -27,11 +27,11 @@ at::Tensor input_order(const std::string& name, const at::Tensor& groups_of, int
                    ", there are ", groups, " groups of ", group_size, " inputs");
     int64_t& place = next[static_cast<size_t>(group)];
     // Every place is taken once: where one group has too many inputs, another has too few.
-    QALORA_REQUIRE(place < std::min((group + 1) * group_size, in_features), DataError, name, ": group ", group,
-                   " has more than ", std::min(group_size, in_features - group * group_size),
-                   " inputs; groups of unequal size cannot be brought into contiguous groups. Start from the dense "
-                   "checkpoint ('qalora "
-                   "quantize'), or from one that was quantised without act-order (desc_act)");
+    QALORA_REQUIRE(
+        place < std::min((group + 1) * group_size, in_features), DataError, name, ": group ", group, " has more than ",
+        std::min(group_size, in_features - group * group_size),
+        " inputs; groups of unequal size cannot be brought into contiguous groups. Start from the dense checkpoint ('qalora "
+        "quantize'), or from one that was quantised without act-order (desc_act)");
     sorted = sorted && place == i;
     order.data_ptr<int64_t>()[place++] = i;
   }

@@ -358,9 +358,9 @@ class PickleMachine {
                       pickle_.kind(items[2]) == Kind::kText;
     QALORA_REQUIRE(good, DataError, where(), ": byte ", reader_.position(), ": ", pickle_.describe(id),
                    " does not describe a storage");
-    QALORA_REQUIRE(items.size() == 5 || pickle_.kind(items[5]) == Kind::kNone, DataError, where(),
-                   ": a storage is a part of another one, as PyTorch before 0.4 wrote; load and save the file with a "
-                   "newer PyTorch");
+    QALORA_REQUIRE(
+        items.size() == 5 || pickle_.kind(items[5]) == Kind::kNone, DataError, where(),
+        ": a storage is a part of another one, as PyTorch before 0.4 wrote; load and save the file with a newer PyTorch");
     const Name& type = name_of(items[1]);
     QALORA_REQUIRE(type.dtype.has_value(), DataError, where(), ": ", type.name, " is no storage of known numbers");
     const PickleStorage storage = {

@@ -35,8 +35,7 @@ std::string foreign(std::string_view start) {
     return "this file is compressed; unpack it first";
   }
   if (start.size() > 262 && start.substr(257, 5) == "ustar") {
-    return "this is a tar archive, as PyTorch wrote before 0.1.10; load it with an older PyTorch and save it with a "
-           "newer one";
+    return "this is a tar archive, as PyTorch wrote before 0.1.10; load it with an older PyTorch and save it with a newer one";
   }
   if (start.starts_with("<!") || start.starts_with("<htm")) return "this is a web page; the download went wrong";
   if (start.starts_with("\x80")) return "this is a Python pickle, but none of torch.save; it is never opened";
@@ -100,9 +99,9 @@ void TorchFile::open_zip() {
   }
   QALORA_REQUIRE(!root.empty(), DataError, name, ": a zip archive without data.pkl, not a file of torch.save");
   const auto& entries = archive.entries();
-  QALORA_REQUIRE(!entries.contains(root + "/constants.pkl"), DataError, name,
-                 ": this is a TorchScript program (torch.jit.save), not a dictionary of tensors; save the state_dict() "
-                 "with torch.save");
+  QALORA_REQUIRE(
+      !entries.contains(root + "/constants.pkl"), DataError, name,
+      ": this is a TorchScript program (torch.jit.save), not a dictionary of tensors; save the state_dict() with torch.save");
   const auto order = entries.find(root + "/byteorder");
   QALORA_REQUIRE(
       order == entries.end() || view_of(order->second) == "little", DataError, name,

@@ -211,10 +211,10 @@ std::optional<QuantizationConfig> parse_quantization(const Reader& config) {
   const Reader quantization(config.at(key), message(config.name(), ": ", key));
   if (quantization.has("quant_method")) {
     const std::string method = quantization.text("quant_method", "");
-    throw DataError(message(quantization.name(), ": quant_method '", method,
-                            "' is not read in this layout; start from the dense checkpoint and run 'qalora quantize', "
-                            "or from a GPTQ, AWQ or "
-                            "MLX checkpoint"));
+    throw DataError(message(
+        quantization.name(), ": quant_method '", method,
+        "' is not read in this layout; start from the dense checkpoint and run 'qalora quantize', or from a GPTQ, AWQ or "
+        "MLX checkpoint"));
   }
   QuantizationConfig result = parse_bits(quantization);
   for (const auto& [name, value] : config.at(key).items()) {

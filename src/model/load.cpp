@@ -247,22 +247,21 @@ void require_base(const io::AdapterConfig& adapter, const BaseIdentity& base) {
   QALORA_REQUIRE(adapter.base_fingerprint.empty() || adapter.base_fingerprint == base.fingerprint, DataError,
                  "the adapter was trained on another base: the fingerprint of its codes and scales is ",
                  shown(adapter.base_fingerprint), ", this model's is ", shown(base.fingerprint), advice);
-  QALORA_REQUIRE(adapter.base_state_fingerprint.empty() || adapter.base_state_fingerprint == base.state, DataError,
-                 "the adapter was trained on another state of this base: the codes and scales are the same, but "
-                 "offsets or dense tensors "
-                 "are not (another adapter was merged into one of the two?): their fingerprint is ",
-                 shown(adapter.base_state_fingerprint), ", this model's is ", shown(base.state), advice);
+  QALORA_REQUIRE(
+      adapter.base_state_fingerprint.empty() || adapter.base_state_fingerprint == base.state, DataError,
+      "the adapter was trained on another state of this base: the codes and scales are the same, but offsets or dense tensors "
+      "are not (another adapter was merged into one of the two?): their fingerprint is ",
+      shown(adapter.base_state_fingerprint), ", this model's is ", shown(base.state), advice);
 }
 
 void require_known_order(const io::AdapterConfig& adapter, const std::string& module, bool sorted) {
   const bool known = adapter.pooling == io::Pooling::kNone || !adapter.base_fingerprint.empty();
-  QALORA_REQUIRE(!sorted || known, DataError, "module '", module,
-                 "': the base's groups are not of inputs that lie side by side (act-order), ",
-                 "and the adapter does not say that it was trained here: other programs pool inputs that do lie side "
-                 "by side, which is constant ",
-                 "inside no group of this base, so it can neither be merged nor run here. Train one with 'qalora "
-                 "finetune' on this base, or the ",
-                 "other program's on a base without act-order");
+  QALORA_REQUIRE(
+      !sorted || known, DataError, "module '", module,
+      "': the base's groups are not of inputs that lie side by side (act-order), ",
+      "and the adapter does not say that it was trained here: other programs pool inputs that do lie side by side, which is constant ",
+      "inside no group of this base, so it can neither be merged nor run here. Train one with 'qalora finetune' on this base, or the ",
+      "other program's on a base without act-order");
 }
 
 void attach_adapter(Llama& model, const io::AdapterFile& file, const BaseIdentity& base) {

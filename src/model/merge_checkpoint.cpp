@@ -101,21 +101,21 @@ void check_mergeable(const io::Checkpoint& base, const fs::path& adapter_folder,
   }
   const LlamaConfig config = read_config(base);
   const io::AdapterConfig& settings = adapter.config;
-  QALORA_REQUIRE(settings.pooling != io::Pooling::kNone, DataError, where,
-                 ": an ordinary LoRA (no pooling): what it adds differs inside a group of inputs, so it does not fit "
-                 "into the offsets; "
-                 "train with method = \"qalora\" on the quantised model, or keep the adapter beside it with --adapter");
-  QALORA_REQUIRE(config.quantization.has_value(), UserError, folder,
-                 ": a dense model; merge moves the offsets of a quantised one. Give the checkpoint that 'qalora "
-                 "quantize' wrote and the adapter "
-                 "was trained on");
+  QALORA_REQUIRE(
+      settings.pooling != io::Pooling::kNone, DataError, where,
+      ": an ordinary LoRA (no pooling): what it adds differs inside a group of inputs, so it does not fit into the offsets; "
+      "train with method = \"qalora\" on the quantised model, or keep the adapter beside it with --adapter");
+  QALORA_REQUIRE(
+      config.quantization.has_value(), UserError, folder,
+      ": a dense model; merge moves the offsets of a quantised one. Give the checkpoint that 'qalora quantize' wrote and the adapter "
+      "was trained on");
   refuse_other_groups(settings, *config.quantization, where, folder);
   require_not_merged(base.folder(), adapter_folder);
-  QALORA_REQUIRE(!settings.base_fingerprint.empty() || accept_unknown_base, DataError, where,
-                 ": does not say on which base it was trained (no base_fingerprint), and merged into another one it "
-                 "would be noise; if "
-                 "you know that it was ",
-                 folder, ", say so with --accept-unknown-base");
+  QALORA_REQUIRE(
+      !settings.base_fingerprint.empty() || accept_unknown_base, DataError, where,
+      ": does not say on which base it was trained (no base_fingerprint), and merged into another one it would be noise; if "
+      "you know that it was ",
+      folder, ", say so with --accept-unknown-base");
   try {
     require_base(settings, base_identity(base));
   } catch (const DataError& error) {
@@ -178,15 +178,13 @@ int64_t merge_checkpoint(const io::Checkpoint& base, const fs::path& adapter_fol
   progress.finish();
   if (narrow_scales) {
     log::warn(
-        "this base's scales are 16-bit numbers and stay so; MLX computes in the scales' dtype and would round the "
-        "merged fp32 "
+        "this base's scales are 16-bit numbers and stay so; MLX computes in the scales' dtype and would round the merged fp32 "
         "offsets. qalora does not");
   }
   const auto sorted = [](const auto& tensor) { return tensor.name.ends_with(".g_idx"); };
   if (std::ranges::any_of(plan, sorted)) {
     log::warn(
-        "the groups of this base are of inputs that do not lie side by side (act-order); their order is kept in "
-        "tensors '.g_idx', which "
+        "the groups of this base are of inputs that do not lie side by side (act-order); their order is kept in tensors '.g_idx', which "
         "qalora reads and MLX does not");
   }
   nlohmann::json derived = derived_config(source, config, config.quantization);

@@ -30,10 +30,10 @@ void check_hessian(const std::string& name, const at::Tensor& hessian) {
   QALORA_CHECK(hessian.scalar_type() == at::kFloat && hessian.dim() == 2 && hessian.size(0) == hessian.size(1) &&
                    hessian.size(0) > 0,
                "a Hessian of shape ", hessian.sizes());
-  QALORA_REQUIRE(at::isfinite(hessian.sum(at::kDouble)).item<bool>(), DataError, name,
-                 ": H = 2/n X^T X of the layer's inputs is not finite: the model's activations overflow before this "
-                 "layer; calibrate in "
-                 "float32, or with other data");
+  QALORA_REQUIRE(
+      at::isfinite(hessian.sum(at::kDouble)).item<bool>(), DataError, name,
+      ": H = 2/n X^T X of the layer's inputs is not finite: the model's activations overflow before this layer; calibrate in "
+      "float32, or with other data");
 }
 
 // Inputs that were always zero: H gets the mean of the other inputs there, so that it can be factored. Their weights

@@ -11,10 +11,10 @@ namespace {
 // k * (B A) in f64 [out_features, groups]
 at::Tensor change_in_double(const std::string& name, const io::AdapterConfig& config, const io::AdapterWeights& adapter,
                             int64_t in_features, int64_t group_size) {
-  QALORA_REQUIRE(config.pooling != io::Pooling::kNone, DataError, name,
-                 ": the adapter is an ordinary LoRA (no pooling), whose change is not constant inside a group; only a "
-                 "QA-LoRA adapter "
-                 "(pooling sum or mean) merges into offsets");
+  QALORA_REQUIRE(
+      config.pooling != io::Pooling::kNone, DataError, name,
+      ": the adapter is an ordinary LoRA (no pooling), whose change is not constant inside a group; only a QA-LoRA adapter "
+      "(pooling sum or mean) merges into offsets");
   const bool same_groups =
       config.group_size == group_size || (config.group_size == kWholeRow && group_size == in_features);
   QALORA_REQUIRE(same_groups, DataError, name, ": the adapter pools groups of ", config.group_size,

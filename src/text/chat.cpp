@@ -127,8 +127,7 @@ const Family& known_family(const Tokenizer& tokenizer) {
   const Family* family = family_of(tokenizer.chat_template());
   QALORA_REQUIRE(
       family != nullptr, DataError, tokenizer.folder().string(),
-      ": its chat_template is none that is known; expected the markers of Llama-2, Mistral, ChatML, Zephyr or Llama-3. "
-      "Set "
+      ": its chat_template is none that is known; expected the markers of Llama-2, Mistral, ChatML, Zephyr or Llama-3. Set "
       "template to alpaca or none, or remove chat_template from tokenizer_config.json to train \"### Human\"");
   return *family;
 }

@@ -180,9 +180,9 @@ int64_t Dataset::Impl::take(const Chunk& chunk) {
   const json record = parse(view(file).substr(chunk.begin, chunk.end - chunk.begin));
   if (format == DataFormat::kAuto) {
     const DataFormat found = detect_format(record);
-    QALORA_REQUIRE(found != DataFormat::kAuto, DataError, "no known format has the keys ", key_names(record),
-                   "; expected for example 'instruction' and 'output' (alpaca), 'inputs' and 'targets' (flan), "
-                   "'messages' or 'text'");
+    QALORA_REQUIRE(
+        found != DataFormat::kAuto, DataError, "no known format has the keys ", key_names(record),
+        "; expected for example 'instruction' and 'output' (alpaca), 'inputs' and 'targets' (flan), 'messages' or 'text'");
     const size_t records = read_records(record, found).size();
     format = found;  // only a record that is whole decides for the rest
     return static_cast<int64_t>(records);

@@ -34,10 +34,10 @@ std::string pre_tokenizer_of(const io::GgufContents& file) {
         {"gpt-2", {"gpt-2"}}}) {
     if (names.contains(name)) return rule;
   }
-  throw DataError(message(file.name, ": metadata '", kPre, "' is '", name.substr(0, 60),
-                          "', a rule of cutting text that is not known here "
-                          "(llama-bpe, qwen2 and gpt-2 are); put the original model's tokenizer.json beside a "
-                          "converted copy of the weights"));
+  throw DataError(message(
+      file.name, ": metadata '", kPre, "' is '", name.substr(0, 60),
+      "', a rule of cutting text that is not known here "
+      "(llama-bpe, qwen2 and gpt-2 are); put the original model's tokenizer.json beside a converted copy of the weights"));
 }
 
 bool is_byte_piece(std::string_view text) {
@@ -132,9 +132,9 @@ void check_writable(const Vocabulary& vocabulary, int64_t rows, const std::strin
   const auto count = static_cast<int64_t>(vocabulary.pieces.size());
   QALORA_REQUIRE(count <= rows, DataError, name, ": the tokenizer has ", count, " tokens, the embedding only ", rows,
                  " rows; llama.cpp wants as many of one as of the other");
-  QALORA_REQUIRE(vocabulary.kind == TokenizerKind::kSentencePiece || !vocabulary.pre_tokenizer.empty(), DataError, name,
-                 ": the tokenizer cuts text by a rule that llama.cpp has no name for (it is neither LLaMA 3's, Qwen2's "
-                 "nor GPT-2's)");
+  QALORA_REQUIRE(
+      vocabulary.kind == TokenizerKind::kSentencePiece || !vocabulary.pre_tokenizer.empty(), DataError, name,
+      ": the tokenizer cuts text by a rule that llama.cpp has no name for (it is neither LLaMA 3's, Qwen2's nor GPT-2's)");
   if (vocabulary.kind == TokenizerKind::kByteLevelBpe) {
     const char* whole = "words that are pieces are taken whole";
     QALORA_REQUIRE(vocabulary.ignore_merges == ignores_merges(vocabulary), DataError, name,

@@ -42,11 +42,11 @@ TrainingSubject::TrainingSubject(const TrainConfig& config, at::ScalarType compu
   if (full_) io::sidecars(config.model);  // they are copied at the end: what is wrong with one is said now
   const model::LlamaConfig shape = model::read_config(config.model);
   if (config.initialize == "random") {
-    QALORA_REQUIRE(!fs::exists(fs::path(config.model) / "model.safetensors") &&
-                       !fs::exists(fs::path(config.model) / "model.safetensors.index.json"),
-                   UserError, config.model,
-                   ": holds weights, which initialize = \"random\" would ignore; give a folder with config.json and "
-                   "the tokenizer only");
+    QALORA_REQUIRE(
+        !fs::exists(fs::path(config.model) / "model.safetensors") &&
+            !fs::exists(fs::path(config.model) / "model.safetensors.index.json"),
+        UserError, config.model,
+        ": holds weights, which initialize = \"random\" would ignore; give a folder with config.json and the tokenizer only");
     model_ = model::new_model(shape, static_cast<uint64_t>(config.seed));
     model_.to(device);
     model_.compute = compute;

@@ -214,8 +214,7 @@ TEST(Limits, NoKernelIsLaunchedWithMoreThreadsThanItsRegistersAreBoundedFor) {
 TEST(Limits, BoundsAreReadAndMissedWhenMissing) {
   const std::string text =
       "constexpr int kWarps = 4;\nconstexpr int kThreads = kWarps * 32;\n"
-      "__global__ void __launch_bounds__(kThreads, 2)\n    one(int x) {}\n__global__ void __launch_bounds__(kWarps* "
-      "kMany) two() {}\n"
+      "__global__ void __launch_bounds__(kThreads, 2)\n    one(int x) {}\n__global__ void __launch_bounds__(kWarps* kMany) two() {}\n"
       "template <int k>\n__global__ void three(int) {}\n";
   EXPECT_EQ(launch_bounds(text, "constexpr int kMany = 256;"),
             (std::map<std::string, int64_t>{{"one", 128}, {"two", 1024}, {"three", 0}}));

@@ -13,6 +13,12 @@ def api_functions(root, source):
     return [field for field in fields if re.search(rf"^(?:Status|int64_t) {field}\(", source, re.MULTILINE)]
 
 
+def any_layout(text):
+    """Matches `text` however its lines are broken: at blanks and behind opening brackets."""
+    words = [re.escape(word).replace(r"\(", r"\(\s*") for word in re.split(r"\s+", text)]
+    return re.compile(r"\s+".join(words))
+
+
 def write(path, text):
     """Leaves a file alone that holds `text` already: what is made of it need not be made again."""
     if not path.exists() or path.read_text() != text:
@@ -33,14 +39,15 @@ def main():
     replacement = (arguments.folder / "replacement").read_text()
 
     target = (original / arguments.target).read_text()
-    found = target.count(text)
+    pattern = any_layout(text)
+    found = len(pattern.findall(target))
     if found != arguments.times:
         sys.exit(f"mutant {arguments.id}: {arguments.target} has its text {found} times, not {arguments.times}: {text!r}")
     if (text == replacement) != (arguments.id == "unmutated"):
         sys.exit(f"mutant {arguments.id}: what is replaced by itself is called unmutated")
     copies.mkdir(parents=True, exist_ok=True)
     source = (original / arguments.source).read_text()
-    mutated = target.replace(text, replacement)
+    mutated = pattern.sub(lambda _: replacement, target)
     if arguments.target == arguments.source:
         source = mutated
     for header in original.glob("*.h"):  # beside the copy they are found before the originals

@@ -26,8 +26,7 @@ qalora_mutant(rms_norm.cu no_barrier_in_sum [=[slots[warp_index()] = value;
 qalora_mutant(rms_norm.cu first_warp_alone
   [=[lane_index() < warps ? slots[lane_index()] : 0.0f]=]
   [=[lane_index() < 1 ? slots[lane_index()] : 0.0f]=] IN row.h CHECK NormsAndPools)
-qalora_mutant(rms_norm.cu unaligned_is_aligned [=[aligned_to(kNormChunk * bytes_of(type), {residual, out}) &&
-                       out_stride % kNormChunk == 0]=] [=[true]=] DIES)
+qalora_mutant(rms_norm.cu unaligned_is_aligned [=[aligned_to(kNormChunk * bytes_of(type), {residual, out}) && out_stride % kNormChunk == 0]=] [=[true]=] DIES)
 
 qalora_mutant(rms_norm.cu gradient_without_mean [=[(from[i] - n[i] * mean)]=] [=[from[i]]=] CHECK HasItsGradient)
 qalora_mutant(rms_norm.cu gradient_mean_of_half

@@ -51,8 +51,7 @@ inline constexpr Choice kTable[] = {
      "dequantising costs 202 / rows of the library's product on an A100, ours is 0.55 to 0.6 as fast"},
     {Operation::kForward, 1, kAnyRows, 2, 4, 32, 80, kAnyArchitecture, false, Method::kPanel,
      "dequantize + library product",
-     "one pass writes the weights, and the library's product is the fastest there is; the pass is 3 % of it at 8192 "
-     "rows on an H200"},
+     "one pass writes the weights, and the library's product is the fastest there is; the pass is 3 % of it at 8192 rows on an H200"},
     {Operation::kBackward, 1, kAnyRows, 2, 4, 32, 80, kAnyArchitecture, false, Method::kPanel,
      "dequantize + library product",
      "training has thousands of rows: the pass that writes the weights is a few percent of the product"},

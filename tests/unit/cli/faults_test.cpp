@@ -7,8 +7,7 @@ namespace {
 
 TEST(Faults, OutOfMemoryOnTheDevice) {
   const auto fault = known_fault(
-      "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.10 GiB is "
-      "free. Process 7 has "
+      "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.10 GiB is free. Process 7 has "
       "78.00 GiB memory in use. Of the allocated memory 76.00 GiB is allocated by PyTorch, and 1.00 GiB is reserved");
   ASSERT_TRUE(fault.has_value());
   EXPECT_EQ(fault->code, ExitCode::kOutOfMemory);
@@ -34,8 +33,7 @@ TEST(Faults, OutOfMemoryWithoutSizes) {
 
 TEST(Faults, OtherErrorsOfTheDevice) {
   const auto fault = known_fault(
-      "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be asynchronously reported at "
-      "some other API call");
+      "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be asynchronously reported at some other API call");
   ASSERT_TRUE(fault.has_value());
   EXPECT_EQ(fault->code, ExitCode::kFailure);
   EXPECT_NE(fault->text.find("an illegal memory access was encountered; run again with -vv"), std::string::npos)

@@ -81,9 +81,9 @@ TEST(CudaPlugin, Architectures) {
   const auto one = [](int device, int only) {
     return architecture_problem({.name = "a card", .architecture = device}, {only});
   };
-  EXPECT_EQ(one(86, 90),
-            "a card has compute capability 8.6, this build has kernels for 9.0; build again with "
-            "-DQALORA_CUDA_ARCHITECTURES=86");
+  EXPECT_EQ(
+      one(86, 90),
+      "a card has compute capability 8.6, this build has kernels for 9.0; build again with -DQALORA_CUDA_ARCHITECTURES=86");
   EXPECT_NE(one(80, 86), "") << "machine code runs from its own minor version on";
   EXPECT_EQ(one(90, 86), "") << "the PTX of the newest one is compiled by the driver";
 }

@@ -50,9 +50,9 @@ class Chats : public testing::Test {
 };
 
 TEST_F(Chats, WithoutATemplateHumanAndAssistant) {
-  EXPECT_EQ(shown(R"({"legacy": false})"),
-            "<s>### System: Be brief.\n### Human: Hi\n### Assistant:[[ Hello</s>]]\n### Human: Bye\n### Assistant:[[ "
-            "So long</s>]]");
+  EXPECT_EQ(
+      shown(R"({"legacy": false})"),
+      "<s>### System: Be brief.\n### Human: Hi\n### Assistant:[[ Hello</s>]]\n### Human: Bye\n### Assistant:[[ So long</s>]]");
 }
 
 TEST_F(Chats, Llama2) {
@@ -67,10 +67,10 @@ TEST_F(Chats, MistralHasOneBosAndNoBlankBehindAnAnswer) {
 }
 
 TEST_F(Chats, ChatMlsMarkersAreTokensAndTheEndIsTrained) {
-  EXPECT_EQ(shown(config("<|im_start|>")),
-            "<s><|im_start|>system\nBe "
-            "brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n[[Hello<|im_end|>]]\n"
-            "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n[[So long<|im_end|></s>]]");
+  EXPECT_EQ(
+      shown(config("<|im_start|>")),
+      "<s><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n[[Hello<|im_end|>]]\n"
+      "<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n[[So long<|im_end|></s>]]");
   const Tokenizer tokenizer(dir_.path());
   const Ids prompt = make_prompt(tokenizer, TemplateKind::kChat, "Hi");
   EXPECT_EQ(std::count(prompt.begin(), prompt.end(), 400), 2);
@@ -80,13 +80,13 @@ TEST_F(Chats, ChatMlsMarkersAreTokensAndTheEndIsTrained) {
 }
 
 TEST_F(Chats, Llama3AndZephyr) {
-  EXPECT_EQ(shown(config("<|start_header_id|>")),
-            "<s><|start_header_id|>system<|end_header_id|>\n\nBe "
-            "brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
-            "<|start_header_id|>assistant<|end_header_id|>\n\n[[Hello<|eot_id|>]]<|start_header_id|>user<|end_header_"
-            "id|>\n\nBye<"
-            "|eot_id|>"
-            "<|start_header_id|>assistant<|end_header_id|>\n\n[[So long<|eot_id|></s>]]");
+  EXPECT_EQ(
+      shown(config("<|start_header_id|>")),
+      "<s><|start_header_id|>system<|end_header_id|>\n\nBe "
+      "brief.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|>"
+      "<|start_header_id|>assistant<|end_header_id|>\n\n[[Hello<|eot_id|>]]<|start_header_id|>user<|end_header_id|>\n\nBye<"
+      "|eot_id|>"
+      "<|start_header_id|>assistant<|end_header_id|>\n\n[[So long<|eot_id|></s>]]");
   EXPECT_EQ(
       shown(config(kZephyr)),
       "<s><|system|>\nBe "
@@ -97,8 +97,7 @@ TEST_F(Chats, UnderAlpacaAndNoneTheBlockRepeats) {
   EXPECT_EQ(
       shown("{\"legacy\": false}", TemplateKind::kAlpaca),
       "<s>Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-      "### Instruction:\nBe brief.\n\nHi\n\n### Response:\n[[Hello</s>]]\n\n### Instruction:\nBye\n\n### "
-      "Response:\n[[So "
+      "### Instruction:\nBe brief.\n\nHi\n\n### Response:\n[[Hello</s>]]\n\n### Instruction:\nBye\n\n### Response:\n[[So "
       "long</s>]]");
   EXPECT_EQ(shown("{\"legacy\": false}", TemplateKind::kNone), "<s>Be brief.\nHi[[ Hello</s>]]\nBye[[ So long</s>]]");
 }

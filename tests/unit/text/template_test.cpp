@@ -52,8 +52,7 @@ TEST(RenderPrompt, IsStanfordAlpacasToTheByte) {
       "### Instruction:\nName a colour.\n\n### Response:\n");
   EXPECT_EQ(
       render_prompt(TemplateKind::kAlpaca, "Translate.", "Haus"),
-      "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
-      "response that "
+      "Below is an instruction that describes a task, paired with an input that provides further context. Write a response that "
       "appropriately completes the request.\n\n### Instruction:\nTranslate.\n\n### Input:\nHaus\n\n### Response:\n");
 }
 
