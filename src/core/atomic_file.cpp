@@ -151,13 +151,14 @@ void AtomicFile::write(std::span<const std::byte> bytes) {
   start_writeback();
 }
 
-// Has the kernel put on the disk what is whole, so that commit's sync does not find it all waiting. A hint: failure has
+// Has the kernel put full pages on the disk, so that commit's sync does not find them all waiting. A hint: failure has
 // no meaning.
 void AtomicFile::start_writeback() {
-  constexpr int64_t kPiece = int64_t{32} << 20;
-  if (written_ - started_ < kPiece) return;
-  ::sync_file_range(descriptor_, started_, written_ - started_, SYNC_FILE_RANGE_WRITE);
-  started_ = written_;
+  constexpr int64_t kPiece = int64_t{32} << 20, kPage = 4096;
+  const int64_t end = written_ / kPage * kPage;
+  if (end - started_ < kPiece) return;
+  ::sync_file_range(descriptor_, started_, end - started_, SYNC_FILE_RANGE_WRITE);
+  started_ = end;
 }
 
 void AtomicFile::write(std::string_view text) { write(std::as_bytes(std::span(text))); }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 
 namespace qalora::exporting {
 namespace {
@@ -23,6 +24,10 @@ float largest_magnitude(const float* values, int64_t count) {
   int32_t largest = 0;
   for (int64_t i = 0; i < count; ++i) largest = std::max(largest, magnitude(values[i]));
   return std::bit_cast<float>(largest);
+}
+
+void raise(double& largest, double value) {
+  if (!(value <= largest) && !std::isnan(largest)) largest = value;
 }
 
 Lost count_lost(const float* before, const float* after, int64_t count, float smallest_normal) {

@@ -12,6 +12,9 @@ float largest_difference(const float* a, const float* b, int64_t count);
 // max |values[i]|; NaN where one of them is.
 float largest_magnitude(const float* values, int64_t count);
 
+// Takes the larger one; NaN is above all.
+void raise(double& largest, double value);
+
 struct Lost {
   int64_t subnormal = 0, flushed = 0, overflow = 0;
 };

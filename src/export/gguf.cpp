@@ -11,6 +11,7 @@
 #include <mutex>
 #include <optional>
 
+#include "differences.h"
 #include "expand.h"
 #include "folder.h"
 #include "q4_1_check.h"
@@ -151,7 +152,7 @@ class LargestError {
  public:
   void raise(double value) {
     const std::lock_guard lock(mutex_);
-    if (!(value <= largest_)) largest_ = value;
+    exporting::raise(largest_, value);
   }
   double value() const { return largest_; }
 

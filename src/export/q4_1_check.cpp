@@ -32,14 +32,9 @@ Extent extent(const uint8_t* codes) {
 double RowCheck::error(int64_t row, const std::byte* written) {
   const int64_t words = weight_.codes.size(1), groups = weight_.groups();
   io::gguf_row_codes(GgufType::kQ4_1, written, blocks_, 8, reinterpret_cast<uint32_t*>(codes_.data()));
-  if (weight_.bits == 4) {
-    io::gguf_row_codes(GgufType::kQ4_1, written, blocks_, 4, packed_.data());
-  } else {
-    kernels::pack_row(codes_.data(), weight_.in_features, weight_.bits, packed_.data());
-  }
-  const auto* exact = weight_.codes.const_data_ptr<int32_t>() + row * words;
-  QALORA_CHECK(std::memcmp(exact, packed_.data(), packed_.size() * 4) == 0,
-               "the codes that were written are those of row ", row);
+  const auto* exact = reinterpret_cast<const uint32_t*>(weight_.codes.const_data_ptr<int32_t>()) + row * words;
+  kernels::unpack_row(exact, weight_.in_features, weight_.bits, exact_.data());
+  QALORA_CHECK(codes_ == exact_, "the codes that were written are those of row ", row);
   io::gguf_row_scales(GgufType::kQ4_1, written, blocks_, scales_.data());
   io::gguf_row_offsets(GgufType::kQ4_1, written, blocks_, offsets_.data());
   const float* scales = weight_.scales.const_data_ptr<float>() + row * groups;

@@ -18,19 +18,18 @@ class RowCheck {
       : weight_(weight),
         blocks_(weight.in_features / io::kGgufBlock),
         codes_(static_cast<size_t>(weight.in_features)),
-        packed_(static_cast<size_t>(weight.codes.size(1))),
+        exact_(codes_.size()),
         scales_(static_cast<size_t>(blocks_)),
         offsets_(scales_.size()) {}
 
-  // The codes must be the same. The error of a block is largest at its smallest or its largest code, because it is
-  // linear in the code; returned in steps of the grid.
+  // InternalError unless the codes are the same. The error of a block is largest at its smallest or its largest code,
+  // because it is linear in the code; returned in steps of the grid.
   double error(int64_t row, const std::byte* written);
 
  private:
   const quant::PackedWeight& weight_;
   int64_t blocks_;
-  std::vector<uint8_t> codes_;
-  std::vector<uint32_t> packed_;
+  std::vector<uint8_t> codes_, exact_;
   std::vector<float> scales_, offsets_;
 };
 

@@ -24,13 +24,9 @@ double largest_of_rows(int64_t rows, const Row& row) {
     double here = 0;
     row(begin, end, here);
     const std::lock_guard lock(mutex);
-    if (!(here <= largest)) largest = here;
+    raise(largest, here);
   });
   return largest;
-}
-
-void raise(double& largest, double value) {
-  if (!(value <= largest)) largest = value;  // keeps NaN
 }
 
 bool same(const at::Tensor& a, const at::Tensor& b) { return a.is_same(b) || at::equal(a, b); }

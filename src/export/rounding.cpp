@@ -26,7 +26,7 @@ struct Loss {
   Lost lost;
 
   void add(const Loss& other) {
-    if (!(other.largest_error <= largest_error)) largest_error = other.largest_error;  // keeps NaN
+    raise(largest_error, other.largest_error);
     largest_value = std::max(largest_value, other.largest_value);
     lost.subnormal += other.lost.subnormal;
     lost.flushed += other.lost.flushed;

@@ -46,7 +46,7 @@ int64_t batch_rows(const text::Calibration& calibration, const GptqSettings& set
 json identity_of(const io::Checkpoint& checkpoint, const text::Calibration& calibration, const GptqSettings& settings) {
   const quant::GptqOptions& solver = settings.solver;
   return {
-      {"format", 1},
+      {"format", 2},
       {"model", settings.model_fingerprint.empty() ? io::dense_fingerprint(checkpoint) : settings.model_fingerprint},
       {"calibration", calibration.digest()},
       {"bits", solver.bits},

@@ -153,6 +153,9 @@ void check_tensors(const io::Checkpoint& checkpoint, const LlamaConfig& config) 
     if (is_packed(checkpoint, tensor.name)) {  // its shapes follow from the group size: read_packed checks them
       QALORA_REQUIRE(config.quantization.has_value(), DataError, where,
                      "is packed, but config.json has no 'quantization' entry");
+      QALORA_REQUIRE(info.dtype == io::Dtype::kU32 && tensor.shape.size() == 2, DataError, where, "is ",
+                     io::dtype_name(info.dtype), " ", at::IntArrayRef(info.shape),
+                     ", expected U32 for packed codes of a matrix, as there are scales beside it");
       const std::string module = io::module_of(tensor.name);
       known.insert({module + ".scales", module + ".biases", module + ".g_idx"});
       continue;

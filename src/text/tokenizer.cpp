@@ -401,6 +401,7 @@ Vocabulary Tokenizer::vocabulary() const {
   result.add_bos = adds_bos();
   result.add_eos = adds_eos();
   result.legacy = legacy();
+  if (!legacy() && !impl_->rules.adds_prefix_space) result.add_space_prefix = false;
   result.chat_template = chat_template();
   return result;
 }

@@ -15,14 +15,16 @@ def api_functions(root, source):
 
 def any_layout(text):
     """Matches `text` however its lines are broken: at blanks and behind opening brackets."""
-    words = [re.escape(word).replace(r"\(", r"\(\s*") for word in re.split(r"\s+", text)]
-    return re.compile(r"\s+".join(words))
+    words = [re.escape(word).replace(r"\(", r"\(\s*") for word in text.split()]
+    return re.compile(("[ \t]+" if text[0].isspace() else "") + r"\s+".join(words) + (r"\s+" if text[-1].isspace() else ""))
 
 
 def write(path, text):
-    """Leaves a file alone that holds `text` already: what is made of it need not be made again."""
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
+    """Leaves a file alone that holds `text` already: what is made of it need not be made again. True when it did not."""
+    if path.exists() and path.read_text() == text:
+        return False
+    path.write_text(text)
+    return True
 
 
 def main():
@@ -50,8 +52,9 @@ def main():
     mutated = pattern.sub(lambda _: replacement, target)
     if arguments.target == arguments.source:
         source = mutated
+    changed = False
     for header in original.glob("*.h"):  # beside the copy they are found before the originals
-        write(copies / header.name, mutated if header.name == arguments.target else header.read_text())
+        changed |= write(copies / header.name, mutated if header.name == arguments.target else header.read_text())
 
     functions = api_functions(arguments.root, source)
     if not functions:
@@ -63,7 +66,8 @@ def main():
 static const qalora::test::cuda::MutantEntry mutant_entry("{arguments.id}", "{arguments.check}", {dies},
                                                           [](qalora::kernels::cuda::Api& api) {{ {changes} }});
 """
-    write(copies / arguments.source, source)
+    if not write(copies / arguments.source, source) and changed:
+        (copies / arguments.source).touch()  # the build knows of no other output
 
 
 if __name__ == "__main__":

@@ -71,6 +71,30 @@ TEST_P(GptqFolder, GivesTheRecordedLogitsCodesAndWeights) {
   EXPECT_GT(distance(logits_of(model, ids), golden), 0.1);
 }
 
+// A layer that AutoAWQ packed and dequantised itself (data/make_awq.py), in a folder with the config.json that it
+// writes.
+TEST(AwqGolden, GivesTheCodesZerosAndWeightsOfAutoAwq) {
+  const io::SafetensorsFile file(test::source_dir() / "tests/golden/data/awq_gemm.safetensors");
+  const std::string module = "model.layers.0.mlp.up_proj";
+  const test::TempDir dir;
+  std::map<std::string, at::Tensor> packed;
+  for (const char* part : {".qweight", ".qzeros", ".scales"}) packed[module + part] = file.read(module + part);
+  io::write_safetensors(dir / "model.safetensors", packed);
+  nlohmann::json config = test::random_config_json();
+  config["quantization_config"] = {{"quant_method", "awq"}, {"bits", 4},         {"group_size", 32},
+                                   {"zero_point", true},    {"version", "gemm"}, {"backend", nullptr}};
+  io::write_json_file(dir / "config.json", config);
+  const at::Tensor codes = file.read("codes"), zeros = file.read("zeros").to(at::kFloat), dense = file.read("dense");
+  const quant::PackedWeight weight =
+      read_packed(io::Checkpoint(dir.path()), module, codes.size(0), codes.size(1), {.bits = 4, .group_size = 32});
+  EXPECT_TRUE(codes_of(weight).equal(codes));
+  EXPECT_TRUE(zeros_of(weight).equal(zeros));
+  // Theirs is one product in fp16.
+  EXPECT_TRUE(weight.dequantize(at::kFloat).to(at::kHalf).equal(dense));
+  // Must differ: the nibbles of a word as they stand, without AWQ's order.
+  EXPECT_FALSE(codes_of(weight).index_select(0, at::tensor({0, 2, 4, 6, 1, 3, 5, 7})).equal(codes.slice(0, 0, 8)));
+}
+
 INSTANTIATE_TEST_SUITE_P(Checkpoints, GptqFolder,
                          ::testing::Values("auto_gptq_w2g32_bin", "auto_gptq_w4g32", "w2g64_v2", "w3g32_planar",
                                            "w3g32_v1", "w4g32_v1", "w4g32_v1_act_order", "w4g32_v2"));

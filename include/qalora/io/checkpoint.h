@@ -83,8 +83,8 @@ std::string base_fingerprint(const Checkpoint& checkpoint);
 // SHA-256 over what base_fingerprint leaves out, by value: offsets and dense tensors. An adapter is trained on these
 // too: merged into the same codes with other offsets it is another model.
 std::string base_state_fingerprint(const Checkpoint& checkpoint);
-// Of a dense one: configuration, names, sizes and the first bytes of each tensor. Reading all of 13 GB to hash it would
-// take longer than loading it.
+// Of a dense one: configuration, names, sizes and the first bytes of each tensor, or of each of the pieces that it lies
+// in. Reading all of 13 GB to hash it would take longer than loading it.
 std::string dense_fingerprint(const Checkpoint& checkpoint);
 
 }  // namespace qalora::io

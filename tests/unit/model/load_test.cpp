@@ -143,11 +143,13 @@ TEST(Load, PackedTensorsThatDoNotFitAreNamed) {
   expect_part(why(module + ".biases", at::Tensor()), "no tensor '" + module + ".biases'");
   expect_part(why(module + ".weight", at::zeros({160, 9}, at::kInt)), "[160, 9]");
   expect_part(why(module + ".weight", at::zeros({160, 8})), "expected U32 for packed codes");
+  expect_part(why(module + ".weight", at::zeros({160, 64}, at::kHalf)), "is F16 [160, 64], expected U32");
+  expect_part(why("model.norm.scales", at::ones({1})), "'model.norm.weight' is F16 [64], expected U32");
   test::quantize_to(dir / "dense", dir / "other", 4, 32);
+  expect_part(refusal<UserError>([&] { load_model(dir / "other", {.trainable = true}); }),
+              "method 'full' trains a dense checkpoint");
   change_config(dir / "other", {{"quantization", {{"bits", 2}, {"group_size", 32}}}, {"quantization_config", nullptr}});
   EXPECT_THROW(load_model(dir / "other", {}), DataError);
-  expect_part(refusal<UserError>([&] { load_model(dir / "int4", {.trainable = true}); }),
-              "method 'full' trains a dense checkpoint");
 }
 
 TEST(Load, AbsurdSizesInTheConfigAreRefusedBeforeAnythingIsAllocated) {

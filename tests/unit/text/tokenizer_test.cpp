@@ -357,5 +357,13 @@ TEST_F(BadTokenizer, AFolderWithoutAny) {
   EXPECT_EQ(Tokenizer(dir_.path()).kind(), TokenizerKind::kSentencePiece);
 }
 
+TEST_F(TinyTokenizer, VocabularySaysThatThereIsNoBlankInFrontWhereItAddsNone) {
+  const auto adds = [&](const char* config) { return make(config).vocabulary().add_space_prefix; };
+  EXPECT_TRUE(adds(R"({"legacy": true})"));
+  EXPECT_TRUE(adds(R"({"legacy": false})"));
+  EXPECT_TRUE(adds(R"({"legacy": true, "add_prefix_space": false})"));  // which then counts for nothing
+  EXPECT_FALSE(adds(R"({"legacy": false, "add_prefix_space": false})"));
+}
+
 }  // namespace
 }  // namespace qalora::text
