@@ -57,11 +57,12 @@ Loss loss_of_rows(const at::Tensor& before, const at::Tensor& after, int64_t fir
                   float normal) {
   const int64_t columns = before.size(1), count = before.numel();
   const float *a = before.const_data_ptr<float>(), *b = after.const_data_ptr<float>();
-  Loss loss{0, largest_magnitude(a, count), count_lost(a, b, count, normal)};
+  Loss loss{0, 0, count_lost(a, b, count, normal)};
   if (loss.lost.overflow > 0) {
     loss.largest_error = std::numeric_limits<double>::infinity();
   } else if (options.scales == nullptr) {
     loss.largest_error = largest_difference(a, b, count);
+    loss.largest_value = largest_magnitude(a, count);
   } else {
     loss.largest_error = largest_error(before, after, options.scales + first * ceil_div(columns, options.group_size),
                                        options.group_size);
