@@ -117,6 +117,17 @@ void restart_with_short_spinning(char** argv) {
   execv("/proc/self/exe", argv);
 }
 
+// "--refit,--no-refit", where CLI11 writes "--refit,--no-refit{false}".
+class HelpFormatter : public CLI::Formatter {
+ public:
+  std::string make_option_name(const CLI::Option* option, bool positional) const override {
+    constexpr std::string_view kNegated = "{false}";
+    std::string name = CLI::Formatter::make_option_name(option, positional);
+    if (const size_t at = name.find(kNegated); at != std::string::npos) name.erase(at, kNegated.size());
+    return name;
+  }
+};
+
 }  // namespace
 
 int run(int argc, char** argv) {
@@ -124,6 +135,7 @@ int run(int argc, char** argv) {
   CLI::App app(
       "Fine-tunes LLaMA models while they are quantised (QA-LoRA) and merges the result back with nothing lost.",
       "qalora");
+  app.formatter(std::make_shared<HelpFormatter>());  // its commands inherit it
   app.footer(kExamples);
   app.require_subcommand(0, 1);
   bool version = false, json = false;

@@ -49,7 +49,7 @@ std::shared_ptr<CommonOptions> add_common(CLI::App& app, unsigned flags) {
         ->type_name("NAME");
     app.add_option("--threads", options->threads, "threads (default: all cores)")
         ->group(group)
-        ->check(CLI::Range(1, 4096))
+        ->check(CLI::Range(1, 4096).description(""))
         ->type_name("N");
   }
   if (flags & kWrites) {

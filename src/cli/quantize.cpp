@@ -314,7 +314,7 @@ void add_gptq(CLI::App& app, QuantizeOptions& options) {
   app.add_option("--damping", gptq.damping,
                  "share of the Hessian's mean diagonal that is added to it; grows where that is too little")
       ->group(solver)
-      ->check(CLI::Range(1e-9, 1.0))
+      ->check(CLI::Range(1e-9, 1.0).description(""))
       ->capture_default_str();
   app.add_flag("--static-groups,!--no-static-groups", gptq.static_groups,
                "scales of all groups first, not from the updated weights (default: on)")
