@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -280,6 +281,13 @@ void run(QuantizeOptions& options) {
   options.is_gptq() ? run_gptq(options, checkpoint, plan) : run_rtn(options, checkpoint, plan);
 }
 
+std::string check_share(const std::string& text) {
+  char* end = nullptr;
+  const double value = std::strtod(text.c_str(), &end);
+  const bool good = !text.empty() && *end == '\0' && value >= 1e-9 && value <= 1;
+  return good ? "" : message("expected a number from 1e-9 to 1, got ", text);
+}
+
 void add_gptq(CLI::App& app, QuantizeOptions& options) {
   const std::string data = "Calibration", solver = "GPTQ";
   app.add_option("--calibration", options.calibration,
@@ -314,7 +322,7 @@ void add_gptq(CLI::App& app, QuantizeOptions& options) {
   app.add_option("--damping", gptq.damping,
                  "share of the Hessian's mean diagonal that is added to it; grows where that is too little")
       ->group(solver)
-      ->check(CLI::Range(1e-9, 1.0).description(""))
+      ->check(CLI::Validator(check_share, ""))
       ->capture_default_str();
   app.add_flag("--static-groups,!--no-static-groups", gptq.static_groups,
                "scales of all groups first, not from the updated weights (default: on)")
