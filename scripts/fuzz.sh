@@ -31,9 +31,9 @@ if [[ -z $compiler ]] || ! works "$compiler"; then
 fi
 
 PATH="$PWD/.deps/venv/bin:$PATH"
+mkdir -p build-fuzz
 cmake -S . -B build-fuzz -G Ninja -DCMAKE_CXX_COMPILER="$compiler" -DCMAKE_BUILD_TYPE=RelWithDebInfo -DQALORA_FUZZ=ON -DQALORA_TESTS=OFF \
-  -DQALORA_CUDA=OFF >build-fuzz.log 2>&1 || { cat build-fuzz.log >&2; exit 1; }
-mv build-fuzz.log build-fuzz/configure.log
+  -DQALORA_CUDA=OFF >build-fuzz/configure.log 2>&1 || { cat build-fuzz/configure.log >&2; exit 1; }
 # shellcheck disable=SC2046
 cmake --build build-fuzz --target $(printf 'fuzz_%s ' $targets) >build-fuzz/build.log 2>&1 || { tail -n 60 build-fuzz/build.log >&2; exit 1; }
 
