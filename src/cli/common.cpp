@@ -222,6 +222,14 @@ void require_writable(const fs::path& out, bool force, uint64_t required_bytes) 
   const AtomicFolder probe(out, force, required_bytes);
 }
 
+void require_room(const fs::path& out, uint64_t required_bytes) {
+  std::error_code unknown;  // then the writing itself will say
+  const fs::space_info disk = fs::space(out.has_parent_path() ? out.parent_path() : fs::path("."), unknown);
+  QALORA_REQUIRE(unknown || disk.available >= required_bytes, IoError, out.string(), ": needs ",
+                 format_bytes(required_bytes), ", but the disk has only ", format_bytes(disk.available),
+                 " free; choose another output or make room");
+}
+
 void require_output_file(const char* flag, const fs::path& out, bool force, const std::vector<fs::path>& inputs) {
   for (const fs::path& input : inputs) {
     if (input.empty()) continue;
@@ -232,7 +240,11 @@ void require_output_file(const char* flag, const fs::path& out, bool force, cons
   }
   require_free(flag, out, force);
   std::error_code error;
-  QALORA_REQUIRE(!fs::is_directory(out, error), UserError, flag, " ", out.string(), ": is a folder, expected a file");
+  const fs::file_type there = fs::status(out, error).type();
+  QALORA_REQUIRE(there != fs::file_type::directory, UserError, flag, " ", out.string(),
+                 ": is a folder, expected a file");
+  QALORA_REQUIRE(there == fs::file_type::regular || there == fs::file_type::not_found || there == fs::file_type::none,
+                 UserError, flag, " ", out.string(), ": is a pipe or a device, which --force does not replace");
   const AtomicFile probe(out);  // an IoError now, not after the work; the probe goes away again
 }
 

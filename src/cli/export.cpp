@@ -2,12 +2,14 @@
 
 #include <chrono>
 #include <cmath>
+#include <cstring>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
 
 #include "qalora/cli/command.h"
 #include "qalora/core/error.h"
+#include "qalora/core/file.h"
 #include "qalora/core/format.h"
 #include "qalora/core/log.h"
 #include "qalora/tensor/device.h"
@@ -65,6 +67,24 @@ fs::path adapter_file(const ExportOptions& options, const exporting::Format& for
              : format.adapter_file(options.out);
 }
 
+// With --force a file may be replaced, but by a slip of the keyboard that would be somebody's data set.
+void require_gguf(const char* flag, const fs::path& out) {
+  if (kind_of(out) == fs::file_type::not_found) return;
+  const MappedFile there(out);
+  const std::span<const std::byte> bytes = there.bytes();
+  const bool is_gguf = bytes.empty() || (bytes.size() >= 4 && std::memcmp(bytes.data(), "GGUF", 4) == 0);
+  QALORA_REQUIRE(is_gguf, UserError, flag, " ", out.string(), ": is no GGUF file; --force does not replace it");
+}
+
+// What lies there now. The plan's number is an estimate that leaves room for headers.
+uint64_t written_bytes(const fs::path& out, const fs::path& beside) {
+  uint64_t total = beside.empty() ? 0 : fs::file_size(beside);
+  if (!fs::is_directory(out)) return total + fs::file_size(out);
+  for (const auto& entry : fs::recursive_directory_iterator(out))
+    total += entry.is_regular_file() ? entry.file_size() : 0;
+  return total;
+}
+
 // Refusals that cost nothing come first.
 void check_output(const ExportOptions& options, const exporting::Format& format) {
   QALORA_REQUIRE(options.common->dry_run || !options.out.empty(), UserError, "--out: give the ",
@@ -73,8 +93,11 @@ void check_output(const ExportOptions& options, const exporting::Format& format)
   if (format.is_file) {
     const std::vector<fs::path> inputs = {options.model, options.adapter};
     require_output_file("--out", options.out, options.common->force, inputs);
+    require_gguf("--out", options.out);
     const fs::path beside = adapter_file(options, format);
-    if (!beside.empty()) require_output_file("--out, the adapter's file", beside, options.common->force, inputs);
+    if (beside.empty()) return;
+    require_output_file("--out, the adapter's file", beside, options.common->force, inputs);
+    require_gguf("--out, the adapter's file", beside);
   } else {
     require_output(options.out, options.common->force, {options.model, options.adapter});
   }
@@ -110,11 +133,12 @@ void run(ExportOptions& options) {
   const exporting::Source source(options.model, options.adapter);
   const exporting::Plan plan = format.plan(source, options.of_format);
   log::info(message("exporting ", options.model, source.adapter ? " with " + source.adapter_folder.string() : "",
-                    " to ", format.name, ": writes ", format_bytes(plan.bytes), ", peak memory about ",
+                    " to ", format.name, ": writes at most ", format_bytes(plan.bytes), ", peak memory about ",
                     format_bytes(plan.peak_bytes)));
   for (const std::string& note : plan.notes) log::warn(note);
   nlohmann::json json = {
       {"to", format.name}, {"bytes", plan.bytes}, {"notes", plan.notes}, {"dry_run", options.common->dry_run}};
+  if (!options.out.empty() && format.is_file) require_room(options.out, plan.bytes);
   if (options.common->dry_run) {
     if (!options.out.empty() && !format.is_file) require_writable(options.out, options.common->force, plan.bytes);
     json["estimated_peak_memory_bytes"] = plan.peak_bytes;
@@ -124,6 +148,8 @@ void run(ExportOptions& options) {
   }
   const std::vector<exporting::TensorReport> reports =
       format.write(source, options.of_format, options.out, options.common->force);
+  const fs::path beside = adapter_file(options, format);
+  json["bytes"] = written_bytes(options.out, beside);
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (options.common->json) {
     json.update(reports_json(reports));
@@ -133,7 +159,6 @@ void run(ExportOptions& options) {
   } else {
     print_reports(reports);
   }
-  const fs::path beside = adapter_file(options, format);
   log::info(message("wrote ", options.out, beside.empty() ? "" : " and " + beside.string(), " in ",
                     format_duration(seconds), ", peak memory ", format_bytes(tensor::peak_memory_bytes())));
   log::info(message("run it with: ", next_step(format, source, options.out, beside)));

@@ -208,6 +208,17 @@ text::Calibration calibrate(const QuantizeOptions& options, const model::LlamaCo
   return result;
 }
 
+// With fewer tokens than inputs H says nothing of some directions: errors there count as no loss, whatever they do to
+// other texts.
+void warn_of_few_tokens(const text::Calibration& calibration, const model::LlamaConfig& config) {
+  const int64_t widest = std::max({config.hidden_size, config.heads * config.head_dim, config.intermediate_size});
+  if (calibration.tokens >= widest) return;
+  log::warn(message("the calibration has ", format_count(calibration.tokens), " tokens, and a layer has ",
+                    format_count(widest),
+                    " inputs: losses will look better than they are. Give more --samples or a longer "
+                    "--sequence-length"));
+}
+
 json layers_json(const std::vector<model::GptqLayer>& layers) {
   json list = json::array();
   for (const auto& layer : layers) {
@@ -248,6 +259,7 @@ void run_gptq(QuantizeOptions& options, const io::Checkpoint& checkpoint, const 
   settings.device = options.common->where;
   settings.model_fingerprint = io::dense_fingerprint(checkpoint);
   const text::Calibration calibration = calibrate(options, plan.config);
+  warn_of_few_tokens(calibration, plan.config);
   const model::GptqMemory memory = model::gptq_memory(checkpoint, plan, calibration, settings);
   print_estimate(plan, memory.peak);
   json result = start_json(options, plan);

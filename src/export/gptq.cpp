@@ -132,8 +132,8 @@ void require_all_packed(const Source& source) {
       ", group ", group, ": the offset ", offset, " is not -scale * zero with a whole zero point of ", bits,
       " bits (scale ", scale,
       "), and GPTQ's files hold no others: a merged adapter or fitted offsets would be rounded away. "
-      "--to gguf and --to mlx hold real offsets; or export the base that was not merged with --to gptq and its adapter with "
-      "--to lora"));
+      "--to gguf and --to mlx hold real offsets. For GPTQ's files quantise with 'qalora quantize --calibration FILE "
+      "--integer-zeros', and export that base with --to gptq and its adapter with --to lora"));
 }
 
 // Scales and offsets of a matrix, whose codes are not needed to know whether GPTQ can hold it.
@@ -242,7 +242,8 @@ Plan plan_gptq(const Source& source, const Options& options) {
   refuse_option(options.offsets_dtype, "--dtype-of-offsets", "gptq, whose scales are float16");
   refuse_permuted(source, "this export");
   QALORA_REQUIRE(source.quantised(), UserError, where,
-                 ": is dense; quantise it first (qalora quantize), or use --to safetensors");
+                 ": is dense; quantise it first, with the whole zero points that this format holds (qalora quantize "
+                 "--calibration FILE --integer-zeros), or use --to safetensors");
   QALORA_REQUIRE(source.config.quantization->modules.empty(), UserError, where,
                  ": bits or group sizes differ from layer to layer ('",
                  source.config.quantization->modules.begin()->first,

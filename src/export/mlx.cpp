@@ -82,8 +82,12 @@ TensorReport report_of(const Source& source, const Matrix& matrix, io::Dtype dty
 }  // namespace
 
 Plan plan_mlx(const Source& source, const Options& options) {
+  const bool merges = source.quantised() && source.adapter && source.adapter->config.pooling != io::Pooling::kNone;
   refuse_adapter(source, "an MLX folder",
-                 "merge it first ('qalora merge' proves that nothing is lost) and export what that wrote");
+                 merges
+                     ? "merge it first ('qalora merge' proves that nothing is lost) and export what that wrote"
+                     : "an ordinary LoRA goes into dense weights alone: export with --to safetensors and the adapter, "
+                       "then export what that wrote with --to mlx");
   refuse_option(options.weights_dtype, "--dtype-of-weights", "mlx");
   refuse_permuted(source, "MLX's layout");
   if (source.quantised()) {

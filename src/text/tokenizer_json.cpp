@@ -15,7 +15,7 @@ namespace {
 using nlohmann::json;
 
 constexpr int64_t kSpareIds =
-    1'000'000;  // how far ids may lie above the number of tokens: keeps a damaged id from becoming a huge table
+    100'000;  // how far ids may lie above the number of tokens: keeps a damaged id from becoming a huge table
 constexpr const char* kNotExact = "; the tokenizer cannot be read exactly";
 
 std::string shown(const json& value) {

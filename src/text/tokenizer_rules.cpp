@@ -11,7 +11,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int64_t kMaxTokenId = 10'000'000;  // far above any vocabulary; keeps a damaged id from becoming a huge table
+constexpr int64_t kMaxTokenId = 1'000'000;  // far above any vocabulary; keeps a damaged id from becoming a huge table
 
 json read_object(const fs::path& path) {
   const std::string text = read_text_file(path);

@@ -1,5 +1,6 @@
 // The export command from outside: what it refuses before any work, what it says, what it leaves behind.
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include <nlohmann/json.hpp>
 
@@ -74,10 +75,40 @@ TEST_F(ExportCommand, KeepsWhatIsThereUnlessForced) {
   EXPECT_TRUE(fs::exists(fs::path(base_) / "model.safetensors"));
 }
 
+TEST_F(ExportCommand, ForceReplacesAGgufFileAndNothingElse) {
+  ASSERT_EQ(run("gguf", dir_ / "a.gguf").exit_code, 0);
+  EXPECT_EQ(run("gguf", dir_ / "a.gguf", {"--force"}).exit_code, 0);
+  write_file(dir_ / "alpaca.json", "[]");
+  const auto data = run("gguf", dir_ / "alpaca.json", {"--force"});
+  EXPECT_EQ(data.exit_code, 2);
+  expect_part(data.err, "is no GGUF file; --force does not replace it");
+  EXPECT_EQ(read_file(dir_ / "alpaca.json"), "[]");
+  ASSERT_EQ(::mkfifo((dir_ / "pipe").c_str(), 0600), 0);
+  const auto pipe = run("gguf", dir_ / "pipe", {"--force"});
+  EXPECT_EQ(pipe.exit_code, 2);
+  expect_part(pipe.err, "is a pipe or a device");
+  EXPECT_EQ(fs::status(dir_ / "pipe").type(), fs::file_type::fifo);
+}
+
+TEST_F(ExportCommand, BytesAreThoseOnTheDisk) {
+  for (const char* format : {"mlx", "safetensors", "gguf"}) {
+    const auto outcome = run(format, dir_ / format, {"--json", "-q"});
+    ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+    uint64_t bytes = 0;
+    if (fs::is_directory(dir_ / format)) {
+      for (const auto& entry : fs::directory_iterator(dir_ / format)) bytes += entry.file_size();
+    } else {
+      bytes = fs::file_size(dir_ / format);
+    }
+    EXPECT_EQ(nlohmann::json::parse(outcome.out).at("bytes"), bytes) << format;
+  }
+}
+
 TEST_F(ExportCommand, EveryRefusalNamesAWay) {
   const auto zeros = run("gptq", dir_ / "out");
   EXPECT_EQ(zeros.exit_code, 2);
   expect_part(zeros.err, "--to mlx");
+  expect_part(zeros.err, "--integer-zeros");
   const auto adapter = run("lora", dir_ / "out");
   EXPECT_EQ(adapter.exit_code, 2);
   expect_part(adapter.err, "give it with --adapter");

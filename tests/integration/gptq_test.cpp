@@ -99,6 +99,9 @@ TEST_F(Gptq, OptionsReachTheSolver) {
     EXPECT_NE(weights("plain"), weights("other")) << more.front();
     fs::remove_all(dir_ / "other");
   }
+  const Outcome few = run_qalora(words("few", {"--samples", "1", "--sequence-length", "32"}));
+  EXPECT_EQ(few.exit_code, 0) << few.err;
+  EXPECT_NE(few.err.find("losses will look better than they are"), std::string::npos) << few.err;
   const Outcome longer = run_qalora(words("long", {"--sequence-length", "5000"}));
   EXPECT_EQ(longer.exit_code, 2);
   EXPECT_NE(longer.err.find("reads at most 256 tokens"), std::string::npos) << longer.err;

@@ -71,8 +71,11 @@ void require_input(const fs::path& path, const char* flag);
 void require_output(const fs::path& out, bool force, const std::vector<fs::path>& inputs);
 // For a dry run: IoError when the folder cannot be written, or the disk has less room than that. Leaves nothing behind.
 void require_writable(const fs::path& out, bool force, uint64_t required_bytes);
-// For a file that is written when the work is done. UserError when it exists and not force, or is one of `inputs` or
-// inside one of them; IoError when nothing can be written there. Before the work, which would be lost.
+// IoError where the disk of a file to be written has less room than that.
+void require_room(const fs::path& out, uint64_t required_bytes);
+// For a file that is written when the work is done. UserError when it exists and not force, is no regular file, or is
+// one of `inputs` or inside one of them; IoError when nothing can be written there. Before the work, which would be
+// lost.
 void require_output_file(const char* flag, const fs::path& out, bool force, const std::vector<fs::path>& inputs);
 
 Command make_quantize(CLI::App& root);

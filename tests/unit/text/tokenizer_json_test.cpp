@@ -354,6 +354,16 @@ TEST_F(BadTokenizerJson, WhatWouldChangeIdsIsRefused) {
                   "Replace");
 }
 
+// A file of some kilobytes must not ask for a table of millions.
+TEST_F(BadTokenizerJson, IdsFarAboveTheNumberOfTokens) {
+  const auto with_id = [&](int64_t id) {
+    return error([&](json& file) { file["model"]["vocab"]["<0x41>"] = id; }, "llama2");
+  };
+  EXPECT_CONTAINS(with_id(888'814), "888814");
+  EXPECT_CONTAINS(with_id(INT64_MAX), "9223372036854775807");
+  EXPECT_CONTAINS(error([](json& file) { file["added_tokens"][0]["id"] = 888'814; }, "llama2"), "888814");
+}
+
 TEST_F(BadTokenizerJson, Patterns) {
   const auto pattern = [&](const std::string& regex) {
     return error([&](json& file) { file["pre_tokenizer"]["pretokenizers"][0]["pattern"] = {{"Regex", regex}}; });
