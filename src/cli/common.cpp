@@ -49,7 +49,7 @@ std::shared_ptr<CommonOptions> add_common(CLI::App& app, unsigned flags) {
         ->type_name("NAME");
     app.add_option("--threads", options->threads, "threads (default: all cores)")
         ->group(group)
-        ->check(CLI::Range(1, 4096).description(""))
+        ->check(whole_number(1, 4096))
         ->type_name("N");
   }
   if (flags & kWrites) {
@@ -97,12 +97,25 @@ bool parse_whole(const std::string& text, int64_t& value) {
   return error == std::errc() && stop == end;
 }
 
-CLI::Validator whole_number(int64_t least) {
-  const auto check = [least](const std::string& text) -> std::string {
+CLI::Validator whole_number(int64_t least, int64_t most) {
+  const auto check = [least, most](const std::string& text) -> std::string {
     int64_t value = 0;
-    if (parse_whole(text, value) && value >= least) return "";
-    return least == INT64_MIN ? message("expected a whole number, got ", text)
-                              : message("expected a whole number, ", least, " or more, got ", text);
+    if (parse_whole(text, value) && value >= least && value <= most) return "";
+    const std::string range = least == INT64_MIN  ? ""
+                              : most == INT64_MAX ? message(", ", least, " or more")
+                                                  : message(" from ", least, " to ", most);
+    return message("expected a whole number", range, ", got '", text, "'");
+  };
+  return CLI::Validator(check, "");
+}
+
+CLI::Validator number() {
+  const auto check = [](const std::string& text) -> std::string {
+    double value = 0;
+    const char* end = text.data() + text.size();
+    const auto [stop, error] = std::from_chars(text.data(), end, value);
+    if (error == std::errc() && stop == end && std::isfinite(value)) return "";
+    return message("expected a number, got '", text, "'");
   };
   return CLI::Validator(check, "");
 }
@@ -147,6 +160,12 @@ void require_input(const fs::path& path, const char* flag) {
       path, error);  // a name that is too long or a folder that may not be entered is an error, not an absence
   QALORA_REQUIRE(!error, UserError, flag, " ", path.string(), ": ", error.message());
   QALORA_REQUIRE(there, UserError, flag, " ", path.string(), ": no such file or folder");
+}
+
+void require_file(const fs::path& path, const char* flag) {
+  require_input(path, flag);
+  std::error_code error;
+  QALORA_REQUIRE(!fs::is_directory(path, error), UserError, flag, " ", path.string(), ": is a folder, expected a file");
 }
 
 void require_model(const fs::path& path, const char* flag) {

@@ -48,7 +48,7 @@ void run(CompareOptions& options) {
   require_model(options.model, "--model");
   require_model(options.other, "--other");
   if (!options.adapter.empty()) require_folder(options.adapter, "--adapter");
-  require_input(options.data, "--data");
+  require_file(options.data, "--data");
   QALORA_REQUIRE(
       text::Tokenizer::exists(options.model), UserError, options.model,
       ": no tokenizer (tokenizer.model or tokenizer.json) in it; copy the one that belongs to the model into the folder");

@@ -42,7 +42,7 @@ struct Binder {
     return app.add_option(flag_of(key.name), *value, key.help)->type_name(type);
   }
   CLI::Option* operator()(int64_t* value) const { return option(value, "N")->check(whole_number())->take_last(); }
-  CLI::Option* operator()(double* value) const { return option(value, "X")->take_last(); }
+  CLI::Option* operator()(double* value) const { return option(value, "X")->check(number())->take_last(); }
   // A flag that takes a word, not an option that may lack one: CLI11 gives a bare option its default.
   CLI::Option* operator()(bool* value) const {
     CLI::Option* flag = app.add_flag(flag_of(key.name), *value, key.help)->type_name("[true|false]")->expected(0, 1);

@@ -179,7 +179,8 @@ void check(const EvalOptions& options) {
   QALORA_REQUIRE(!ids || options.context_length == 0, UserError,
                  "--context-length cuts --data into blocks; --token-ids are taken as they are");
   QALORA_REQUIRE(options.save_logits.empty() || ids, UserError, "--save-logits needs --token-ids");
-  require_input(ids ? options.token_ids : options.data, ids ? "--token-ids" : "--data");
+  const bool folder_too = options.task == "mmlu";
+  (folder_too ? require_input : require_file)(ids ? options.token_ids : options.data, ids ? "--token-ids" : "--data");
   for (const auto& [flag, out] :
        {std::pair{"--details", options.details}, std::pair{"--save-logits", options.save_logits}}) {
     if (out.empty()) continue;

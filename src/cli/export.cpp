@@ -30,6 +30,9 @@ std::string steps(double error) { return error == 0 ? "0" : short_number(error);
 void print_reports(const std::vector<exporting::TensorReport>& reports) {
   if (reports.empty()) return;
   const exporting::ReportTotals sum = exporting::totals(reports);
+  const bool changed = sum.largest_error != 0 || sum.subnormal + sum.flushed + sum.overflow > 0;
+  if (!changed)
+    return print(message("nothing was rounded (", reports.size(), reports.size() == 1 ? " tensor)\n" : " tensors)\n"));
   std::vector<std::vector<std::string>> rows = {
       {"what was rounded", "largest |dw|/scale", "subnormal", "flushed to 0", "overflow"}};
   const auto row = [&](const std::string& name, double error, int64_t subnormal, int64_t flushed, int64_t overflow) {
@@ -135,7 +138,7 @@ void run(ExportOptions& options) {
   log::info(message("exporting ", options.model, source.adapter ? " with " + source.adapter_folder.string() : "",
                     " to ", format.name, ": writes at most ", format_bytes(plan.bytes), ", peak memory about ",
                     format_bytes(plan.peak_bytes)));
-  for (const std::string& note : plan.notes) log::warn(note);
+  for (const std::string& note : plan.notes) log::info("note: " + note);
   nlohmann::json json = {
       {"to", format.name}, {"bytes", plan.bytes}, {"notes", plan.notes}, {"dry_run", options.common->dry_run}};
   if (!options.out.empty() && format.is_file) require_room(options.out, plan.bytes);

@@ -195,9 +195,16 @@ std::string end_text(const json& end, const train::TrainConfig& config) {
 
 void run(FinetuneOptions& options) {
   apply_common(*options.common);
-  if (!options.config_file.empty()) load_config_file(*options.app, options.config_file, file_keys(options));
+  if (!options.config_file.empty()) {
+    require_file(options.config_file, "--config");
+    load_config_file(*options.app, options.config_file, file_keys(options));
+  }
   resolve_dtype(*options.common);
   if (options.dump_config) return print(resolved(options));
+  for (const auto& [flag, file] :
+       {std::pair{"--data", options.config.data}, std::pair{"--eval-data", options.config.eval_data}}) {
+    if (!file.empty()) require_file(file, flag);
+  }
   if (options.common->dry_run) {
     train::RunOptions checks;
     checks.resume = options.resume;

@@ -33,11 +33,14 @@ std::string read_prompt(const PromptOptions& options) {
   if (options.prompt_file == "-") {
     prompt = read_text_file("/dev/stdin");  // hears a signal while it waits
   } else if (!options.prompt_file.empty()) {
+    require_file(options.prompt_file, "--prompt-file");
     prompt = read_text_file(options.prompt_file);
   }
   QALORA_REQUIRE(valid_utf8(prompt), UserError, "the prompt is not UTF-8 text");
   return prompt;
 }
+
+std::string counted(int64_t count, const std::string& what) { return message(count, " ", what, count == 1 ? "" : "s"); }
 
 // --top-p and --top-k ask for sampling, which is temperature 1 unless --temperature says otherwise.
 void settle_temperature(PromptOptions& options) {
@@ -97,9 +100,11 @@ void run(PromptOptions& options) {
                 {"prefill_tokens_per_second", prefill},
                 {"tokens_per_second", decode}});
   }
-  log::info(message(result.prompt_tokens, " prompt tokens at ", format_fixed(prefill, 1), " tokens/s, ", tokens,
-                    " tokens at ", format_fixed(decode, 1), " tokens/s, ended by ",
-                    result.stopped ? "end of sequence" : "length"));
+  const char* end = result.stopped                          ? "end of sequence"
+                    : tokens == options.generate.max_tokens ? "--max-tokens"
+                                                            : "the end of the model's context";
+  log::info(message(counted(result.prompt_tokens, "prompt token"), " at ", format_fixed(prefill, 1), " tokens/s, ",
+                    counted(tokens, "token"), " at ", format_fixed(decode, 1), " tokens/s, ended by ", end));
 }
 
 }  // namespace
@@ -119,9 +124,11 @@ Command make_generate(CLI::App& root) {
       ->capture_default_str()
       ->check(whole_number(1));
   app->add_option(
-      "--temperature", sampler.temperature,
-      "0 takes the most likely token, higher is more varied (default: 0; 1 when --top-p or --top-k is given)");
+         "--temperature", sampler.temperature,
+         "0 takes the most likely token, higher is more varied (default: 0; 1 when --top-p or --top-k is given)")
+      ->check(number());
   app->add_option("--top-p", sampler.top_p, "sample from the likeliest tokens that reach this probability")
+      ->check(number())
       ->capture_default_str();
   app->add_option("--top-k", sampler.top_k, "sample from the k likeliest tokens; 0: all")
       ->capture_default_str()

@@ -8,9 +8,11 @@
 #include "inspect_file.h"
 #include "inspect_gguf.h"
 #include "inspect_model.h"
+#include "inspect_table.h"
 #include "qalora/cli/command.h"
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
+#include "qalora/core/log.h"
 #include "qalora/eval/mmlu_data.h"
 #include "qalora/io/adapter_file.h"
 #include "qalora/io/checkpoint.h"
@@ -24,8 +26,6 @@ namespace qalora::cli {
 namespace {
 
 using nlohmann::json;
-
-constexpr size_t kLongestCell = 200;
 
 constexpr const char* kExamples =
     "Examples:\n"
@@ -60,16 +60,17 @@ json inspect_run(const fs::path& folder) {
     if (!result.contains(part)) continue;
     for (const char* key : {"architecture", "parameters", "bytes", "bits_per_weight", "tensors"})
       result[key] = result[part][key];
-    result[part].erase("tensors");
+    for (const char* key : {"tensors", "tokenizer_problem"}) result[part].erase(key);
   }
   return result;
 }
 
-json inspect_tokenizer(const fs::path& folder) {
-  const text::Tokenizer tokenizer(folder);
+// place: a folder, or a tokenizer.model under another name
+json inspect_tokenizer(const fs::path& place) {
+  const text::Tokenizer tokenizer(place);
   return {{"kind", "tokenizer"},
-          {"path", folder.string()},
-          {"model", tokenizer.kind() == text::TokenizerKind::kSentencePiece ? "SentencePiece" : "byte-level BPE"},
+          {"path", place.string()},
+          {"model", tokenizer_kind(tokenizer)},
           {"vocab_size", tokenizer.vocab_size()},
           {"bos_id", tokenizer.bos_id()},
           {"eos_id", tokenizer.eos_id()},
@@ -130,58 +131,11 @@ json inspect_any(const fs::path& path) {
   if (name == "config.json" || name.ends_with(".index.json") || name == "params.json" || name == "adapter_config.json")
     return inspect_folder(folder);
   if (name == "tokenizer.model" || name == "tokenizer.json") return inspect_tokenizer(folder);
+  if (path.extension() == ".model") return inspect_tokenizer(path);
   if (path.extension() == ".safetensors") return inspect_safetensors(path);
   if (is_torch(path)) return inspect_torch(path);
   if (path.extension() == ".gguf") return inspect_gguf(path);
   return inspect_file(path);
-}
-
-std::string cell(const std::string& key, const json& value) {
-  const auto shown = [](std::string text) {  // a chat template would fill the screen
-    std::replace(text.begin(), text.end(), '\n', ' ');
-    if (text.size() <= kLongestCell) return text;
-    size_t end = kLongestCell;
-    while ((text[end] & 0xc0) == 0x80) --end;  // between two characters of UTF-8
-    return text.substr(0, end) + "..";
-  };
-  if (value.is_string()) return shown(value.get<std::string>());
-  if (value.is_number_integer() && key.find("bytes") != std::string::npos) return format_bytes(value.get<uint64_t>());
-  if (value.is_number_integer() && value.get<int64_t>() >= 10000) return format_count(value.get<int64_t>());
-  if (value.is_number_float()) return message(value.get<double>());  // six digits are enough to read
-  return shown(value.dump(-1, ' ', false, json::error_handler_t::replace));
-}
-
-// One row a fact; objects one level down become "outer, inner".
-void add_rows(std::vector<std::pair<std::string, std::string>>& rows, const std::string& prefix, const json& object) {
-  for (const auto& [key, value] : object.items()) {
-    if (key == "kind" || key == "tensors" || key == "path") continue;
-    std::string name = prefix + key;
-    std::replace(name.begin(), name.end(), '_', ' ');
-    if (value.is_object()) {
-      add_rows(rows, (prefix.empty() ? key : prefix + key) + ", ", value);
-    } else if (!value.is_null() && value != json::array()) {
-      rows.emplace_back(name, cell(prefix + key, value));
-    }
-  }
-}
-
-void print_human(const json& document) {
-  std::vector<std::pair<std::string, std::string>> rows;
-  add_rows(rows, "", document);
-  size_t width = 0;
-  for (const auto& [name, value] : rows) width = std::max(width, name.size());
-  std::string text = document["path"].get<std::string>() + ": " + document["kind"].get<std::string>() + "\n";
-  for (const auto& [name, value] : rows) text += "  " + name + std::string(width + 2 - name.size(), ' ') + value + "\n";
-  print(text);
-  if (!document.contains("tensors")) return;
-  std::vector<std::vector<std::string>> tensors = {{"tensor", "dtype", "shape"}};
-  for (const auto& tensor : document["tensors"]) {
-    std::string shape;
-    for (const auto& size : tensor["shape"]) shape += (shape.empty() ? "" : " x ") + size.dump();
-    tensors.push_back(
-        {tensor["name"].get<std::string>(), tensor["dtype"].get<std::string>(), shape.empty() ? "scalar" : shape});
-  }
-  print("\n" + format_table(tensors));
 }
 
 // Of the device that computes here, or of the newest that this program is built for.
@@ -208,10 +162,11 @@ void run(InspectOptions& options) {
   } catch (const fs::filesystem_error& error) {  // a folder that may not be read
     throw DataError(message(error.path1().string(), ": ", error.code().message()));
   }
+  if (document.contains("tokenizer_problem")) log::warn(document["tokenizer_problem"].get<std::string>());
   if (options.common->json) {
     print_json(document);
   } else {
-    print_human(document);
+    print(inspect_text(document));
   }
 }
 

@@ -229,8 +229,6 @@ json inspect_file(const fs::path& path) {
   const bool records = extension == ".json" || extension == ".jsonl" || extension == ".csv" || extension == ".txt";
   if (records) return inspect_records(path, start);
   if (is_log(start)) return inspect_log(path);
-  QALORA_REQUIRE(extension != ".model", DataError, path.string(),
-                 ": a tokenizer is read under the name tokenizer.model, in its own folder");
   QALORA_REQUIRE(!start.starts_with("GGUF"), DataError, path.string(),
                  ": a GGUF file; files are known by their ending, so rename it to .gguf");
   throw DataError(message(

@@ -52,13 +52,17 @@ json metadata_json(const io::GgufContents& file) {
   return result;
 }
 
+// Of all tensors: which are linear layers is not known here.
+double bits_per_weight(uint64_t bytes, int64_t elements) {
+  return elements == 0 ? 0.0 : 8.0 * static_cast<double>(bytes) / static_cast<double>(elements);
+}
+
 }  // namespace
 
 json inspect_gguf(const fs::path& path) {
   const io::GgufFile opened(path);
   const io::GgufContents& file = opened.contents();
-  json result = {
-      {"kind", "gguf"}, {"path", path.string()}, {"gguf_version", file.version}, {"file_bytes", opened.file_bytes()}};
+  json result = {{"kind", "gguf"}, {"path", path.string()}, {"gguf_version", file.version}};
   json tensors = json::array(), types = json::object();
   uint64_t bytes = 0;
   int64_t elements = 0;  // the file has the bytes for them, so the sum fits
@@ -79,10 +83,11 @@ json inspect_gguf(const fs::path& path) {
   } catch (const DataError& error) {  // a sound file that is no model which can be run here
     result.update({{"architecture", file.text("general.architecture").value_or("unknown")},
                    {"parameters", elements},
+                   {"bits_per_weight", bits_per_weight(bytes, elements)},
                    {"not_read", error.what()}});
   }
   result["bytes"] = bytes;
-  result["bits_per_weight"] = elements == 0 ? 0.0 : 8.0 * static_cast<double>(bytes) / static_cast<double>(elements);
+  result["file_bytes"] = opened.file_bytes();
   result["types"] = types;
   result["metadata"] = metadata_json(file);
   result["tensors"] = std::move(tensors);

@@ -1,11 +1,15 @@
 #include "inspect_model.h"
 
 #include <algorithm>
+#include <map>
 
 #include "qalora/core/checked.h"
 #include "qalora/core/error.h"
+#include "qalora/core/format.h"
 #include "qalora/io/adapter_file.h"
 #include "qalora/io/checkpoint.h"
+#include "qalora/io/gguf_checkpoint.h"
+#include "qalora/io/gptq_view.h"
 #include "qalora/io/torch_file.h"
 #include "qalora/model/load.h"
 
@@ -16,8 +20,19 @@ nlohmann::json tensor_entry(const std::string& name, const io::TensorInfo& info)
   return {{"name", name}, {"dtype", io::dtype_name(info.dtype)}, {"shape", info.shape}};
 }
 
+// In the files. Several tensors may be made from the same bytes: codes, scales and offsets of GGUF's blocks.
+uint64_t stored_bytes(const io::Checkpoint& checkpoint, const std::vector<std::string>& names) {
+  std::map<const std::byte*, uint64_t> pieces;
+  for (const std::string& name : names) {
+    for (const io::TensorBytes& piece : checkpoint.stored(name)) pieces[piece.span.data()] = piece.span.size();
+  }
+  uint64_t bytes = 0;
+  for (const auto& [place, size] : pieces) bytes += size;
+  return bytes;
+}
+
 struct LinearSizes {
-  uint64_t bytes = 0, weights = 0;  // as stored, scales and offsets included
+  uint64_t bytes = 0, weights = 0;  // as they lie in the file, scales and offsets included
   uint64_t resident[2] = {0, 0};    // in memory, computing in f32 and in bf16
   uint64_t largest = 0;             // weights of the largest matrix
 };
@@ -29,17 +44,17 @@ LinearSizes linear_sizes(const io::Checkpoint& checkpoint, const model::LlamaCon
     const uint64_t weights = static_cast<uint64_t>(tensor.shape[0]) * static_cast<uint64_t>(tensor.shape[1]);
     sizes.weights += weights;
     sizes.largest = std::max(sizes.largest, weights);
-    sizes.bytes += checkpoint.info(tensor.name).bytes();
     if (!model::is_packed(checkpoint, tensor.name)) {
+      sizes.bytes += checkpoint.info(tensor.name).bytes();
       sizes.resident[0] += 4 * weights;
       sizes.resident[1] += 2 * weights;
       continue;
     }
-    const std::string module = tensor.name.substr(0, tensor.name.rfind('.'));
+    const std::string module = io::module_of(tensor.name);
+    sizes.bytes += stored_bytes(checkpoint, {tensor.name, module + ".scales", module + ".biases"});
     uint64_t widened = checkpoint.info(tensor.name).bytes();
     for (const char* part : {".scales", ".biases"}) {
       const io::TensorInfo& info = checkpoint.info(module + part);
-      sizes.bytes += info.bytes();
       widened += info.bytes() / static_cast<uint64_t>(io::dtype_bytes(info.dtype)) * 4;  // f32 in memory
     }
     sizes.resident[0] += widened;
@@ -77,12 +92,65 @@ nlohmann::json tensor_file(const char* kind, const io::TensorSource& file) {
           {"tensors", std::move(tensors)}};
 }
 
+uint64_t file_bytes(const io::Checkpoint& checkpoint) {
+  uint64_t bytes = 0;
+  for (const fs::path& file : checkpoint.files()) bytes += fs::file_size(file);
+  return bytes;
+}
+
+std::string layout_name(const io::ForeignQuantization& quantization) {
+  if (quantization.layout == io::ForeignLayout::kAwq) return "AWQ (GEMM order)";
+  if (quantization.layout == io::ForeignLayout::kPlanar) return "GPTQ, planar";
+  return quantization.zeros == io::ZeroRule::kStored ? "GPTQ v2" : "GPTQ v1";
+}
+
+// How a quantised model is stored, and what becomes of it here.
+void describe_format(nlohmann::json& json, const io::Checkpoint& checkpoint) {
+  if (const auto* view = dynamic_cast<const io::GptqView*>(&checkpoint.source())) {
+    const io::ForeignQuantization& quantization = view->stored_as();
+    const std::string groups =
+        quantization.group_size == -1 ? "whole rows" : message("groups of ", quantization.group_size);
+    json["format"] = message(layout_name(quantization), ", ", quantization.bits, " bits, ", groups,
+                             quantization.act_order ? ", act-order" : "");
+    json["read_as"] = "the same codes and scales, zero points as fp32 offsets; nothing is rounded";
+    json["bytes"] = stored_bytes(checkpoint, checkpoint.names());
+  } else if (dynamic_cast<const io::GgufCheckpoint*>(&checkpoint.source()) != nullptr) {
+    json["format"] = "GGUF";
+    json["read_as"] = "linear layers: the same codes, fp32 scales and offsets; nothing is rounded";
+  } else {
+    json["format"] = "MLX affine";
+  }
+}
+
+void describe_tokenizer(nlohmann::json& json, const fs::path& model) {
+  try {
+    if (text::Tokenizer::exists(model)) {
+      const text::Tokenizer tokenizer(model);
+      json["tokenizer"] = message(tokenizer_kind(tokenizer), ", ", format_count(tokenizer.vocab_size()), " tokens");
+      return;
+    }
+    json["tokenizer"] = "none";
+    json["tokenizer_problem"] = model.string() +
+                                ": no tokenizer (tokenizer.model or tokenizer.json) in it, so it cannot read text; "
+                                "copy the one that belongs to the model into the folder";
+  } catch (const Error& error) {
+    json["tokenizer"] = "cannot be read";
+    json["tokenizer_problem"] = message("no tokenizer: ", error.what());
+  }
+}
+
 }  // namespace
+
+const char* tokenizer_kind(const text::Tokenizer& tokenizer) {
+  return tokenizer.kind() == text::TokenizerKind::kSentencePiece ? "SentencePiece" : "byte-level BPE";
+}
 
 nlohmann::json inspect_checkpoint(const fs::path& folder) {
   const io::Checkpoint checkpoint(folder);
-  nlohmann::json json = {
-      {"path", folder.string()}, {"bytes", checkpoint.total_bytes()}, {"files", checkpoint.files().size()}};
+  nlohmann::json json = {{"path", folder.string()},
+                         {"bytes", checkpoint.total_bytes()},
+                         {"file_bytes", file_bytes(checkpoint)},
+                         {"files", checkpoint.files().size()}};
   nlohmann::json tensors = nlohmann::json::array();
   bool packed = false;
   for (const auto& name : checkpoint.names()) {
@@ -110,7 +178,9 @@ nlohmann::json inspect_checkpoint(const fs::path& folder) {
       json["quantization_of_modules"][module] = {{"bits", own.bits}, {"group_size", own.group_size}};
     }
     json["base_fingerprint"] = io::base_fingerprint(checkpoint);
+    describe_format(json, checkpoint);
   }
+  describe_tokenizer(json, folder);
   json["memory_bytes"] = {{"float32", run_bytes(checkpoint, config, sizes, false)},
                           {"bfloat16", run_bytes(checkpoint, config, sizes, true)}};
   json["kv_cache_bytes_per_token"] = {{"float32", 8 * config.layers * config.kv_heads * config.head_dim},

@@ -73,7 +73,7 @@ void check_output(const MergeOptions& options, const fs::path& adapter_folder, c
 void run(MergeOptions& options) {
   apply_common(*options.common);
   require_model(options.model, "--model");
-  if (!options.data.empty()) require_input(options.data, "--data");
+  if (!options.data.empty()) require_file(options.data, "--data");
   if (options.common->compute != at::kFloat && !options.common->dtype.empty()) {
     log::warn("--dtype has no effect here: the proof runs in float32, where rounding is smallest");
   }

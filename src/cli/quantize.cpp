@@ -54,11 +54,18 @@ int64_t parse_group_size(const std::string& text) {
   throw UserError(message("--group-size ", text, ": expected 32, 64, 128, 256 or row"));
 }
 
+// As it was typed: "--no-refit" of the flag --refit.
+std::string typed(const CLI::Option& option, const std::string& flag) {
+  return option.results() == std::vector<std::string>{"false"} ? "--no-" + flag.substr(2) : flag;
+}
+
 // rtn: round to nearest
 void check_rtn(const QuantizeOptions& options) {
   for (const char* flag : kGptqFlags) {
-    QALORA_REQUIRE(options.app->get_option(flag)->count() == 0, UserError, flag,
-                   ": belongs to --method gptq, which needs --calibration FILE; leave it out for --method rtn");
+    const CLI::Option& option = *options.app->get_option(flag);
+    if (option.count() == 0) continue;
+    const std::string name = typed(option, flag);
+    throw UserError(options.method == "rtn" ? "--method rtn takes no " + name : name + " needs --calibration FILE");
   }
 }
 
@@ -80,7 +87,6 @@ void advise_rtn(const QuantizeOptions& options) {
 void check_options(const QuantizeOptions& options) {
   QALORA_REQUIRE(options.bits != 16, UserError,
                  "--bits 16: a dense copy is what 'qalora export --to safetensors' writes; use that");
-  QALORA_REQUIRE(options.bits >= 2 && options.bits <= 4, UserError, "--bits ", options.bits, ": expected 2, 3 or 4");
   const bool known = options.method.empty() || options.method == "rtn" || options.method == "gptq";
   QALORA_REQUIRE(known, UserError, "--method ", options.method, ": not known",
                  did_you_mean(options.method, {"rtn", "gptq"}), "; expected gptq or rtn");
@@ -90,7 +96,7 @@ void check_options(const QuantizeOptions& options) {
       "data you will fine-tune on");
   if (!options.is_gptq()) check_rtn(options);
   require_model(options.model, "--model");
-  if (options.is_gptq()) require_input(options.calibration, "--calibration");
+  if (options.is_gptq()) require_file(options.calibration, "--calibration");
   QALORA_REQUIRE(options.common->dry_run || !options.out.empty(), UserError, "--out: give the folder to write");
   if (!options.out.empty()) require_output(options.out, options.common->force, {options.model, options.calibration});
 }
@@ -293,11 +299,18 @@ void run(QuantizeOptions& options) {
   options.is_gptq() ? run_gptq(options, checkpoint, plan) : run_rtn(options, checkpoint, plan);
 }
 
+// 16 has an answer of its own.
+std::string check_bits(const std::string& text) {
+  int64_t bits = 0;
+  const bool good = parse_whole(text, bits) && ((bits >= 2 && bits <= 4) || bits == 16);
+  return good ? "" : message("expected 2, 3 or 4, got '", text, "'");
+}
+
 std::string check_share(const std::string& text) {
   char* end = nullptr;
   const double value = std::strtod(text.c_str(), &end);
   const bool good = !text.empty() && *end == '\0' && value >= 1e-9 && value <= 1;
-  return good ? "" : message("expected a number from 1e-9 to 1, got ", text);
+  return good ? "" : message("expected a number from 1e-9 to 1, got '", text, "'");
 }
 
 void add_gptq(CLI::App& app, QuantizeOptions& options) {
@@ -366,7 +379,7 @@ Command make_quantize(CLI::App& root) {
   app->footer(kExamples);
   app->add_option("--model", options->model, "folder of a dense checkpoint")->required();
   app->add_option("--out", options->out, "folder to write");
-  app->add_option("--bits", options->bits, "2, 3 or 4")->capture_default_str();
+  app->add_option("--bits", options->bits, "2, 3 or 4")->check(CLI::Validator(check_bits, ""))->capture_default_str();
   app->add_option("--group-size", options->group_size,
                   "inputs that share a scale and an offset: 32, 64, 128, 256 or row")
       ->capture_default_str();

@@ -21,7 +21,21 @@ namespace qalora {
 
 namespace {
 
+// What stands in the way of `path` where a folder should be: the nearest thing above it that is there. "": nothing.
+fs::path file_above(const fs::path& path) {
+  for (fs::path above = path.parent_path(); !above.empty(); above = above.parent_path()) {
+    std::error_code failed;
+    const fs::file_type type = fs::status(above, failed).type();
+    if (type != fs::file_type::not_found) return type == fs::file_type::directory ? fs::path() : above;
+    if (above == above.parent_path()) break;
+  }
+  return {};
+}
+
 [[noreturn]] void fail(const fs::path& path, std::string_view action, int reason) {
+  const fs::path file = reason == ENOTDIR ? file_above(path / ".") : fs::path();
+  QALORA_REQUIRE(file.empty(), IoError, path.string(), ": cannot ", action, ": ", file == path ? "it" : file.string(),
+                 " is a file, expected a folder");
   throw IoError(message(path.string(), ": cannot ", action, ": ", std::strerror(reason)));
 }
 

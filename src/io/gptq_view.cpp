@@ -205,16 +205,22 @@ TensorBytes GptqView::bytes(const std::string& name) const {
   return raw_->bytes(name);
 }
 
-void GptqView::release(const std::string& name) const {
+std::string GptqView::stored_name(const std::string& name) const {
   const auto found = places_.find(name);
-  if (found == places_.end()) return raw_->release(name);
+  if (found == places_.end()) return name;
   const auto& [module, part] = found->second;
-  const std::string stored = part == Part::kCodes     ? kCodes
-                             : part == Part::kScales  ? kScales
-                             : part == Part::kOffsets ? kZeros
-                                                      : kGroups;
-  raw_->release(module + stored);
+  return module + (part == Part::kCodes     ? kCodes
+                   : part == Part::kScales  ? kScales
+                   : part == Part::kOffsets ? kZeros
+                                            : kGroups);
 }
+
+std::vector<TensorBytes> GptqView::stored(const std::string& name) const {
+  info(name);
+  return raw_->stored(stored_name(name));
+}
+
+void GptqView::release(const std::string& name) const { raw_->release(stored_name(name)); }
 
 const fs::path& GptqView::file_of(const std::string& name) const {
   const auto found = places_.find(name);

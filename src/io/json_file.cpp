@@ -1,8 +1,10 @@
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
+#include "qalora/io/json_fault.h"
 #include "qalora/io/json_file.h"
 
 namespace qalora::io {
@@ -11,6 +13,13 @@ namespace {
 constexpr int kMaxDepth = 64;  // of nesting; a model's configuration needs five
 
 }  // namespace
+
+std::string json_fault(std::string_view text, size_t byte) {
+  if (text.find_first_not_of(" \t\r\n") == std::string_view::npos) return "the file is empty; restore it";
+  if (byte > text.size()) return "not valid JSON: the file ends in the middle; get the whole file";
+  const auto line = 1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(byte), '\n');
+  return message("not valid JSON at line ", line, ", byte ", byte, " of ", text.size());
+}
 
 nlohmann::json read_json_file(const fs::path& path) {
   const std::string name = path.string();
@@ -36,9 +45,7 @@ nlohmann::json read_json_file(const fs::path& path) {
   try {
     return nlohmann::json::parse(text, callback);
   } catch (const nlohmann::json::parse_error& error) {
-    const size_t end = std::min(error.byte, text.size());
-    const auto line = 1 + std::count(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(end), '\n');
-    throw DataError(message(name, ": not valid JSON at line ", line, ", byte ", error.byte, " of ", text.size()));
+    throw DataError(message(name, ": ", json_fault(text, error.byte)));
   } catch (const nlohmann::json::out_of_range& error) {
     throw DataError(message(name, ": a number in it is out of range: ", error.what()));
   }

@@ -79,7 +79,10 @@ fs::path gguf_file_of(const fs::path& model) {
 namespace {
 
 nlohmann::json read_config_json(const fs::path& model) {
-  return has_meta_config(model) ? MetaFolder(model).config() : read_json_file(model / "config.json");
+  if (has_meta_config(model)) return MetaFolder(model).config();
+  const fs::path path = model / "config.json";
+  QALORA_REQUIRE(is_there(path), DataError, path.string(), ": there is no such file");
+  return read_json_file(path);
 }
 
 // Weights in GPTQ's or AWQ's layout become canonical ones, and the configuration says what they then are.

@@ -79,9 +79,10 @@ void require_not_merged(const fs::path& model, const fs::path& adapter_folder) {
 
 void warn_of_unknown_base(const io::AdapterConfig& adapter, const fs::path& adapter_folder, const fs::path& model) {
   if (adapter.pooling == io::Pooling::kNone || !adapter.base_state_fingerprint.empty()) return;
-  log::warn(message(adapter_folder.string(),
-                    ": does not say on which offsets and dense tensors it was trained; whether ", model.string(),
-                    " is that model cannot be checked"));
+  const char* gap = adapter.base_fingerprint.empty()
+                        ? ": does not name the model it was trained on"
+                        : ": names only the codes and scales of the model it was trained on, not its offsets";
+  log::warn(message(adapter_folder.string(), gap, "; make sure that it was ", model.string()));
 }
 
 void mark_merged(nlohmann::json& config, const fs::path& adapter_folder) {
@@ -121,10 +122,7 @@ void check_mergeable(const io::Checkpoint& base, const fs::path& adapter_folder,
   } catch (const DataError& error) {
     throw DataError(where + ": " + error.what());
   }
-  if (settings.base_state_fingerprint.empty()) {
-    log::warn(where + ": does not say on which offsets and dense tensors it was trained; that they are those of " +
-              folder + " cannot be checked");
-  }
+  warn_of_unknown_base(settings, adapter_folder, base.folder());
   io::sidecars(base.folder());
   const auto shapes = linear_shapes(config);
   for (const auto& [module, weights] : adapter.modules) {

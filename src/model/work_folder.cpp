@@ -4,6 +4,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
@@ -63,7 +64,23 @@ std::string foreign_in(const fs::path& folder, bool has_state) {
   return "";
 }
 
-json number_or_text(const json& value) { return value.is_null() ? json("nothing") : value; }
+std::string shown(const std::string& key, const json& value) {
+  if (value.is_null()) return "not given";
+  if (value.is_boolean()) return value.get<bool>() ? "on" : "off";
+  if (key == "group_size" && value == quant::kWholeRow) return "row";
+  return value.is_string() ? value.get<std::string>() : value.dump();
+}
+
+// In words: of what is known by a fingerprint only, that it differs.
+std::string difference(const std::string& key, const json& was, const json& is) {
+  if (key == "format") return "another version of qalora wrote them";
+  if (key == "model") return "the model is another";
+  if (key == "calibration")
+    return "the calibration data differ, or --samples, --sequence-length, --seed or --template do";
+  std::string flag = "--" + key;
+  std::replace(flag.begin(), flag.end(), '_', '-');
+  return message(flag, " was ", shown(key, was), " and is ", shown(key, is));
+}
 
 quant::PackedWeight packed_of(const io::SafetensorsFile& file, const std::string& module) {
   const std::string shape = file.metadata().at(module);  // "in_features group_size bits"
@@ -150,8 +167,7 @@ void WorkFolder::require_same(const json& identity) const {
   std::vector<std::string> differences;
   for (const auto& [key, value] : identity.items()) {
     const json was = before.is_object() && before.contains(key) ? before[key] : json();
-    if (was != value)
-      differences.push_back(message(key, " was ", number_or_text(was).dump(), " and is ", value.dump()));
+    if (was != value) differences.push_back(difference(key, was, value));
   }
   throw UserError(message(path_.string(), ": holds blocks of another call (", join(differences, "; "),
                           "); repeat that call to go on with it, give --force to start anew, or choose another --out"));

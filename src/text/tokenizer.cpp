@@ -83,10 +83,11 @@ void Tokenizer::Impl::load(const fs::path& where) {
   if (const fs::path gguf = files ? fs::path() : io::gguf_file_of(where); !gguf.empty()) {
     return load(read_gguf_vocabulary(io::GgufFile(gguf).contents()), where);
   }
-  folder = where;
-  path = folder / "tokenizer.model";
+  const bool alone = where.extension() == ".model" && kind_of(where) == fs::file_type::regular;
+  folder = alone ? where.parent_path() : where;
+  path = alone ? where : folder / "tokenizer.model";
   const fs::path json = folder / "tokenizer.json";
-  const bool has_json = is_there(json);
+  const bool has_json = !alone && is_there(json);
   QALORA_REQUIRE(has_json || is_there(path), DataError, folder.string(),
                  ": has no tokenizer.model and no tokenizer.json; copy the tokenizer from the original checkpoint");
   std::string bytes = is_there(path) ? read_text_file(path) : "";

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "qalora/core/error.h"
+#include "qalora/io/json_fault.h"
 
 namespace qalora::text {
 namespace {
@@ -19,6 +20,8 @@ json read_object(const fs::path& path) {
     json object = json::parse(text);
     QALORA_REQUIRE(object.is_object(), DataError, path.string(), ": expected a JSON object, got ", object.type_name());
     return object;
+  } catch (const json::parse_error& error) {
+    throw DataError(message(path.string(), ": ", io::json_fault(text, error.byte)));
   } catch (const json::exception& error) {
     throw DataError(message(path.string(), ": not valid JSON: ", error.what()));
   }

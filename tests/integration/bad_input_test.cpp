@@ -126,6 +126,32 @@ TEST_F(BadInput, Weights) {
   expect_refused(3, {"model.safetensors"});
 }
 
+// What a flag names is the caller's mistake, what is missing inside a folder the folder's.
+TEST_F(BadInput, MissingFilesAndFoldersInTheirPlace) {
+  const auto generate = [&](const std::string& flag, const fs::path& file) {
+    return std::vector<std::string>{"generate", "--model", model(), flag, file};
+  };
+  expect_error(generate("--prompt-file", dir_.path()), 2, {"--prompt-file", "is a folder, expected a file"});
+  expect_error(generate("--prompt-file", dir_ / "nowhere"), 2, {"no such file"});
+  expect_error({"finetune", "--config", dir_.path(), "--model", model()}, 2, {"--config", "is a folder"});
+  expect_error({"eval", "--model", model(), "--task", "choice", "--data", dir_.path()}, 2, {"--data", "is a folder"});
+  expect_error({"eval", "--model", dir_ / "model/config.json", "--task", "choice", "--data", data("open.jsonl")}, 2,
+               {"is a file, expected a folder"});
+  fs::remove(dir_ / "model/config.json");
+  expect_error(generate("--prompt", "x"), 3, {"config.json"});
+  expect_error({"inspect", model()}, 3, {"config.json"});
+}
+
+TEST_F(BadInput, GenerateSaysWhatEndedIt) {
+  const auto ended = [&](const char* tokens) {
+    const Outcome run = run_qalora({"generate", "--model", model(), "--prompt", "The", "--max-tokens", tokens});
+    EXPECT_EQ(run.exit_code, 0) << run.err;
+    return run.err;
+  };
+  EXPECT_NE(ended("1").find(" 1 token at "), std::string::npos);
+  EXPECT_NE(ended("1").find("ended by --max-tokens"), std::string::npos);
+}
+
 TEST_F(BadInput, WrongShapeNamesTheTensor) {
   edit_config("intermediate_size", 200);
   expect_refused(3, {"mlp.gate_proj.weight", "200"});
@@ -160,7 +186,7 @@ TEST_F(BadInput, TrainingData) {
              "{\"instruction\": \"a\", \"output\": \"b\"}\n{\"instruction\": \"a\", \"output\": 5}\n");
   expect_error(finetune(dir_ / "typed.jsonl"), 3, {"typed.jsonl:2", "output"});
   expect_error(finetune(dir_ / "nowhere.json"), 2, {"nowhere.json"});
-  expect_error(finetune(dir_.path()), 3, {"folder"});
+  expect_error(finetune(dir_.path()), 2, {"--data", "is a folder, expected a file"});
   write_file(dir_ / "ids.jsonl", "{\"input_ids\": [1, 99999], \"labels\": [1, 99999]}\n");
   expect_error(finetune(dir_ / "ids.jsonl"), 3, {"ids.jsonl:1", "99999"});
   EXPECT_FALSE(fs::exists(dir_ / "run"));

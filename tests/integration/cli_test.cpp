@@ -105,11 +105,14 @@ TEST_F(Cli, FlagsOfAnotherTaskAreRefused) {
   expect_error(eval("mmul", {"--data", data("mmlu")}), 2, "did you mean 'mmlu'?");
   expect_error(eval("mmlu", {"--data", data("mmlu"), "--shots", "99999999999999999999"}), 2,
                "--shots: expected a whole number");
+  expect_error({"generate", "--model", miniature(), "--prompt", "x", "--temperature", "warm"}, 2,
+               "--temperature: expected a number, got 'warm'");
+  expect_error({"finetune", "--learning-rate", "fast"}, 2, "--learning-rate: expected a number, got 'fast'");
   expect_error({"generate", "--model", miniature(), "--prompt", "x", "--seed", "-1"}, 2,
                "--seed: expected a whole number, 0 or more");
   for (const char* flag : {"--samples", "--sequence-length", "--seed"}) {
     expect_error({"quantize", "--model", miniature(), "--out", at("q"), "--method", "rtn", flag, "5"}, 2,
-                 std::string(flag) + ": belongs to --method gptq");
+                 std::string("--method rtn takes no ") + flag);
   }
 }
 

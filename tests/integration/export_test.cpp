@@ -134,11 +134,62 @@ TEST_F(ExportCommand, AnAdapterIsNamedInTheNextStep) {
   expect_part(lora.err, "--max-lora-rank 32 ");
   const auto both = run("gguf", out, {"--adapter", with});
   ASSERT_EQ(both.exit_code, 0) << both.err;
+  expect_part(both.err, "note: the adapter goes into a file of its own");
+  EXPECT_EQ(both.err.find("warning: the adapter"), std::string::npos) << both.err;
   expect_part(both.err, "wrote " + out + " and " + out + ".lora.gguf in ");
   expect_part(both.err, "llama-cli -m " + out + " -p TEXT --lora " + out + ".lora.gguf");
   const auto alone = run("gguf", dir_ / "alone.gguf");
   ASSERT_EQ(alone.exit_code, 0) << alone.err;
   EXPECT_EQ(alone.err.find("--lora"), std::string::npos) << alone.err;
+}
+
+TEST_F(ExportCommand, WithoutRoundingThereIsNoTableOfIt) {
+  const auto outcome = run("mlx", dir_ / "out");
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  EXPECT_EQ(outcome.out, "nothing was rounded (28 tensors)\n");
+}
+
+// Bits are counted alike in every format; what a tokenizer lacks is said.
+TEST_F(ExportCommand, InspectSaysWhatAnExportIs) {
+  ASSERT_EQ(run("gguf", dir_ / "a.gguf").exit_code, 0);
+  const auto outcome = run_qalora({"inspect", (dir_ / "a.gguf").string(), "--json"});
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const auto gguf = nlohmann::json::parse(outcome.out);
+  EXPECT_EQ(gguf.at("format"), "GGUF");
+  EXPECT_EQ(gguf.at("bits_per_weight"), 5.0);  // Q4_1: 20 bytes for 32 weights
+  EXPECT_EQ(gguf.at("file_bytes"), fs::file_size(dir_ / "a.gguf"));
+  EXPECT_EQ(gguf.at("tokenizer"), "SentencePiece, 1,024 tokens");
+  const fs::path zeros = dir_ / "zeros", gptq = dir_ / "gptq";
+  ASSERT_EQ(run_qalora({"quantize", "--model", (source_dir() / "models/miniature").string(), "--out", zeros.string(),
+                        "--calibration", (source_dir() / "tests/data/miniature/tune.json").string(), "--samples", "2",
+                        "--integer-zeros", "-q"})
+                .exit_code,
+            0);
+  const auto made = run_qalora({"export", "--model", zeros.string(), "--to", "gptq", "--out", gptq.string(), "-q"});
+  ASSERT_EQ(made.exit_code, 0) << made.err;
+  const auto inspected = nlohmann::json::parse(run_qalora({"inspect", gptq.string(), "--json"}).out);
+  expect_part(inspected.at("format"), "GPTQ v");
+  expect_part(inspected.at("format"), ", 4 bits, groups of 32");
+  EXPECT_EQ(inspected.at("bits_per_weight"), 4 + (16 + 4) / 32.0);  // scales in fp16, zero points in 4 bits
+  EXPECT_EQ(inspected.at("file_bytes"), fs::file_size(gptq / "model.safetensors"));
+  EXPECT_LE(inspected.at("bytes"), inspected.at("file_bytes"));
+}
+
+TEST_F(ExportCommand, InspectMissesTheTokenizer) {
+  const std::string tokenizer = base_ + "/tokenizer.model";
+  fs::copy_file(tokenizer, dir_ / "llama2.tokenizer.model");
+  const auto named = run_qalora({"inspect", (dir_ / "llama2.tokenizer.model").string(), "--json"});
+  ASSERT_EQ(named.exit_code, 0) << named.err;
+  EXPECT_EQ(nlohmann::json::parse(named.out).at("vocab_size"), 1024);
+  write_file(tokenizer, "");
+  const auto empty = run_qalora({"inspect", base_});
+  EXPECT_EQ(empty.exit_code, 0);
+  expect_part(empty.err, "warning: no tokenizer: ");
+  fs::remove(tokenizer);
+  const auto none = run_qalora({"inspect", base_});
+  EXPECT_EQ(none.exit_code, 0);
+  expect_part(none.err, "warning: " + base_ + ": no tokenizer");
+  expect_part(none.out, "tokenizer ");
 }
 
 TEST_F(ExportCommand, TheAdaptersFileReplacesNoInput) {

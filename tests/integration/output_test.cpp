@@ -102,7 +102,7 @@ TEST_F(Output, DryRunsSayWhatARealRunWouldSay) {
     expect_refused(to(at("dense")), 2, command[0] == "merge" ? "exists already" : "same place");
     expect_refused(to("/proc/x/y"), 5, "/proc/x");
     expect_refused(to("/proc/out"), 5, "No such file or directory");
-    expect_refused(to(at("taken/file/out")), 5, "Not a directory");
+    expect_refused(to(at("taken/file/out")), 5, "is a file, expected a folder");
     EXPECT_EQ(run_qalora(to(at("deep/new/out"))).exit_code, 0);
     EXPECT_EQ(run_qalora(command).exit_code, 0);  // without --out there is nothing to check
     EXPECT_FALSE(fs::exists(dir_ / "deep"));

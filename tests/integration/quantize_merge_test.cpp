@@ -94,11 +94,15 @@ TEST_F(QuantizeMerge, BadInputNamesWhatToDo) {
   expect_failure(with({"--method", "gptq"}), 2, "needs --calibration FILE");
   expect_failure(with({"--calibration", at("absent")}), 2, "no such file");
   expect_failure(with({"--method", "rtn", "--calibration", at("dense/config.json")}), 2,
-                 "--calibration: belongs to --method gptq");
-  expect_failure(with({"--samples", "4"}), 2, "--samples: belongs to --method gptq");
-  expect_failure(with({"--no-refit"}), 2, "--refit: belongs to --method gptq");
+                 "--method rtn takes no --calibration");
+  expect_failure(with({"--calibration", at("dense")}), 2, "is a folder, expected a file");
+  expect_failure(with({"--samples", "4"}), 2, "--samples needs --calibration FILE");
+  expect_failure(with({"--no-refit"}), 2, "--no-refit needs --calibration FILE");
+  expect_failure(with({"--refit"}), 2, "error: --refit needs --calibration FILE");
   expect_failure(with({"--method", "gptqq"}), 2, "did you mean 'gptq'");
-  expect_failure(with({"--bits", "5"}), 2, "--bits 5");
+  expect_failure(with({"--bits", "5"}), 2, "--bits: expected 2, 3 or 4, got '5'");
+  expect_failure(with({"--bits", "foo"}), 2, "--bits: expected 2, 3 or 4, got 'foo'");
+  expect_failure(with({"--threads", "0"}), 2, "--threads: expected a whole number from 1 to 4096, got '0'");
   expect_failure(with({"--bits", "16"}), 2, "export --to safetensors");
   expect_failure(with({"--group-size", "48"}), 2, "--group-size 48");
   expect_failure({"quantize", "--model", at("absent"), "--out", at("out")}, 2, "absent");

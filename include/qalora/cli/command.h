@@ -46,7 +46,8 @@ void apply_common(CommonOptions& options);
 // Whole decimal numbers from `least` on, and no others: CLI11 by itself takes the nearest number that fits into 64
 // bits.
 bool parse_whole(const std::string& text, int64_t& value);
-CLI::Validator whole_number(int64_t least = INT64_MIN);
+CLI::Validator whole_number(int64_t least = INT64_MIN, int64_t most = INT64_MAX);
+CLI::Validator number();  // finite
 // One of these words; the error names the nearest.
 CLI::Validator one_of(std::vector<std::string> words);
 
@@ -65,6 +66,8 @@ void require_model(const fs::path& path, const char* flag);
 void require_folder(const fs::path& path, const char* flag);
 // UserError unless something lies at `path`; flag: "--data".
 void require_input(const fs::path& path, const char* flag);
+// And unless it is no folder.
+void require_file(const fs::path& path, const char* flag);
 // For --out, a folder. UserError when it exists and not force, is or holds one of `inputs` (links resolved; empty ones
 // are passed over), or is anything but an empty folder and one that a checkpoint or an adapter was written to: --force
 // replaces nothing else.

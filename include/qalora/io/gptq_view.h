@@ -37,12 +37,14 @@ class GptqView : public TensorSource {
   const std::map<std::string, TensorInfo>& tensors() const override { return tensors_; }
   at::Tensor read(const std::string& name) const override;
   TensorBytes bytes(const std::string& name) const override;
+  std::vector<TensorBytes> stored(const std::string& name) const override;
   void release(const std::string& name) const override;
   const fs::path& file_of(const std::string& name) const override;
   std::vector<fs::path> files() const override { return raw_->files(); }
 
   // As MLX's "quantization" in config.json has it, with an entry for each module that differs.
   nlohmann::json quantization() const;
+  const ForeignQuantization& stored_as() const { return quantization_; }
 
  private:
   struct Module {
@@ -56,6 +58,7 @@ class GptqView : public TensorSource {
     Part part;
   };
 
+  std::string stored_name(const std::string& name) const;  // of the tensor that this one is made of
   Module check_module(const std::string& name) const;
   void read_groups(const std::string& name, Module& module) const;
   void add(const std::string& name, Dtype dtype, std::vector<int64_t> shape, const Place& place);

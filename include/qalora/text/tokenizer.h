@@ -19,6 +19,7 @@ class Tokenizer {
   // tokenizer_config.json (add_bos_token, add_eos_token, legacy, special tokens), special_tokens_map.json,
   // added_tokens.json, generation_config.json (extra end-of-sequence ids), from a model's folder. DataError for what
   // would change ids and is not supported.
+  // Or a tokenizer.model under another name, NAME.model, with the same files beside it.
   explicit Tokenizer(const fs::path& folder);
   // A vocabulary from elsewhere; `name` is the file it comes from: folder(), and the beginning of every message.
   Tokenizer(const Vocabulary& vocabulary, const fs::path& name);

@@ -90,7 +90,8 @@ TEST(AtomicFile, WhereItCannotBe) {
   write_file(dir / "file", "x");
   EXPECT_CONTAINS(error_of<IoError>([&] { AtomicFile(dir / "no" / "file"); }),
                   (dir / "no" / "file").string() + ": cannot be written");
-  EXPECT_CONTAINS(error_of<IoError>([&] { AtomicFile(dir / "file" / "below"); }), "Not a directory");
+  EXPECT_CONTAINS(error_of<IoError>([&] { AtomicFile(dir / "file" / "below"); }),
+                  (dir / "file").string() + " is a file, expected a folder");
   EXPECT_CONTAINS(error_of<IoError>([&] { AtomicFile(dir.path()); }), "is a folder");
   EXPECT_CONTAINS(error_of<IoError>([&] { AtomicFile(dir / std::string(300, 'n')); }), "File name too long");
 }

@@ -118,7 +118,7 @@ TEST(Checkpoint, ADamagedIndexIsRefused) {
   write_two_shards(dir.path());
   const auto index = dir / "model.safetensors.index.json";
   test::write_file(index, "{\"weight_map\": {\"a\": \"s1.safe");
-  expect_part(refusal<DataError>(dir.path()), "not valid JSON at line 1");
+  expect_part(refusal<DataError>(dir.path()), "the file ends in the middle");
   test::write_file(index, "{}");
   expect_part(refusal<DataError>(dir.path()), "'weight_map'");
   test::write_file(index, R"({"weight_map": {"a": 1}})");
@@ -160,7 +160,9 @@ TEST(JsonFile, RefusesDamage) {
   };
   EXPECT_EQ(why(R"({"a": [1, {"b": 2}], "c": {"b": 1}})"), "accepted");
   expect_part(why("{\n\"a\": 1,\n}"), "line 3");
-  expect_part(why(""), "not valid JSON");
+  expect_part(why("{\"a\" 1}"), "not valid JSON at line 1, byte 6 of 7");
+  expect_part(why("{\n\"a\": "), "the file ends in the middle");
+  expect_part(why(""), "the file is empty");
   expect_part(why(std::string(100, '[') + std::string(100, ']')), "levels deep");
   expect_part(why(R"({"a": 1, "a": 2})"), "'a' stands twice");
   expect_part(why(std::string("{}\0{", 4)), "zero byte");
