@@ -17,6 +17,7 @@
 #include "qalora/cli/version.h"
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
+#include "qalora/core/interrupted.h"
 #include "qalora/core/log.h"
 #include "qalora/core/signals.h"
 #include "qalora/kernels/packed.h"
@@ -88,7 +89,10 @@ int guarded(const std::function<void()>& run) {
   try {
     run();
     return 0;
+  } catch (const InterruptedAndTold& error) {
+    return static_cast<int>(error.code());
   } catch (const Interrupted& error) {
+    log::info("stopped; nothing was written");
     return static_cast<int>(error.code());
   } catch (const Error& error) {
     return fail(error.what(), error.code());

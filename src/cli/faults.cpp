@@ -43,7 +43,7 @@ std::optional<Fault> known_fault(const std::string& what) {
     return Fault{device_memory_text(what), ExitCode::kOutOfMemory};
   }
   if (contains(what, "can't allocate memory") || contains(what, "not enough memory")) {
-    return Fault{message("out of memory (", first_line(what), "); lower micro_batch_size or sequence_length"),
+    return Fault{message("out of memory (", first_line(what), "); lower micro_batch_size, sequence_length or rank"),
                  ExitCode::kOutOfMemory};
   }
   for (const char* part : {"CUDA error", "CUDA driver error", "CUBLAS_STATUS", "cuBLAS error", "CUSOLVER_STATUS",

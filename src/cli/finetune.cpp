@@ -125,8 +125,12 @@ json dry_run_json(const train::DryRun& dry) {
           {"examples", r.examples},
           {"bad_records", r.bad_records},
           {"held_out", r.held_out},
-          {"cut", r.cut},
-          {"cut_tokens", r.cut_tokens},
+          {"cut", r.cut.examples},
+          {"cut_tokens", r.cut.tokens},
+          {"cut_by",
+           {{"source_length", r.cut_source.examples},
+            {"target_length", r.cut_target.examples},
+            {"sequence_length", r.cut_sequence.examples}}},
           {"without_target", r.without_target},
           {"tokens", r.tokens},
           {"trained_tokens", r.trained_tokens},
@@ -147,20 +151,20 @@ json dry_run_json(const train::DryRun& dry) {
 
 std::string dry_run_text(const train::DryRun& dry, const train::TrainConfig& config) {
   const train::DataReport& r = dry.report;
+  const std::string unfit = dry.estimate.unfit_text(config);
   std::string text = message(
-      config.data, ": format ", dry.format, dry.format_detected ? " (detected)" : " (forced)", "\n",
+      config.data, ": format ", dry.format, dry.format_detected ? " (detected)" : " (from the configuration)", "\n",
       "  records         ", format_count(r.records), ", bad ones skipped ", format_count(r.bad_records), "\n",
       "  examples        ", format_count(r.examples), " to train on, ", format_count(r.held_out), " held out\n",
       "  tokens          ", format_count(r.tokens), " an epoch, ", format_count(r.trained_tokens), " of them trained (",
       format_fixed(100.0 * static_cast<double>(r.trained_tokens) / static_cast<double>(r.tokens), 1), " %)\n",
       "  length          median ", r.median_length, ", 95 % within ", r.p95_length, ", longest ", r.longest, "\n",
-      "  cut             ", format_count(r.cut), " examples lose ", format_count(r.cut_tokens),
-      " tokens to sequence_length ", config.sequence_length, "\n", "  windows         ", format_count(r.split_texts),
-      " long texts are trained in ", format_count(r.windows), " examples\n", "  left out        ",
-      format_count(r.without_target), " examples with nothing to train on\n", "  the run         ", config.steps,
-      " steps x ", config.batch_size, " rows = ", format_fixed(dry.epochs, 2), " epochs\n  memory          ",
-      dry.estimate.memory_text(), dry.estimate.fits() ? "" : "; this may not fit", "\n", "  time            ",
-      dry.estimate.time_text(), "\n");
+      "  cut             ", format_count(r.cut.examples), " examples lose ", format_count(r.cut.tokens), " tokens",
+      train::cut_by(r, config), "\n", "  windows         ", format_count(r.split_texts), " long texts are trained in ",
+      format_count(r.windows), " examples\n", "  left out        ", format_count(r.without_target),
+      " examples with nothing to train on\n", "  the run         ", config.steps, " steps x ", config.batch_size,
+      " rows = ", format_fixed(dry.epochs, 2), " epochs\n  memory          ", dry.estimate.memory_text(),
+      unfit.empty() ? "" : "; " + unfit, "\n", "  time            ", dry.estimate.time_text(), "\n");
   const size_t shown = std::min<size_t>(dry.bad_records.size(), 5);
   for (size_t i = 0; i < shown; ++i) {
     text +=
@@ -188,7 +192,9 @@ std::string end_text(const json& end, const train::TrainConfig& config) {
   const int64_t step = end.at("step");
   if (end.at("steps_run") == 0) return message("nothing left to do at step ", step, "\n", written);
   const std::string loss = end.at("loss").is_number() ? format_fixed(end.at("loss").get<double>(), 4) : "not finite";
-  return message("trained ", end.at("steps_run").get<int64_t>(), " steps up to step ", step, ", last loss ", loss, ", ",
+  const int64_t run = end.at("steps_run");
+  return message("trained ", run, " steps in ", format_duration(end.at("seconds").get<double>()),
+                 run == step ? "" : message(", up to step ", step), ", last loss ", loss, ", ",
                  format_count(static_cast<int64_t>(end.at("tokens_per_second").get<double>())),
                  " tokens/s, peak memory ", format_bytes(peak_bytes(end)), "\n", written);
 }

@@ -7,6 +7,7 @@
 #include "qalora/cli/command.h"
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
+#include "qalora/core/interrupted.h"
 #include "qalora/core/log.h"
 #include "qalora/generate/generator.h"
 #include "qalora/model/load.h"
@@ -78,10 +79,20 @@ void run(PromptOptions& options) {
   // stands alone.
   generate::TextStream stream(tokenizer, kind == text::TemplateKind::kNone ? ids : std::vector<int64_t>());
   const bool show = !options.common->json;
-  const auto result = generate::generate(model, ids, options.generate, [&](int64_t id) {
+  int64_t streamed = 0;
+  const auto on_token = [&](int64_t id) {
+    ++streamed;
     const std::string piece = stream.push(id);
     if (show && !piece.empty()) print(piece);
-  });
+  };
+  generate::Generation result;
+  try {
+    result = generate::generate(model, ids, options.generate, on_token);
+  } catch (const Interrupted& stop) {
+    if (show) print("\n");
+    log::info(message("stopped after ", streamed, " tokens"));
+    throw InterruptedAndTold(stop);
+  }
   const std::string rest = stream.finish();
   if (show) print(rest + "\n");
 

@@ -3,6 +3,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -15,6 +16,8 @@
 namespace qalora::log {
 
 namespace {
+
+std::atomic<Level> current_level = Level::kNormal;  // apart from the rest: a signal's handler reads it
 
 struct State {
   std::mutex mutex;
@@ -111,9 +114,10 @@ void configure(const Options& options) {
   if (s.file != nullptr) std::fclose(s.file);
   s.file = file;
   s.options = options;
+  current_level = options.level;
 }
 
-Level level() { return state().options.level; }
+Level level() { return current_level; }
 
 bool is_terminal() {
   const char* term = std::getenv("TERM");

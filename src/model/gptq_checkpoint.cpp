@@ -10,6 +10,7 @@
 
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
+#include "qalora/core/interrupted.h"
 #include "qalora/core/log.h"
 #include "qalora/core/progress.h"
 #include "qalora/core/signals.h"
@@ -366,10 +367,10 @@ GptqReport gptq_checkpoint(const io::Checkpoint& checkpoint, const QuantizePlan&
   GptqReport report;
   try {
     report = Run(checkpoint, plan, calibration, settings, work).run();
-  } catch (const Interrupted&) {
+  } catch (const Interrupted& stop) {
     log::info(message(work.finished(), " of ", plan.config.layers, " blocks are kept in ", work.path().string(),
                       "; the same command goes on behind them"));
-    throw;
+    throw InterruptedAndTold(stop);
   }
   write_quantized_checkpoint(checkpoint, plan, out, force, [&](const std::string& module) {
     int64_t block = 0;

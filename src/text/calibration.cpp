@@ -172,6 +172,7 @@ Calibration read_calibration(const fs::path& path, const Tokenizer* tokenizer, i
   QALORA_REQUIRE(tokenizer != nullptr || dataset.format() == DataFormat::kTokens, UserError, path.string(),
                  ": is of format '", data_format_name(dataset.format()),
                  "', which needs a tokenizer, and the model has none; only format 'tokens' goes without");
+  warn_of_bad(dataset, dataset.bad());
   return Filler(dataset, tokenizer, vocab_size, options).run();
 }
 

@@ -125,6 +125,7 @@ struct Dataset::Impl {
   std::vector<std::string> columns;  // CSV
   std::vector<Entry> entries;        // several with one begin: the instances of one self-instruct record
   std::vector<BadRecord> bad;
+  bool ends_early = false;
   uintmax_t size_on_disk = 0;
   mutable std::mutex mutex;  // of what follows
   mutable fs::file_time_type written;
@@ -208,6 +209,9 @@ void Dataset::Impl::scan(bool skip_bad_records) {
       QALORA_REQUIRE(skip_bad_records, DataError, place(chunk.line), ": ", error.what(),
                      "; correct it, or leave such records out with --skip-bad-records");
       bad.push_back({chunk.line, error.what()});
+      // The missing end of an array is a fault behind the last byte; a line that was cut has no line break.
+      ends_early = container == Container::kJsonArray ? chunk.begin == bytes.size()
+                                                      : chunk.end == bytes.size() && bytes.back() != '\n';
     }
     if (chunk.end - released < kReleaseBytes) return;
     throw_if_stopped();
@@ -279,10 +283,24 @@ DataFormat Dataset::format() const { return impl_->format; }
 bool Dataset::detected() const { return impl_->detected; }
 const std::vector<BadRecord>& Dataset::bad() const { return impl_->bad; }
 
+bool Dataset::ends_early() const { return impl_->ends_early; }
+
 std::string Dataset::fingerprint() const {
   const std::lock_guard lock(impl_->mutex);
   if (impl_->digest.empty()) impl_->digest = hash_of(impl_->file);
   return impl_->digest;
+}
+
+void warn_of_bad(const Dataset& dataset, const std::vector<BadRecord>& bad) {
+  if (bad.empty()) return;
+  const auto first =
+      std::min_element(bad.begin(), bad.end(), [](const BadRecord& a, const BadRecord& b) { return a.line < b.line; });
+  const std::string path = dataset.path().string();
+  log::warn(message(path, ": ", bad.size(), bad.size() == 1 ? " bad record is" : " bad records are",
+                    " left out, the first in line ", first->line, ": ", first->reason));
+  if (!dataset.ends_early()) return;
+  log::warn(message(path, ": the file ends too early and is probably a part of one, only the ", dataset.size(),
+                    " records before its end are used; fetch it again if it was downloaded"));
 }
 
 void read_csv(const fs::path& path, const std::function<void(std::vector<std::string>& cells, int64_t line)>& row) {

@@ -27,8 +27,7 @@ std::string request(std::string_view instruction, std::string_view input) {
 void cut(Example& example, int64_t limit) {
   const int64_t length = std::ssize(example.input_ids);
   if (limit <= 0 || length <= limit) return;
-  example.cut = true;
-  example.cut_tokens += length - limit;
+  example.cut_sequence = length - limit;
   example.input_ids.resize(limit);
   example.labels.resize(limit);
 }
@@ -44,12 +43,13 @@ void cut_parts(Example& example, const ExampleOptions& options) {
     run = trained == was_trained ? run + 1 : 1;
     was_trained = trained;
     const int64_t limit = trained ? options.target_length : options.source_length;
-    if (limit > 0 && run > limit) continue;
+    if (limit > 0 && run > limit) {
+      ++(trained ? example.cut_target : example.cut_source);
+      continue;
+    }
     example.input_ids[kept] = example.input_ids[t];
     example.labels[kept++] = example.labels[t];
   }
-  example.cut_tokens = std::ssize(example.input_ids) - static_cast<int64_t>(kept);
-  example.cut = example.cut_tokens > 0;
   example.input_ids.resize(kept);
   example.labels.resize(kept);
 }

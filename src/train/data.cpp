@@ -7,6 +7,7 @@
 
 #include "qalora/core/checked.h"
 #include "qalora/core/error.h"
+#include "qalora/core/format.h"
 #include "qalora/core/log.h"
 #include "qalora/core/progress.h"
 #include "qalora/core/signals.h"
@@ -105,12 +106,15 @@ void TrainingData::read_all(Source& source, const char* what, int64_t vocab_size
       if (example.trained_tokens() > 0) source.pieces.push_back(piece);
     }
   }
+  text::warn_of_bad(dataset, bad);
 }
 
 void TrainingData::measure(int64_t vocab_size) {
   read_all(training_, "tokenising", vocab_size, bad_, [&](const text::Example& example) {
-    report_.cut += example.cut ? 1 : 0;
-    report_.cut_tokens += example.cut_tokens;
+    report_.cut.add(example.cut_tokens());
+    report_.cut_source.add(example.cut_source);
+    report_.cut_target.add(example.cut_target);
+    report_.cut_sequence.add(example.cut_sequence);
     report_.without_target += example.trained_tokens() == 0 ? 1 : 0;
     report_.windows += example.windows > 1 ? 1 : 0;
     if (example.trained_tokens() == 0) return;
@@ -159,8 +163,6 @@ void TrainingData::measure_held_out(int64_t vocab_size) {
   std::iota(held_out_.begin(), held_out_.end(), 0);
   QALORA_REQUIRE(!held_out_.empty(), DataError, config_.eval_data, ": none of its ", separate_.dataset->size(),
                  " records has a token to score within sequence_length ", config_.sequence_length);
-  if (!bad.empty())
-    log::warn(message(config_.eval_data, ": ", bad.size(), " bad records skipped, the first in line ", bad[0].line));
   separate_.dataset->fingerprint();  // so that a file only touched during the run is told from a changed one
   report_.held_out = std::ssize(held_out_);
 }
@@ -289,6 +291,17 @@ double TrainingData::epochs(int64_t steps) const {
   const int64_t rows =
       config_.packing ? static_cast<int64_t>(epoch_rows(0).size()) : static_cast<int64_t>(used_.size());
   return static_cast<double>(steps * config_.batch_size) / static_cast<double>(rows);
+}
+
+std::string cut_by(const DataReport& report, const TrainConfig& config) {
+  std::vector<std::string> parts;
+  const auto add = [&](const Cut& cut, const char* key, int64_t limit) {
+    if (cut.examples > 0) parts.push_back(message(format_count(cut.examples), " by ", key, " ", limit));
+  };
+  add(report.cut_source, "source_length", config.source_length);
+  add(report.cut_target, "target_length", config.target_length);
+  add(report.cut_sequence, "sequence_length", config.sequence_length);
+  return parts.empty() ? "" : message(" (", join(parts, ", "), ")");
 }
 
 }  // namespace qalora::train

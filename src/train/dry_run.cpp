@@ -51,6 +51,9 @@ DryRun dry_run(const TrainConfig& config, const RunOptions& options) {
     resolved.micro_batch_size = largest_micro_batch(workload, config, data, /*weights_loaded=*/false);
   result.micro_batch_size = resolved.micro_batch_size;
   result.estimate = estimate_run(workload, resolved, data, config.steps);
+  // What no memory holds gets no checkpoint; an old run that --force removes makes room.
+  if (!config.out.empty() && !options.force && !result.estimate.hopeless())
+    require_room(config, workload.trained_elements);
   return result;
 }
 

@@ -188,15 +188,46 @@ double measure_flops(at::ScalarType dtype, int64_t size, c10::Device device) {
          static_cast<double>(count) / seconds;
 }
 
+bool Estimate::hopeless() const {
+  return memory.weights + memory.trained - (weights_loaded ? memory.loaded : 0) > available_bytes;
+}
+
+std::string Estimate::unfit_text(const TrainConfig& config) const {
+  if (fits()) return "";
+  const bool large_adapter = !config.full() && config.initial_adapter.empty() && 2 * memory.trained > memory.total();
+  return message(hopeless() ? "this does not fit: " : "this may not fit: ",
+                 large_adapter ? message("lower rank (it is ", config.rank, ")")
+                 : hopeless()  ? "take a smaller model, fewer bits or another device"
+                               : "lower micro_batch_size or sequence_length, or set gradient_checkpointing = true");
+}
+
 std::string Estimate::memory_text() const {
-  return message("about ", format_bytes(memory.total()), " and 0.2 GB for the program (weights ",
-                 format_bytes(memory.weights), ", trained ", format_bytes(memory.trained), ", activations ",
-                 format_bytes(memory.activations), ", scratch ", format_bytes(memory.scratch), "), ",
+  constexpr uint64_t kGigabyte = 1'000'000'000;
+  return message("about ", format_bytes(memory.total()), " and ", memory.total() < kGigabyte ? "200 MB" : "0.2 GB",
+                 " for the program (weights ", format_bytes(memory.weights), ", trained ", format_bytes(memory.trained),
+                 ", activations ", format_bytes(memory.activations), ", scratch ", format_bytes(memory.scratch), "), ",
                  format_bytes(available_bytes), " available");
 }
 
 std::string Estimate::time_text() const {
   return message("at least ", format_duration(seconds), " at ", format_fixed(flops_per_second / 1e9, 0), " GFLOP/s");
+}
+
+namespace {
+
+uint64_t available_bytes(c10::Device device) {
+  return device.is_cpu() ? tensor::available_memory_bytes() : tensor::accelerator()->memory(device.index()).free;
+}
+
+}  // namespace
+
+void require_memory(const Workload& workload, const TrainConfig& config) {
+  constexpr uint64_t kSwapped = 2;  // swap may take as much again
+  const uint64_t needed = 16 * static_cast<uint64_t>(workload.trained_elements);
+  const uint64_t available = available_bytes(workload.device);
+  QALORA_REQUIRE(config.full() || needed / kSwapped <= available, MemoryError, "the adapter of rank ", config.rank,
+                 " takes ", format_bytes(needed), " with its gradient and moments, but ", format_bytes(available),
+                 " are available; lower rank");
 }
 
 Estimate estimate_run(const Workload& workload, const TrainConfig& config, const TrainingData& data, int64_t steps) {
@@ -207,8 +238,7 @@ Estimate estimate_run(const Workload& workload, const TrainConfig& config, const
   Estimate result;
   result.memory = estimate_memory(workload, config, config.micro_batch_size, length);
   const c10::Device device = workload.device;
-  result.available_bytes =
-      device.is_cpu() ? tensor::available_memory_bytes() : tensor::accelerator()->memory(device.index()).free;
+  result.available_bytes = available_bytes(device);
   result.flops_per_second = measure_flops(
       workload.compute, std::min<int64_t>(device.is_cpu() ? 1024 : 4096, workload.model.hidden_size * 4), device);
   const double tokens = row_tokens * static_cast<double>(config.batch_size * steps);
@@ -221,8 +251,7 @@ int64_t largest_micro_batch(const Workload& workload, const TrainConfig& config,
   constexpr double kUsable = 0.9;  // allocators lose some to rounding and to blocks that fit nothing
   const int64_t length = config.packing ? config.sequence_length : data.report().longest;
   const c10::Device device = workload.device;
-  const uint64_t free =
-      device.is_cpu() ? tensor::available_memory_bytes() : tensor::accelerator()->memory(device.index()).free;
+  const uint64_t free = available_bytes(device);
   int64_t best = 1;
   for (int64_t rows = 1; rows <= config.batch_size; ++rows) {
     if (config.batch_size % rows != 0) continue;

@@ -22,8 +22,12 @@ json report_json(const DataReport& report) {
           {"bad_records", report.bad_records},
           {"examples", report.examples},
           {"held_out", report.held_out},
-          {"cut", report.cut},
-          {"cut_tokens", report.cut_tokens},
+          {"cut", report.cut.examples},
+          {"cut_tokens", report.cut.tokens},
+          {"cut_by",
+           {{"source_length", report.cut_source.examples},
+            {"target_length", report.cut_target.examples},
+            {"sequence_length", report.cut_sequence.examples}}},
           {"without_target", report.without_target},
           {"tokens", report.tokens},
           {"trained_tokens", report.trained_tokens},
@@ -80,8 +84,8 @@ TrainState resume_from(const RunFolder& folder, const TrainConfig& config, const
     warn_threads(saved.threads);
     return saved.state;
   }
-  throw UserError(message(folder.path().string(),
-                          ": holds no complete checkpoint; leave --resume out and start over with --force"));
+  throw UserError(message(folder.path().string(), ": holds no complete checkpoint; start over: leave --resume out",
+                          folder.holds_work() ? " and give --force" : ""));
 }
 
 void log_estimate(const TrainConfig& config, const TrainingData& data, const Estimate& estimate, int64_t first_step) {
@@ -89,8 +93,7 @@ void log_estimate(const TrainConfig& config, const TrainingData& data, const Est
   log::info(message("time: ", estimate.time_text(), " for ", config.steps - first_step, " steps (",
                     format_fixed(data.epochs(config.steps), 2),
                     " epochs in all); the progress line knows better after a few steps"));
-  if (!estimate.fits())
-    log::warn("this may not fit: lower micro_batch_size or sequence_length, or set gradient_checkpointing = true");
+  if (const std::string unfit = estimate.unfit_text(config); !unfit.empty()) log::warn(unfit);
 }
 
 Workload workload_of(const TrainingSubject& subject) {
@@ -150,18 +153,11 @@ void log_data(const TrainConfig& config, const TrainingData& data) {
   const DataReport& report = data.report();
   log::info(message(
       config.data, ": ", format_count(report.examples), " examples (format ",
-      text::data_format_name(data.dataset().format()), data.dataset().detected() ? ", detected" : "", "), ", report.cut,
-      " cut to ", config.sequence_length, " tokens, ",
+      text::data_format_name(data.dataset().format()), data.dataset().detected() ? ", detected" : "", "), ",
+      format_count(report.cut.examples), " cut", cut_by(report, config), ", ",
       report.split_texts > 0 ? message(report.split_texts, " long texts in ", report.windows, " windows, ") : "",
       report.without_target, " without a target left out, ", report.bad_records, " bad ones skipped, ", report.held_out,
       " held out"));
-}
-
-// For two checkpoints (the new one is written before an old one goes) of weights and both moments: IoError now, not
-// after hours.
-void require_room(const RunFolder& folder, const TrainingSubject& subject) {
-  const uint64_t checkpoint = 12 * static_cast<uint64_t>(subject.trained_elements());
-  const AtomicFolder probe(folder.checkpoint_path(0), /*replace=*/true, 2 * checkpoint);
 }
 
 // The number that the run began with, so that sums are rounded alike; 0 where no checkpoint can be read.
@@ -201,10 +197,14 @@ void finetune(const TrainConfig& asked, const RunOptions& options) {
   require_output(config, options.resume, options.force);
   TrainingData data(config, prepared.tokenizer_or_null(), prepared.model.vocab_size);
   log_data(config, data);
+  if (config.initial_adapter.empty())
+    require_memory(expected_workload(prepared.model, config, options.compute, options.device), config);
   TrainingSubject subject(config, options.compute, options.device);
   AdamW optimizer(subject.parameters(),
                   {config.adam_beta1, config.adam_beta2, config.adam_epsilon, config.weight_decay});
+  if (!options.force) require_room(config, subject.trained_elements());  // before there is a folder
   const RunFolder folder(config.out, options.resume, options.force, options.resolved_config);
+  if (options.force) require_room(config, subject.trained_elements());  // with that of the run that gave way
   choose_micro_batch(config, data, subject, folder, options.resume);
   const RunIdentity identity{data.fingerprint(), subject.base_fingerprint(),
                              prepared.tokenizer ? prepared.tokenizer->fingerprint() : "",
@@ -214,7 +214,6 @@ void finetune(const TrainConfig& asked, const RunOptions& options) {
     state = resume_from(folder, config, identity, subject, optimizer);
     folder.write_config(options.resolved_config);
   }
-  require_room(folder, subject);
   keep_panels_if_it_pays(config, data, subject);
   Trainer trainer(subject.model(), optimizer, data, config, state);
   TrainingRun run(config, options, folder, subject, optimizer, trainer, data, identity);

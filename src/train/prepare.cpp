@@ -61,4 +61,9 @@ void require_output(const TrainConfig& config, bool resume, bool force) {
   RunFolder::require_usable(config.out, resume, force);
 }
 
+void require_room(const TrainConfig& config, int64_t trained_elements) {
+  const uint64_t checkpoint = 12 * static_cast<uint64_t>(trained_elements);
+  const AtomicFolder probe(fs::path(config.out) / "checkpoints", /*replace=*/true, 2 * checkpoint);
+}
+
 }  // namespace qalora::train

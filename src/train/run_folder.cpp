@@ -101,6 +101,22 @@ std::optional<Leftover> leftover_of(const std::string& name) {
   return std::nullopt;
 }
 
+// What training made, be it that a killed process left it under another name. Without it nothing is lost when a run
+// begins again.
+bool is_work(const std::string& name) {
+  const auto leftover = leftover_of(name);
+  if (leftover) return leftover->old && is_work(leftover->owner);
+  return is_step_name(name) || name == "best" || name == "adapter" || name == "model";
+}
+
+bool holds_work_in(const fs::path& path) {
+  for (const fs::path& folder : {path, path / kCheckpoints}) {
+    const std::vector<std::string> names = names_in(folder);
+    if (std::any_of(names.begin(), names.end(), is_work)) return true;
+  }
+  return false;
+}
+
 bool lies_in(const fs::path& inner, const fs::path& outer) {
   return std::mismatch(outer.begin(), outer.end(), inner.begin(), inner.end()).first == outer.end();
 }
@@ -135,9 +151,10 @@ void RunFolder::require_usable(const fs::path& path, bool resume, bool force) {
                  path.string());
   const bool exists = fs::exists(path, error);
   const bool holds_run = exists && !config_of_run(path).empty();
+  const bool holds_work = holds_run && holds_work_in(path);
   QALORA_REQUIRE(!resume || holds_run, UserError, path.string(),
                  ": holds no run to resume; leave --resume out to start one");
-  QALORA_REQUIRE(resume || !holds_run || force, UserError, path.string(),
+  QALORA_REQUIRE(resume || !holds_work || force, UserError, path.string(),
                  ": holds a run already; continue it with --resume, start over with --force, or choose another --out");
   QALORA_REQUIRE(holds_run || !exists || names_in(path).empty(), UserError, path.string(),
                  ": is not empty and holds no run of 'qalora finetune'; it is left alone, choose another --out");
@@ -200,6 +217,8 @@ void RunFolder::remove_leftovers() const {
 fs::path RunFolder::checkpoint_path(int64_t step) const {
   return path_ / kCheckpoints / ("step-" + std::to_string(step));
 }
+
+bool RunFolder::holds_work() const { return holds_work_in(path_); }
 
 std::vector<int64_t> RunFolder::checkpoints() const {
   std::vector<int64_t> steps;

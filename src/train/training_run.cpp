@@ -7,6 +7,7 @@
 
 #include "qalora/core/error.h"
 #include "qalora/core/format.h"
+#include "qalora/core/interrupted.h"
 #include "qalora/core/log.h"
 #include "qalora/core/progress.h"
 #include "qalora/core/signals.h"
@@ -57,7 +58,39 @@ TrainingRun::TrainingRun(const TrainConfig& config, const RunOptions& options, c
 }
 
 void TrainingRun::loop() {
+  try {
+    steps();
+  } catch (const IoError& error) {
+    fail_saved(error);
+  }
+}
+
+void TrainingRun::finish() {
+  try {
+    write_end();
+  } catch (const IoError& error) {
+    fail_saved(error);
+  }
+}
+
+// A disk that is full is no loss of what it holds already.
+void TrainingRun::fail_saved(const IoError& error) const {
+  std::string saved;
+  try {
+    const std::vector<int64_t> steps = folder_.checkpoints();
+    saved = !steps.empty()
+                ? message("step ", steps.back(), " is saved, and the same command with --resume goes on from it")
+                : message("no step is saved yet; start over with the same command",
+                          folder_.holds_work() ? " and --force" : "");
+  } catch (const IoError&) {
+    throw error;  // the folder itself cannot be read
+  }
+  throw IoError(message(error.what(), "; ", saved));
+}
+
+void TrainingRun::steps() {
   const int64_t first = trainer_.state().step;
+  // Without a line at the end: the command's result says how many steps took how long.
   Progress progress("training", config_.steps - first, "steps");
   try {
     if (evaluation_due_) after_step();
@@ -66,18 +99,17 @@ void TrainingRun::loop() {
       progress.update(trainer_.state().step - first, note_);
       after_step();
     }
-  } catch (const Interrupted&) {
+  } catch (const Interrupted& stop) {
     checkpoint();
     draw_curve();
     log::info(message("stopped at step ", trainer_.state().step, "; continue with the same command and --resume"));
-    throw;
+    throw InterruptedAndTold(stop);
   } catch (const DivergedError&) {
     throw;  // the weights went wrong
   } catch (const std::exception&) {
     save_what_is_done();
     throw;
   }
-  progress.finish();
 }
 
 // When data, memory or disk fail: the steps so far are not lost. Whatever fails now must not hide why the run ends.
@@ -117,7 +149,7 @@ void TrainingRun::warn_if_risen() const {
                     ")"));
 }
 
-void TrainingRun::finish() {
+void TrainingRun::write_end() {
   warn_if_risen();
   draw_curve();
   const std::string out = subject_.save_final(folder_.path(), config_).string();

@@ -172,6 +172,19 @@ TEST_F(Cli, TheResultOutlivesItsDetails) {
   EXPECT_FALSE(fs::exists(dir_ / "details.jsonl"));
 }
 
+TEST_F(Cli, AStopIsAnsweredAtOnceAndSaysWhatIsLeft) {
+  if (!fs::exists("/bin/bash")) GTEST_SKIP() << "no bash to stop a command with";
+  // The program waits for what stands in a pipe, so it is known where the signal meets it.
+  const std::string command = "mkfifo pipe; " QALORA_BINARY
+                              " finetune --config pipe 2> said & exec 3> pipe; "
+                              "kill -INT $!; sleep 0.2; exec 3>&-; wait $!";
+  const int status = std::system(("cd " + dir_.path().string() + " && /bin/bash -c '" + command + "'").c_str());
+  EXPECT_EQ(WEXITSTATUS(status), 130);
+  EXPECT_EQ(read_file(dir_ / "said"),
+            "stopping, as soon as what can be continued is saved; Ctrl-C again stops at once and loses it\n"
+            "stopped; nothing was written\n");
+}
+
 TEST_F(Cli, NamesThatAreNotUtf8) {
   const std::string name = std::string("bad") + "\xff\xfe";
   for (const char* part : {"test", "dev"}) {

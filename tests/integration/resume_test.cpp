@@ -161,6 +161,30 @@ TEST_F(Resume, WithoutAnyCheckpointNothingIsLost) {
   EXPECT_TRUE(fs::exists(run / "adapter/adapter_model.safetensors"));
 }
 
+TEST_F(Resume, AFullDiskSaysWhatIsSaved) {
+  if (!fs::exists("/bin/bash")) GTEST_SKIP() << "no bash to set a file-size limit with";
+  const fs::path run = folder("full-disk");
+  // No file may grow beyond 100 KiB, which is the same error to the program as a full disk: no checkpoint does with
+  // that.
+  const auto limited = [&](const std::vector<std::string>& more) {
+    std::string command = "ulimit -f 100; " QALORA_BINARY;
+    for (const std::string& word : words(run, more)) command += " " + word;
+    command += " 2> " + folder("full-disk-said").string() + " > " + folder("full-disk-out").string();
+    EXPECT_EQ(WEXITSTATUS(std::system(("/bin/bash -c '" + command + "'").c_str())), 5);
+    return read_file(folder("full-disk-said"));
+  };
+  const std::vector<std::string> two = {"--schedule", "constant", "--steps", "2"};
+  const std::string first = limited(two);
+  EXPECT_NE(first.find("no step is saved yet; start over with the same command"), std::string::npos) << first;
+  EXPECT_NE(finetune(run, {"--steps", "2", "--resume"}).err.find("start over: leave --resume out\n"),
+            std::string::npos);
+  expect_trained(run, two);  // and so it does
+  const std::string later = limited({"--schedule", "constant", "--steps", "4", "--resume"});
+  EXPECT_NE(later.find("step 2 is saved, and the same command with --resume goes on from it"), std::string::npos)
+      << later;
+  expect_trained(run, {"--schedule", "constant", "--steps", "4", "--resume"});
+}
+
 TEST_F(Resume, AFinishedRunSaysSo) {
   const fs::path run = folder("finished");
   const std::vector<std::string> constant = {"--schedule", "constant", "--steps", "4", "-q"};

@@ -283,6 +283,37 @@ TEST_F(Train, ADryRunListsBadRecordsAndWindows) {
   EXPECT_EQ(dry.at("trained_tokens"), dry.at("tokens").get<int64_t>() - dry.at("examples").get<int64_t>());
 }
 
+TEST_F(Train, APartOfAFileIsSaidBeforeItIsTrainedOn) {
+  const std::string whole = read_file(tune());
+  write_file(folder("part.json"), whole.substr(0, whole.size() / 2));
+  const std::vector<std::string> more = {"--data", folder("part.json"), "--steps", "1"};
+  expect_refused(folder("part"), more, 3, "is not closed before the end of its line");
+  const Outcome run = finetune(folder("part"), joined(more, {"--skip-bad-records", "true"}));
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_NE(run.err.find("left out, the first in line 1: "), std::string::npos) << run.err;
+  EXPECT_NE(run.err.find("is probably a part of one"), std::string::npos) << run.err;
+}
+
+TEST_F(Train, WhatIsCutNamesItsLimit) {
+  const std::vector<std::string> more = {"--target-length", "4", "--source-length", "2000", "--steps", "1"};
+  const Outcome dry = finetune(folder("cut"), joined(more, {"--dry-run"}));
+  EXPECT_NE(dry.out.find(" by target_length 4)\n"), std::string::npos) << dry.out;
+  EXPECT_EQ(dry.out.find("source_length 2000"), std::string::npos) << dry.out;
+  const Outcome run = finetune(folder("cut"), more);
+  EXPECT_NE(run.err.find(" by target_length 4), "), std::string::npos) << run.err;
+  EXPECT_EQ(run.out.rfind("trained 1 steps in ", 0), 0u) << run.out;
+  EXPECT_EQ(run.out.find("up to step"), std::string::npos) << run.out;
+}
+
+TEST_F(Train, ARankThatNoMemoryHoldsIsNamed) {
+  const std::vector<std::string> more = {"--rank", "99999999", "--steps", "1"};
+  const Outcome dry = finetune(folder("rank"), joined(more, {"--dry-run"}));
+  EXPECT_EQ(dry.exit_code, 0) << dry.err;
+  EXPECT_NE(dry.out.find("this does not fit: lower rank (it is 99999999)"), std::string::npos) << dry.out;
+  expect_refused(folder("rank"), more, 4, "the adapter of rank 99999999 takes ");
+  EXPECT_FALSE(fs::exists(folder("rank")));
+}
+
 TEST_F(Train, ADryRunShowsEveryTurnAndWhatTheRunNeeds) {
   write_file(folder("chat.jsonl"),
              R"({"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Holgo."}, )"

@@ -1,6 +1,6 @@
-// SIGINT, SIGTERM and SIGHUP ask for a clean stop: the handler only sets a flag, long loops look at it. A SIGINT after
-// that ends at once. Under nohup SIGHUP stays ignored. SIGBUS (a mapped file that shrank) ends with a sentence and exit
-// code 3.
+// SIGINT, SIGTERM and SIGHUP ask for a clean stop: the handler sets a flag, which long loops look at, and says so on
+// stderr unless quiet. A SIGINT after that ends at once. Under nohup SIGHUP stays ignored. SIGBUS (a mapped file that
+// shrank) ends with a sentence and exit code 3.
 #pragma once
 
 namespace qalora {

@@ -71,12 +71,17 @@ class Dataset {
   DataFormat format() const;  // never kAuto
   bool detected() const;      // format was told from the records
   const std::vector<BadRecord>& bad() const;
+  bool ends_early() const;          // in the middle of a record or an array: it is probably a part of a file
   std::string fingerprint() const;  // SHA-256 over the file's bytes
 
  private:
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };
+
+// What whoever leaves bad records out warns of: how many there are, the first one, and that the file ends too early.
+// bad: the data set's own and what the caller found.
+void warn_of_bad(const Dataset& dataset, const std::vector<BadRecord>& bad);
 
 // A CSV reader after RFC 4180: quotes, embedded commas and line breaks; every cell is text ("None" stays "None").
 // Calls row(cells, line of its first byte) for each row. DataError names file and line for an unterminated quote.

@@ -35,9 +35,10 @@ std::string render_prompt(TemplateKind kind, std::string_view instruction, std::
 struct Example {
   std::vector<int64_t> input_ids;  // [length], BOS first where the tokenizer adds it
   std::vector<int64_t> labels;     // [length]; labels[t] is what position t holds (the shift happens in the loss)
-  bool cut = false;                // longer than the limit: cut on the right
-  int64_t cut_tokens = 0;
-  int64_t windows = 1;             // plain text: how many examples the whole of it gives
+  // Tokens that each limit took, on the right of a prompt, of an answer and of the whole.
+  int64_t cut_source = 0, cut_target = 0, cut_sequence = 0;
+  int64_t windows = 1;  // plain text: how many examples the whole of it gives
+  int64_t cut_tokens() const { return cut_source + cut_target + cut_sequence; }
   int64_t trained_tokens() const;  // labels that are not -100, position 0 excluded
 };
 

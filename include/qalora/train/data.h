@@ -17,6 +17,15 @@
 
 namespace qalora::train {
 
+// What a limit of length took from the examples.
+struct Cut {
+  int64_t examples = 0, tokens = 0;
+  void add(int64_t tokens_of_one) {
+    examples += tokens_of_one > 0 ? 1 : 0;
+    tokens += tokens_of_one;
+  }
+};
+
 // What the whole file looks like after tokenising, before any step.
 struct DataReport {
   int64_t records = 0;      // good ones in the file
@@ -25,8 +34,8 @@ struct DataReport {
   int64_t windows = 0;      // and the windows, each an example
   int64_t examples = 0;     // used for training
   int64_t held_out = 0;     // kept out of it for evaluation
-  int64_t cut = 0;          // longer than sequence_length, source_length or target_length
-  int64_t cut_tokens = 0;
+  Cut cut;                  // by any limit; an example may be counted by several of the next three
+  Cut cut_source, cut_target, cut_sequence;
   int64_t without_target = 0;  // nothing left to learn after cutting: dropped
   int64_t tokens = 0;          // of the used examples, one epoch
   int64_t trained_tokens = 0;
@@ -102,5 +111,8 @@ class TrainingData {
   mutable std::map<int64_t, Rows> epochs_;    // cache of the last two
   mutable std::vector<int64_t> epoch_begin_;  // first global row of each epoch known so far
 };
+
+// " (530 by target_length 100, 9 by sequence_length 256)", or "" where nothing was cut.
+std::string cut_by(const DataReport& report, const TrainConfig& config);
 
 }  // namespace qalora::train

@@ -44,6 +44,8 @@ MemoryEstimate estimate_memory(const Workload& workload, const TrainConfig& conf
 // weights_loaded: they are no longer part of what is free.
 int64_t largest_micro_batch(const Workload& workload, const TrainConfig& config, const TrainingData& data,
                             bool weights_loaded);
+// MemoryError where the adapter alone is so large that its allocation must fail, or end the process.
+void require_memory(const Workload& workload, const TrainConfig& config);
 // Multiplications of one trained token: forward, input gradient, and what else the method needs.
 double flops_per_token(const model::LlamaConfig& model, const TrainConfig& config, int64_t length);
 // Products per second of this machine in the compute dtype, measured for about 50 ms.
@@ -56,6 +58,10 @@ struct Estimate {
   bool weights_loaded = false;  // they are no longer part of what is available
 
   bool fits() const { return memory.total() - (weights_loaded ? memory.loaded : 0) <= available_bytes; }
+  // The weights and what is trained alone need more than there is: no other batch helps.
+  bool hopeless() const;
+  // "this may not fit: lower ..", or "" where it fits
+  std::string unfit_text(const TrainConfig& config) const;
   std::string memory_text() const;
   std::string time_text() const;
 };

@@ -20,5 +20,8 @@ struct Prepared {
 Prepared prepare(const TrainConfig& config);
 // UserError when `out` cannot be the run folder.
 void require_output(const TrainConfig& config, bool resume, bool force);
+// IoError when the disk of `out` has no room for two checkpoints (a new one is written before an old one goes) of so
+// many trained numbers and both moments: now, not after hours. Leaves no trace.
+void require_room(const TrainConfig& config, int64_t trained_elements);
 
 }  // namespace qalora::train

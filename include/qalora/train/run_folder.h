@@ -23,13 +23,14 @@ class RunFolder {
   static void require_apart(const fs::path& path, const std::vector<fs::path>& inputs);
   // The checks of the constructor alone, and whether the folder can be written (IoError); leaves no trace.
   static void require_usable(const fs::path& path, bool resume, bool force);
-  // Fresh run: creates the folder with its config.toml. It may exist only when it is empty, or when it holds a run and
-  // `force` says to start over: then what the old run wrote is removed, and nothing else. Resume: the folder must hold
-  // a run; what a killed process left half-written is removed.
+  // Fresh run: creates the folder with its config.toml. It may exist only when it is empty, when it holds a run that
+  // saved nothing, or when it holds a run and `force` says to start over: then what the old run wrote is removed, and
+  // nothing else. Resume: the folder must hold a run; what a killed process left half-written is removed.
   RunFolder(const fs::path& path, bool resume, bool force, const std::string& config_toml);
 
   const fs::path& path() const { return path_; }
   fs::path checkpoint_path(int64_t step) const;
+  bool holds_work() const;                     // a checkpoint, a best or a final adapter or model
   std::vector<int64_t> checkpoints() const;    // steps that have a folder, ascending; it may be damaged
   void prune_checkpoints(int64_t keep) const;  // all but the newest `keep`; 0 keeps all
   void remove_checkpoints_after(int64_t step) const;

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "qalora/core/error.h"
 #include "qalora/train/finetune.h"
 #include "qalora/train/run_folder.h"
 #include "qalora/train/subject.h"
@@ -22,13 +23,16 @@ class TrainingRun {
   TrainingRun(const TrainConfig& config, const RunOptions& options, const RunFolder& folder, TrainingSubject& subject,
               AdamW& optimizer, Trainer& trainer, const TrainingData& data, const RunIdentity& identity);
 
-  // Runs the steps that are left. Throws Interrupted after a checkpoint was saved.
+  // Runs the steps that are left. Throws Interrupted after a checkpoint was saved. An IoError says which step is saved.
   void loop();
   // The picture and the final adapter or model.
   void finish();
   void emit(const nlohmann::json& event) const;
 
  private:
+  void steps();
+  void write_end();
+  [[noreturn]] void fail_saved(const IoError& error) const;
   void one_step();
   void after_step();  // what is due at the step just done: evaluation, checkpoint
   void skipped(int64_t number, const StepResult& result);

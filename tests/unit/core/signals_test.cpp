@@ -11,6 +11,7 @@
 
 #include "qalora/core/error.h"
 #include "qalora/core/file.h"
+#include "qalora/core/log.h"
 #include "support/support.h"
 
 namespace qalora {
@@ -62,6 +63,30 @@ TEST(Signals, SecondInterruptEndsAtOnce) {
   expect_exit(in_child([] { ::raise(SIGINT), ::raise(SIGINT); }), 130);
   expect_exit(in_child([] { ::raise(SIGTERM), ::raise(SIGTERM); }), 0);
   expect_exit(in_child([] { ::raise(SIGTERM), ::raise(SIGINT); }), 130);
+}
+
+// What the handlers write to stderr, here a file, while `action` runs.
+std::string said(log::Level level, const std::function<void()>& action) {
+  const test::TempDir dir;
+  test::write_file(dir / "said", "");
+  in_child([&] {
+    ::close(STDERR_FILENO);
+    if (::open((dir / "said").c_str(), O_WRONLY) != STDERR_FILENO) ::_exit(91);
+    log::configure({.level = level, .color = log::Color::kNever, .file = {}});
+    install_stop_handlers();
+    action();
+  });
+  return test::read_file(dir / "said");
+}
+
+TEST(Signals, AreAnsweredAtOnceAndOnce) {
+  const std::string first = "stopping, as soon as what can be continued is saved";
+  const std::string interrupted = said(log::Level::kNormal, [] { ::raise(SIGINT); });
+  EXPECT_EQ(interrupted, first + "; Ctrl-C again stops at once and loses it\n");
+  EXPECT_EQ(said(log::Level::kNormal, [] { ::raise(SIGTERM), ::raise(SIGTERM), ::raise(SIGHUP); }), first + "\n");
+  EXPECT_EQ(said(log::Level::kNormal, [] { ::raise(SIGINT), ::raise(SIGINT); }),
+            interrupted + "stopped at once; what was not saved yet is lost\n");
+  EXPECT_EQ(said(log::Level::kQuiet, [] { ::raise(SIGINT), ::raise(SIGINT); }), "");
 }
 
 TEST(Signals, NohupKeepsItsMeaning) {

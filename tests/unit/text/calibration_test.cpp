@@ -103,6 +103,18 @@ TEST(Calibration, AShortFileGivesAllItHas) {
   EXPECT_EQ(got.tokens, 28);
 }
 
+TEST(Calibration, BadRecordsThatAreLeftOutAreSaid) {
+  TempDir dir;
+  write_file(dir / "cut.jsonl", "{\"input_ids\": [1, 2]}\n{\"input_ids\": [1,");
+  CalibrationOptions options = rows_of(1, 2);
+  options.skip_bad_records = true;
+  testing::internal::CaptureStderr();
+  EXPECT_EQ(read_calibration(dir / "cut.jsonl", nullptr, kVocab, options).bad_records, 1);
+  const std::string said = testing::internal::GetCapturedStderr();
+  EXPECT_NE(said.find("1 bad record is left out, the first in line 2: "), std::string::npos) << said;
+  EXPECT_NE(said.find("is probably a part of one"), std::string::npos) << said;
+}
+
 TEST(Calibration, RecordsGoThroughTheTemplate) {
   TempDir dir;
   test::write_tiny_tokenizer(dir.path());

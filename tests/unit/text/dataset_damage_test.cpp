@@ -65,6 +65,33 @@ TEST_F(DatasetFiles, AnArraysDamageIsLocal) {
   skipped("[" + good, 1, 1, 1, "closing ']'");
 }
 
+TEST_F(DatasetFiles, AFileThatEndsTooEarlyIsKnown) {
+  const std::string good = kGood, lines = good + "\n" + good + "\n", csv = "instruction,output\na,b\n";
+  const auto early = [&](const std::string& name, const std::string& content) {
+    const Dataset data = open(name, content, /*skip=*/true);
+    testing::internal::CaptureStderr();
+    warn_of_bad(data, data.bad());
+    const std::string said = testing::internal::GetCapturedStderr();
+    EXPECT_EQ(said.find("left out, the first in line") != std::string::npos, !data.bad().empty()) << content;
+    EXPECT_EQ(said.find("probably a part of one") != std::string::npos, data.ends_early()) << content;
+    return data.ends_early();
+  };
+  EXPECT_TRUE(early("a.json", "[" + good + ",\n" + good));
+  EXPECT_TRUE(early("a.json", "[" + good + ",\n" + good + "\n"));
+  EXPECT_TRUE(early("a.json", "[" + good + ",\n" + good.substr(0, 30)));
+  EXPECT_TRUE(early("a.json", "[" + good + ",\n{\"instruction\": \"a\","));
+  EXPECT_TRUE(early("a.jsonl", lines + good.substr(0, 30)));
+  EXPECT_TRUE(early("a.csv", csv + "a,\"b"));
+  // Must differ: damage elsewhere, and none.
+  EXPECT_FALSE(early("a.json", "[" + good + ",\n42,\n" + good + "]"));
+  EXPECT_FALSE(early("a.json", "[" + good + ",\n42]"));
+  EXPECT_FALSE(early("a.json", "[" + good + "]\nmore"));
+  EXPECT_FALSE(early("a.jsonl", good + "\n42\n" + good));
+  EXPECT_FALSE(early("a.jsonl", lines + "42\n"));
+  EXPECT_FALSE(early("a.jsonl", lines + good));
+  EXPECT_FALSE(early("a.csv", csv + "a,b"));
+}
+
 std::string many_records(int count, const std::string& before, const std::string& between) {
   std::string text;
   for (int i = 0; i < count; ++i) {

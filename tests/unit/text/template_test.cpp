@@ -165,11 +165,11 @@ TEST_F(Examples, CutsOnTheRightAndSaysSo) {
   const Record record = request("Go", "", "the answer");
   const Example full = make_example(tokenizer, record, {});
   const int64_t length = std::ssize(full.input_ids);
-  EXPECT_FALSE(full.cut);
-  EXPECT_FALSE(make_example(tokenizer, record, {.sequence_length = length}).cut);
+  EXPECT_EQ(full.cut_tokens(), 0);
+  EXPECT_EQ(make_example(tokenizer, record, {.sequence_length = length}).cut_tokens(), 0);
   const Example cut = make_example(tokenizer, record, {.sequence_length = length - 3});
-  EXPECT_TRUE(cut.cut);
-  EXPECT_EQ(cut.cut_tokens, 3);
+  EXPECT_EQ(cut.cut_sequence, 3);
+  EXPECT_EQ(cut.cut_tokens(), 3);
   EXPECT_EQ(cut.input_ids, Ids(full.input_ids.begin(), full.input_ids.end() - 3));
   EXPECT_EQ(cut.trained_tokens(), full.trained_tokens() - 3);
   EXPECT_NE(cut.labels.back(), 2);  // a cut answer does not end
@@ -196,7 +196,7 @@ TEST_F(Examples, ALongTextIsTrainedInWindowsThatMissNothing) {
     for (int64_t window = 0; window < windows; ++window) {
       const Example example = text_window(ids, window, length);
       EXPECT_EQ(example.windows, windows);
-      EXPECT_FALSE(example.cut);
+      EXPECT_EQ(example.cut_tokens(), 0);
       EXPECT_LE(std::ssize(example.input_ids), length > 0 ? length : total);
       EXPECT_GE(example.trained_tokens(), 1);
       targets.insert(targets.end(), example.labels.begin() + 1, example.labels.end());
@@ -217,16 +217,22 @@ TEST_F(Examples, PromptAndAnswerAreCutApart) {
   const Ids answer = trained(full);
   EXPECT_EQ(trained(source), answer);  // a long prompt takes nothing from its answer
   EXPECT_EQ(untrained_front(source), Ids(full.input_ids.begin(), full.input_ids.begin() + 20));
-  EXPECT_TRUE(source.cut);
-  EXPECT_EQ(source.cut_tokens, std::ssize(full.input_ids) - 20 - std::ssize(answer));
+  EXPECT_EQ(source.cut_source, std::ssize(full.input_ids) - 20 - std::ssize(answer));
+  EXPECT_EQ(source.cut_tokens(), source.cut_source);
   const Example target = make_example(tokenizer, record, {.target_length = 3});
   EXPECT_EQ(trained(target), Ids(answer.begin(), answer.begin() + 3));
   EXPECT_EQ(untrained_front(target), untrained_front(full));
+  EXPECT_EQ(target.cut_target, std::ssize(answer) - 3);
+  EXPECT_EQ(target.cut_tokens(), target.cut_target);
+  const Example all = make_example(tokenizer, record, {.sequence_length = 22, .source_length = 20, .target_length = 3});
+  EXPECT_EQ(all.cut_source, source.cut_source);
+  EXPECT_EQ(all.cut_target, target.cut_target);
+  EXPECT_EQ(all.cut_sequence, 1);
   // Must differ: cut as a whole the answer is lost; and limits that nothing reaches change nothing.
   EXPECT_EQ(make_example(tokenizer, record, {.sequence_length = 40}).trained_tokens(), 0);
   const Example wide = make_example(tokenizer, record, {.source_length = 1000, .target_length = 1000});
   EXPECT_EQ(wide.input_ids, full.input_ids);
-  EXPECT_FALSE(wide.cut);
+  EXPECT_EQ(wide.cut_tokens(), 0);
 }
 
 TEST_F(Examples, ATokenizerWithoutAnEndIsRefused) {
@@ -250,7 +256,7 @@ TEST_F(Examples, TokensAreTakenAsTheyAre) {
   EXPECT_EQ(example.input_ids, record.input_ids);
   EXPECT_EQ(example.labels, record.labels);
   EXPECT_EQ(example.trained_tokens(), 2);  // the first is predicted by nothing
-  EXPECT_EQ(make_token_example(record, {.sequence_length = 3}).cut_tokens, 1);
+  EXPECT_EQ(make_token_example(record, {.sequence_length = 3}).cut_sequence, 1);
   EXPECT_EQ(make_example(Tokenizer(dir_.path()), record, {}).input_ids, record.input_ids);
 }
 

@@ -173,12 +173,24 @@ TEST_F(DataTest, CutsAreCountedAndEmptyTargetsLeftOut) {
   TrainConfig c = config();
   c.sequence_length = 5;
   const TrainingData data(c, nullptr, 100);
-  EXPECT_GT(data.report().cut, 0);
+  EXPECT_GT(data.report().cut.examples, 0);
   EXPECT_EQ(data.report().longest, 5);
+  EXPECT_EQ(cut_by(data.report(), c), message(" (", data.report().cut.examples, " by sequence_length 5)"));
+  EXPECT_EQ(data.report().cut_sequence.tokens, data.report().cut.tokens);
   std::ofstream(file(), std::ios::app) << "{\"input_ids\": [1, 2], \"labels\": [-100, -100]}\n";
   const TrainingData with_empty(config(), nullptr, 100);
   EXPECT_EQ(with_empty.report().without_target, 1);
   EXPECT_EQ(with_empty.report().examples, 23);
+}
+
+TEST_F(DataTest, EachLimitIsNamedWithWhatItCut) {
+  DataReport report;
+  TrainConfig c = config();
+  EXPECT_EQ(cut_by(report, c), "");
+  c.source_length = 20, c.target_length = 100;
+  report.cut_source = {1200, 5000};
+  report.cut_target = {2, 9};
+  EXPECT_EQ(cut_by(report, c), " (1,200 by source_length 20, 2 by target_length 100)");
 }
 
 TEST_F(DataTest, BadIdsNameTheirLine) {
@@ -229,7 +241,7 @@ TEST_F(DataTest, ALongTextIsTrainedWhole) {
   EXPECT_EQ(data.report().split_texts, 1);
   EXPECT_EQ(data.report().windows, windows);
   EXPECT_EQ(data.report().examples, windows + 1);
-  EXPECT_EQ(data.report().cut, 0);
+  EXPECT_EQ(data.report().cut.examples, 0);
   EXPECT_EQ(data.report().longest, 16);
   // An epoch predicts every token but the first of each text once, in whatever order.
   std::multiset<int64_t> targets, expected;

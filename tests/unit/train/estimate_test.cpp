@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
+#include "qalora/core/error.h"
 #include "qalora/model/load.h"
 #include "qalora/train/subject.h"
 #include "unit/model/random_checkpoint.h"
@@ -66,6 +67,34 @@ TEST(Estimate, WeightsCountUntilTheyAreLoaded) {
   EXPECT_TRUE(estimate.fits());
   estimate.available_bytes = 10;
   EXPECT_FALSE(estimate.fits());
+}
+
+TEST(Estimate, WhatDoesNotFitNamesWhatIsLarge) {
+  TrainConfig config = config_of("m", "qalora");
+  config.rank = 512;
+  Estimate estimate;
+  estimate.memory.weights = 100, estimate.memory.trained = 40, estimate.memory.activations = 60;
+  estimate.available_bytes = 200;
+  EXPECT_EQ(estimate.unfit_text(config), "");
+  estimate.available_bytes = 199;
+  EXPECT_NE(estimate.unfit_text(config).find("this may not fit: lower micro_batch_size"), std::string::npos);
+  estimate.available_bytes = 139;
+  EXPECT_NE(estimate.unfit_text(config).find("this does not fit: take a smaller model"), std::string::npos);
+  estimate.memory.trained = 400;
+  EXPECT_EQ(estimate.unfit_text(config), "this does not fit: lower rank (it is 512)");
+  estimate.available_bytes = 500;
+  EXPECT_EQ(estimate.unfit_text(config), "this may not fit: lower rank (it is 512)");
+  config.initial_adapter = "run";  // whose rank counts
+  EXPECT_EQ(estimate.unfit_text(config).find("rank"), std::string::npos);
+}
+
+TEST(Estimate, AnAdapterThatNoMemoryHoldsIsRefused) {
+  const TrainConfig config = config_of("m", "qalora");
+  Workload workload;
+  workload.trained_elements = 1000;
+  EXPECT_NO_THROW(require_memory(workload, config));
+  workload.trained_elements = int64_t{1} << 50;
+  EXPECT_THROW(require_memory(workload, config), MemoryError);
 }
 
 }  // namespace

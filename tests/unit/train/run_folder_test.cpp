@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "qalora/core/error.h"
+#include "qalora/train/prepare.h"
 #include "support/support.h"
 
 namespace qalora::train {
@@ -78,6 +79,33 @@ TEST_F(RunFolderTest, ForceRemovesWhatTheOldRunWroteAndNothingElse) {
   EXPECT_TRUE(exists("model/config.json"));
   RunFolder(out(), false, true, kToml);
   EXPECT_FALSE(exists("model"));  // the run before this one trained a whole model
+}
+
+TEST_F(RunFolderTest, ARunThatSavedNothingMayBeginAgain) {
+  EXPECT_FALSE(RunFolder(out(), false, false, kToml).holds_work());
+  write("metrics.jsonl", "{}\n");
+  write("checkpoints/step-1.qalora-tmp-9-1f/a");
+  EXPECT_FALSE(RunFolder(out(), false, false, kToml).holds_work());
+  EXPECT_FALSE(exists("metrics.jsonl"));
+  for (const char* work : {"checkpoints/step-1/state.json", "checkpoints/step-1.qalora-old-9-1f/a", "best/best.json",
+                           "adapter/a", "model/a"}) {
+    write(work);
+    EXPECT_NE(reason([&] { RunFolder(out(), false, false, kToml); }).find("holds a run already"), std::string::npos)
+        << work;
+    EXPECT_TRUE(exists(work));
+    fs::remove_all((out() / work).parent_path());
+  }
+  EXPECT_EQ(reason([&] { RunFolder(out(), false, false, kToml); }), "");
+}
+
+TEST_F(RunFolderTest, RoomIsAskedForBeforeThereIsAFolder) {
+  TrainConfig config;
+  config.out = out();
+  EXPECT_NO_THROW(require_room(config, 1000));
+  EXPECT_NE(
+      reason([&] { require_room(config, int64_t{1} << 50); }).find("5 " + (out() / "checkpoints: needs 27").string()),
+      std::string::npos);
+  EXPECT_FALSE(fs::exists(out()));
 }
 
 TEST_F(RunFolderTest, OverlapsWithInputsAreRefused) {
