@@ -24,7 +24,8 @@ const std::set<std::string> kElsewhere = {"kind", "tensors", "path", "tokenizer_
 
 // A chat template would fill the screen.
 std::string shortened(std::string text) {
-  std::replace_if(text.begin(), text.end(), [](unsigned char c) { return c < ' '; }, ' ');
+  std::replace_if(
+      text.begin(), text.end(), [](unsigned char c) { return c < ' '; }, ' ');
   if (text.size() <= kLongestCell) return text;
   size_t end = kLongestCell;
   while ((static_cast<unsigned char>(text[end]) & 0xc0) == 0x80) --end;  // between two characters of UTF-8
