@@ -209,7 +209,8 @@ void run(FinetuneOptions& options) {
   if (options.dump_config) return print(resolved(options));
   for (const auto& [flag, file] :
        {std::pair{"--data", options.config.data}, std::pair{"--eval-data", options.config.eval_data}}) {
-    if (!file.empty()) require_file(file, flag);
+    std::error_code failed;  // one that is missing is said where it is read, behind what --out is wrong about
+    QALORA_REQUIRE(!fs::is_directory(file, failed), UserError, flag, " ", file, ": is a folder, expected a file");
   }
   if (options.common->dry_run) {
     train::RunOptions checks;

@@ -73,7 +73,6 @@ std::string shown(const std::string& key, const json& value) {
 
 // In words: of what is known by a fingerprint only, that it differs.
 std::string difference(const std::string& key, const json& was, const json& is) {
-  if (key == "format") return "another version of qalora wrote them";
   if (key == "model") return "the model is another";
   if (key == "calibration")
     return "the calibration data differ, or --samples, --sequence-length, --seed or --template do";
@@ -169,6 +168,8 @@ void WorkFolder::require_same(const json& identity) const {
     const json was = before.is_object() && before.contains(key) ? before[key] : json();
     if (was != value) differences.push_back(difference(key, was, value));
   }
+  const bool same_format = before.is_object() && before.value("format", json()) == identity.at("format");
+  if (!same_format) differences = {"another version of qalora wrote them"};
   throw UserError(message(path_.string(), ": holds blocks of another call (", join(differences, "; "),
                           "); repeat that call to go on with it, give --force to start anew, or choose another --out"));
 }

@@ -136,6 +136,11 @@ TEST_F(Gptq, AStoppedRunGoesOnWithTheSameBytes) {
     const Outcome other = run_qalora(words(out, {"--samples", "241", "--batch-size", "4", "-q"}));
     EXPECT_EQ(other.exit_code, 2);
     EXPECT_NE(other.err.find("the calibration data differ, or --samples"), std::string::npos) << other.err;
+    const Outcome damped =
+        run_qalora(words(out, {"--samples", "240", "--batch-size", "4", "-q", "--damping", "0.5", "--no-refit"}));
+    EXPECT_EQ(damped.exit_code, 2);
+    EXPECT_NE(damped.err.find("(--damping was 0.01 and is 0.5; --refit was on and is off)"), std::string::npos)
+        << damped.err;
     const Outcome again = run_qalora(words(out, {"--samples", "240", "--batch-size", "4"}));
     EXPECT_EQ(again.exit_code, 0) << again.err;
     EXPECT_NE(again.err.find("blocks are finished; going on behind them"), std::string::npos) << again.err;

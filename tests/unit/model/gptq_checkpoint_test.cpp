@@ -267,7 +267,7 @@ TEST_F(GptqCheckpoint, AFolderOfSomethingElseIsLeftAlone) {
   fs::remove(dir_ / "out.partial/mine");  // one of another call, and a temporary
   test::write_file(dir_ / "out.partial/.block-00000.safetensors.qalora-tmp-1-2", "x");
   expect_part(refusal<UserError>([&] { quantise(dir_ / "dense", dir_ / "out", settings()); }),
-              "holds blocks of another call");
+              "holds blocks of another call (another version of qalora wrote them)");
   EXPECT_EQ(quantise(dir_ / "dense", dir_ / "out", settings(), calibration(), true).resumed_blocks, 0);
   // What a run that was killed before it wrote its state leaves.
   test::write_file(dir_ / "next.partial/.state.json.qalora-tmp-1-2", "{");
