@@ -65,9 +65,9 @@ TEST_F(ExportTest, AnAdapterThatNamesNoBaseIsExportedWithAWarning) {
     run("lora", dir_ / "base", dir_ / name, "out-" + name);
     return testing::internal::GetCapturedStderr();
   };
-  EXPECT_EQ(said("own").find("cannot be checked"), std::string::npos);
+  EXPECT_EQ(said("own").find("does not name the model"), std::string::npos);
   foreign.config.base_fingerprint = foreign.config.base_state_fingerprint = "";
-  test::expect_part(said("foreign"), "cannot be checked");
+  test::expect_part(said("foreign"), "does not name the model");
 }
 
 TEST_F(ExportTest, LoraRefusesAnOrderOfInputsThatIsNone) {

@@ -196,7 +196,7 @@ TEST_F(GptqCheckpoint, BlocksOfAnotherCallAreRefusedOrForcedAway) {
   expect_part(text, "damping was 0.01 and is 0.05");
   expect_part(text, "--force");
   expect_part(refusal<UserError>([&] { quantise(dir_ / "dense", dir_ / "out", how, calibration(8, 4)); }),
-              "calibration was");
+              "the calibration data differ");
   const GptqReport forced = quantise(dir_ / "dense", dir_ / "out", other, calibration(), /*force=*/true);
   EXPECT_EQ(forced.resumed_blocks, 0);
   quantise(dir_ / "dense", dir_ / "fresh", other);
