@@ -117,36 +117,19 @@ json bad_json(const std::vector<text::BadRecord>& records) {
 }
 
 json dry_run_json(const train::DryRun& dry) {
-  const train::DataReport& r = dry.report;
-  return {{"dry_run", true},
-          {"data_format", dry.format},
-          {"detected", dry.format_detected},
-          {"records", r.records},
-          {"examples", r.examples},
-          {"bad_records", r.bad_records},
-          {"held_out", r.held_out},
-          {"cut", r.cut.examples},
-          {"cut_tokens", r.cut.tokens},
-          {"cut_by",
-           {{"source_length", r.cut_source.examples},
-            {"target_length", r.cut_target.examples},
-            {"sequence_length", r.cut_sequence.examples}}},
-          {"without_target", r.without_target},
-          {"tokens", r.tokens},
-          {"trained_tokens", r.trained_tokens},
-          {"median_length", r.median_length},
-          {"p95_length", r.p95_length},
-          {"longest", r.longest},
-          {"split_texts", r.split_texts},
-          {"windows", r.windows},
-          {"bad", bad_json(dry.bad_records)},
-          {"epochs", dry.epochs},
-          {"estimated_memory_bytes", dry.estimate.memory.total()},
-          {"estimated_seconds", dry.estimate.seconds},
-          {"fits", dry.estimate.fits()},
-          {"micro_batch_size", dry.micro_batch_size},
-          {"example",
-           {{"spans", spans_json(dry.example_spans)}, {"input_ids", dry.example_ids}, {"labels", dry.example_labels}}}};
+  json result = train::report_json(dry.report);
+  result.update({{"dry_run", true},
+                 {"data_format", dry.format},
+                 {"detected", dry.format_detected},
+                 {"bad", bad_json(dry.bad_records)},
+                 {"epochs", dry.epochs},
+                 {"estimated_memory_bytes", dry.estimate.memory.total()},
+                 {"estimated_seconds", dry.estimate.seconds},
+                 {"fits", dry.estimate.fits()},
+                 {"micro_batch_size", dry.micro_batch_size}});
+  result["example"] = {
+      {"spans", spans_json(dry.example_spans)}, {"input_ids", dry.example_ids}, {"labels", dry.example_labels}};
+  return result;
 }
 
 std::string dry_run_text(const train::DryRun& dry, const train::TrainConfig& config) {

@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <numeric>
 
 #include "qalora/core/checked.h"
@@ -291,6 +292,27 @@ double TrainingData::epochs(int64_t steps) const {
   const int64_t rows =
       config_.packing ? static_cast<int64_t>(epoch_rows(0).size()) : static_cast<int64_t>(used_.size());
   return static_cast<double>(steps * config_.batch_size) / static_cast<double>(rows);
+}
+
+nlohmann::json report_json(const DataReport& report) {
+  return {{"records", report.records},
+          {"bad_records", report.bad_records},
+          {"examples", report.examples},
+          {"held_out", report.held_out},
+          {"cut", report.cut.examples},
+          {"cut_tokens", report.cut.tokens},
+          {"cut_by",
+           {{"source_length", report.cut_source.examples},
+            {"target_length", report.cut_target.examples},
+            {"sequence_length", report.cut_sequence.examples}}},
+          {"without_target", report.without_target},
+          {"tokens", report.tokens},
+          {"trained_tokens", report.trained_tokens},
+          {"median_length", report.median_length},
+          {"p95_length", report.p95_length},
+          {"longest", report.longest},
+          {"split_texts", report.split_texts},
+          {"windows", report.windows}};
 }
 
 std::string cut_by(const DataReport& report, const TrainConfig& config) {

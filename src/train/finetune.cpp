@@ -17,27 +17,6 @@ using nlohmann::json;
 
 namespace {
 
-json report_json(const DataReport& report) {
-  return {{"records", report.records},
-          {"bad_records", report.bad_records},
-          {"examples", report.examples},
-          {"held_out", report.held_out},
-          {"cut", report.cut.examples},
-          {"cut_tokens", report.cut.tokens},
-          {"cut_by",
-           {{"source_length", report.cut_source.examples},
-            {"target_length", report.cut_target.examples},
-            {"sequence_length", report.cut_sequence.examples}}},
-          {"without_target", report.without_target},
-          {"tokens", report.tokens},
-          {"trained_tokens", report.trained_tokens},
-          {"median_length", report.median_length},
-          {"p95_length", report.p95_length},
-          {"longest", report.longest},
-          {"split_texts", report.split_texts},
-          {"windows", report.windows}};
-}
-
 // True when `read` got through; a checkpoint that is damaged or lacks a file is named, so that the one before it is
 // taken.
 template <typename F>

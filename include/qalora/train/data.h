@@ -6,6 +6,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
 
@@ -114,5 +115,7 @@ class TrainingData {
 
 // " (530 by target_length 100, 9 by sequence_length 256)", or "" where nothing was cut.
 std::string cut_by(const DataReport& report, const TrainConfig& config);
+// Every count, under the names that the dry run and the start of a run print.
+nlohmann::json report_json(const DataReport& report);
 
 }  // namespace qalora::train
